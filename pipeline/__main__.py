@@ -1,0 +1,124 @@
+"""The command line: ``python -m pipeline COMMAND -c conf/X.yaml -o key=value``, also the script ``sparknorm``.
+
+Each command is one Spark job. It leaves a JSON result whose path it prints last; whatever goes wrong is one message
+on standard error and an exit code that is not 0.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from pipeline.config import Settings, load_settings
+from pipeline.progress import console
+
+app = typer.Typer(
+    help="Train batch-normalized CNNs inside Spark, and compare normalizations with evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Config = Annotated[Path, typer.Option("-c", "--config", help="the YAML file of the experiment, one of conf/*.yaml")]
+Overrides = Annotated[list[str] | None, typer.Option("-o", "--override", help="section.key=value, repeatable")]
+
+
+@app.command()
+def ingest(config: Config, override: Overrides = None) -> None:
+    """Check, shuffle and shard the images of a source into a dataset."""
+    from pipeline.ingest import ingest as job
+
+    settings = load_settings(config, override or [])
+    manifest, written = job(_session(settings), settings.dataset, cache=f"{settings.output}/cache")
+    kept = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
+    aside = sum(manifest.set_aside.values())
+    state = "written" if written else "unchanged: the same input and settings were ingested before"
+    _say(f"{settings.dataset.path} {state}: {kept} images, {aside:,} set aside")
+    _leave(settings, "ingest", {"dataset": settings.dataset.path, "written": written, "digest": manifest.digest,
+                                "rows": {name: split.rows for name, split in manifest.splits.items()},
+                                "set_aside": manifest.set_aside})  # fmt: skip
+
+
+@app.command()
+def train(config: Config, override: Overrides = None) -> None:
+    """Train one network on the workers of one barrier stage."""
+    from pipeline.tracking import Tracker
+    from pipeline.trial import check_trial, run_trial
+
+    settings = load_settings(config, override or [])
+    spark = _session(settings)
+    check_trial(spark, settings)
+    name = f"{settings.name} {settings.model.norm} seed={settings.train.seed}"
+    result = run_trial(spark, settings, Tracker(settings.tracking), name=name, norm=settings.model.norm)
+    state = "diverged" if result["diverged"] else f"best accuracy {result['best_accuracy']:.2%}"
+    _say(f"{name}: {state} after {result['steps']} steps; MLflow run {result['run_id']}")
+    _leave(settings, "train", result)
+
+
+@app.command()
+def compare(config: Config, override: Overrides = None) -> None:
+    """Train every arm with every seed, and report which normalization did best."""
+    from pipeline.compare import compare as job
+    from pipeline.report import verdict
+
+    settings = load_settings(config, override or [])
+    comparison = job(_session(settings), settings)
+    console.print(_table(comparison))
+    for line in verdict(comparison):
+        _say(line)
+    _say(f"report: {settings.output}/report.html")
+    sys.stdout.write(f"{settings.output}/comparison.json\n")
+
+
+def _session(settings: Settings) -> Any:
+    from pipeline.session import get_session
+
+    return get_session(settings.spark, f"sparknorm {settings.name}")
+
+
+def _table(comparison: dict[str, Any]) -> Table:
+    table = Table(title=f"{comparison['name']}: accuracy on {comparison['evaluated_on']}")
+    for heading in ("norm", "learning rate", "runs", "best", "final", "steps to baseline's best", "images/s", "diverged"):
+        table.add_column(heading, justify="left" if heading == "norm" else "right")
+    for arm in comparison["summary"]:
+        reached, speed = arm["steps_to_baseline_best_mean"], arm["images_per_second_mean"]
+        spread = f" ± {100 * arm['best_accuracy_std']:.2f}" if arm["best_accuracy_std"] is not None else ""
+        table.add_row(
+            arm["norm"], f"{arm['learning_rate']:g}", str(arm["n"]), f"{arm['best_accuracy_mean']:.2%}{spread}",
+            f"{arm['final_accuracy_mean']:.2%}", f"{reached:,.0f}" if reached else "never",
+            f"{speed:,.0f}" if speed else "-", str(arm["diverged"] or "no"),
+        )  # fmt: skip
+    return table
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _leave(settings: Settings, command: str, result: dict[str, Any]) -> None:
+    """Write the command's JSON result and print its path, the last thing on standard output."""
+    path = Path(settings.output) / f"{command}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1))
+    sys.stdout.write(f"{path}\n")
+
+
+def main(run: Callable[[], None] = app) -> None:
+    """Run a command. Errors that we foresee are shown by their message; others keep their traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        run()
+    except (ValueError, RuntimeError, OSError) as error:
+        _say(f"error: {error}")
+        logging.getLogger(__name__).debug("where it came from", exc_info=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Atomic, verified save and load of a training's state.
+
+A checkpoint is two files: ``step-00000470.pt`` and, published after it, ``step-00000470.json`` with its SHA-256.
+Without a matching JSON file there is no checkpoint, so a torn or damaged one is never loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from typing import Any
+
+import torch
+
+from pipeline import storage
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint belongs to another run."""
+
+
+def save(folder: str, state: dict[str, Any], *, step: int, identity: dict[str, str], keep: int) -> str:
+    """Publish the state after ``step`` optimizer steps and delete all but the newest ``keep``. Returns the path.
+
+    Parameters
+    ----------
+    state : nested dicts, lists, numbers, strings and tensors (what ``torch.load(weights_only=True)`` reads back)
+    identity : digests of the settings and the dataset; `load_newest` refuses a checkpoint with others
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    name = f"step-{step:08d}"
+    path = storage.join(folder, f"{name}.pt")
+    storage.publish(path, data)
+    seal = {"step": step, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "identity": identity}
+    storage.publish(storage.join(folder, f"{name}.json"), json.dumps(seal).encode())
+    for old in _names(folder)[:-keep]:
+        storage.remove(storage.join(folder, f"{old}.json"))
+        storage.remove(storage.join(folder, f"{old}.pt"))
+    return path
+
+
+def load_newest(folder: str, *, identity: dict[str, str], device: torch.device) -> dict[str, Any] | None:
+    """The newest whole state in the folder, or None where there is none. A damaged one is passed over with a warning.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint was made with other settings or from another dataset.
+    """
+    for name in reversed(_names(folder)):
+        try:
+            seal = json.loads(storage.read_bytes(storage.join(folder, f"{name}.json")))
+            data = storage.read_bytes(storage.join(folder, f"{name}.pt"))
+            whole = hashlib.sha256(data).hexdigest() == seal["sha256"]
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("checkpoint %s/%s cannot be read (%s); trying the one before it", folder, name, error)
+            continue
+        if not whole:
+            log.warning("checkpoint %s/%s does not match its SHA-256; trying the one before it", folder, name)
+            continue
+        different = [key for key in identity if seal["identity"].get(key) != identity[key]]
+        if different:
+            raise CheckpointError(
+                f"checkpoint {folder}/{name} belongs to other {' and '.join(different)}: "
+                + "; ".join(f"{key} {seal['identity'].get(key)} there, {identity[key]} here" for key in different)
+            )
+        return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    return None
+
+
+def _names(folder: str) -> list[str]:
+    return [name.removesuffix(".json") for name in storage.names(folder) if name.endswith(".json")]

@@ -1,0 +1,150 @@
+"""Which rows each lane reads, in which order, in how many steps. Pure numpy: no files, no torch, no Spark.
+
+A run has a fixed number of *lanes*. For each epoch the row groups of the split are permuted with (seed, epoch),
+the virtual sequence of rows that results is cut into equal lanes (a cut may fall inside a row group), and rows are
+shuffled inside a lane over windows of a few row groups. The global batch of step s is the s-th slice of every lane.
+Rank r of W owns lanes r, r + W, ...
+
+What follows, and what the tests hold on to: the rows of every global batch are the same for any W that divides the
+lanes; every rank has the same number of steps; every epoch deals all rows anew among the ranks (Goyal et al. 2017,
+remark 4); continuing at step s is arithmetic, not re-reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of one lane that is read at once and shuffled.
+
+    segments : int64 array of shape (n, 3), columns (row group, first row, end row) within that row group
+    order : int64 array of shape (rows,), a permutation of the segments' rows laid end to end
+    skip : how many rows of ``order`` an earlier attempt has already used
+    """
+
+    segments: np.ndarray
+    order: np.ndarray
+    skip: int
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """One epoch of one split.
+
+    group_rows : int64 array of shape (row groups,), rows of each row group in the manifest's order
+    group_order : int64 array of shape (row groups,), this epoch's permutation of them
+    lane_rows : rows of each lane; fewer than ``lanes`` rows of the split are left out of this epoch's lanes
+    steps : global batches in the epoch, the same for every rank
+    """
+
+    group_rows: np.ndarray
+    group_order: np.ndarray
+    lanes: int
+    lane_batch: int
+    lane_rows: int
+    steps: int
+    shuffle_row_groups: int
+    seed: int
+    epoch: int
+
+
+def rank_lanes(rank: int, world_size: int, lanes: int) -> range:
+    """The lanes of one rank: rank, rank + world_size, ...
+
+    Raises
+    ------
+    ValueError
+        ``world_size`` does not divide ``lanes``.
+    """
+    if world_size < 1 or lanes % world_size:
+        fits = [n for n in range(1, lanes + 1) if lanes % n == 0]
+        raise ValueError(f"{world_size} workers do not divide {lanes} lanes: use one of {fits}")
+    return range(rank, lanes, world_size)
+
+
+def plan_epoch(
+    group_rows: np.ndarray, *, lanes: int, batch_size: int, shuffle_row_groups: int, seed: int, epoch: int
+) -> EpochPlan:
+    """Plan one epoch.
+
+    Parameters
+    ----------
+    group_rows : int array of shape (row groups,), all above 0
+    batch_size : rows of a global batch, a multiple of ``lanes``
+
+    Raises
+    ------
+    ValueError
+        The batch cannot be cut into lanes, or the split is smaller than one global batch.
+    """
+    if batch_size % lanes:
+        raise ValueError(f"batch_size {batch_size} is not a multiple of lanes {lanes}")
+    group_rows = np.asarray(group_rows, dtype=np.int64)
+    total = int(group_rows.sum())
+    lane_rows, lane_batch = total // lanes, batch_size // lanes
+    steps = lane_rows // lane_batch
+    if steps < 1:
+        raise ValueError(f"batch_size {batch_size} is larger than the split: {total} rows in {lanes} lanes")
+    order = np.random.default_rng([seed, epoch]).permutation(len(group_rows))
+    return EpochPlan(
+        group_rows, order, lanes, lane_batch, lane_rows, steps, shuffle_row_groups, seed, epoch
+    )
+
+
+def lane_windows(plan: EpochPlan, lane: int, *, first_step: int = 0) -> Iterator[Window]:
+    """The windows of one lane in reading order, from ``first_step`` on; earlier windows are never read."""
+    segments = _lane_segments(plan, lane)
+    done = first_step * plan.lane_batch
+    position = 0
+    for number, start in enumerate(range(0, len(segments), plan.shuffle_row_groups)):
+        window = segments[start : start + plan.shuffle_row_groups]
+        rows = int((window[:, 2] - window[:, 1]).sum())
+        if position + rows > done:
+            order = np.random.default_rng([plan.seed, plan.epoch, lane, number]).permutation(rows)
+            yield Window(window, order, max(0, done - position))
+        position += rows
+
+
+def _lane_segments(plan: EpochPlan, lane: int) -> np.ndarray:
+    """Row groups, or parts of them, of one lane: int64 (n, 3) of (row group, first row, end row)."""
+    in_order = slice_segments(plan.group_rows[plan.group_order], lane * plan.lane_rows, (lane + 1) * plan.lane_rows)
+    return np.column_stack([plan.group_order[in_order[:, 0]], in_order[:, 1:]])
+
+
+def step_rows(plan: EpochPlan) -> np.ndarray:
+    """Row numbers of every global batch: int64 array of shape (steps, lanes, lane_batch).
+
+    A row's number is its place in the manifest's order of shards and row groups. For tests and reports: the
+    reader never builds this array.
+    """
+    offsets = np.cumsum(plan.group_rows) - plan.group_rows
+    used = plan.steps * plan.lane_batch
+    lanes = []
+    for lane in range(plan.lanes):
+        rows = [
+            np.concatenate([np.arange(offsets[g] + a, offsets[g] + b) for g, a, b in window.segments])[window.order]
+            for window in lane_windows(plan, lane)
+        ]
+        lanes.append(np.concatenate(rows)[:used].reshape(plan.steps, plan.lane_batch))
+    return np.stack(lanes, axis=1)
+
+
+def rank_slice(rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First and end row of one rank's part of an evaluation: parts differ by at most one row, none is padded."""
+    return rows * rank // world_size, rows * (rank + 1) // world_size
+
+
+def slice_segments(group_rows: np.ndarray, first: int, end: int) -> np.ndarray:
+    """The row groups that rows [first, end) lie in: int64 (n, 3) of (row group, first row, end row)."""
+    group_rows = np.asarray(group_rows, dtype=np.int64)
+    ends = np.cumsum(group_rows)
+    starts = ends - group_rows
+    touched = np.flatnonzero((ends > first) & (starts < end))
+    return np.stack(
+        [touched, np.maximum(first - starts[touched], 0), np.minimum(end, ends[touched]) - starts[touched]], axis=1
+    )

@@ -1,0 +1,104 @@
+"""What a person sees while a command runs: a bar on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from pipeline.events import Event
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+console = Console(stderr=True)
+# Without a terminal (CI, a job's log) one line after this many seconds instead of a bar.
+LINE_SECONDS = 15.0
+
+
+@contextmanager
+def spark_tasks(spark: SparkSession, title: str) -> Iterator[None]:
+    """Show how many tasks of the running stages are done until the block ends."""
+    tracker = spark.sparkContext.statusTracker()
+    stop = threading.Event()
+    started = time.monotonic()
+    with _bar() as bar:
+        task = bar.add_task(title, total=None, detail="")
+
+        def poll() -> None:
+            while not stop.wait(0.3):
+                stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+                done = sum(stage.numCompletedTasks for stage in stages if stage)
+                bar.update(task, completed=done, total=sum(stage.numTasks for stage in stages if stage) or None)
+
+        thread = threading.Thread(target=poll, name="sparknorm-progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(timeout=5)
+    console.print(f"{title}: done in {time.monotonic() - started:.1f} s")
+
+
+class TrainingBar:
+    """Follows the events of one training: epoch, step, loss, images/s, time left."""
+
+    def __init__(self, title: str, batch_size: int):
+        self._title, self._batch_size = title, batch_size
+        self._bar = _bar()
+        self._task = self._bar.add_task(title, total=None, detail="starting")
+        self._total = self._epochs = 0
+        self._line_at = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        self._accuracy = ""
+
+    def __enter__(self) -> TrainingBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, events: list[Event]) -> None:
+        for event in events:
+            if event["kind"] == "start":
+                self._total, self._epochs, self._first = event["total_steps"], event["epochs"], None
+            elif event["kind"] == "evaluation":
+                self._accuracy = f", {event['split']} accuracy {event['accuracy']:.2%}"
+            elif event["kind"] == "step":
+                self._first = self._first or (event["time"], event["step"])
+        steps = [event for event in events if event["kind"] == "step"]
+        if steps:
+            self._update(steps[-1])
+
+    def _update(self, event: Event) -> None:
+        assert self._first is not None
+        seconds, steps = event["time"] - self._first[0], event["step"] - self._first[1]
+        speed = f", {steps * self._batch_size / seconds:,.0f} images/s" if steps and seconds > 0 else ""
+        epoch = min(self._epochs, (event["step"] - 1) * self._epochs // max(1, self._total) + 1)
+        detail = f"epoch {epoch}/{self._epochs}, loss {event['loss']:.3f}{speed}{self._accuracy}"
+        self._bar.update(self._task, completed=event["step"], total=self._total, detail=detail)
+        if not console.is_terminal and time.monotonic() - self._line_at > LINE_SECONDS:
+            self._line_at = time.monotonic()
+            left = seconds / steps * (self._total - event["step"]) if steps else 0
+            console.print(f"{self._title}: step {event['step']}/{self._total}, {detail}, {left:.0f} s left")
+
+
+def _bar() -> Any:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,52 @@
+"""A SparkSession: the one that is there, or one made from the settings."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from pipeline.config import SparkSettings
+from pipeline.java import require_java
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+def get_session(settings: SparkSettings, app_name: str) -> SparkSession:
+    """The active session (a notebook, Databricks), that of spark-submit, or a new one on ``settings.master``.
+
+    Raises
+    ------
+    JavaError
+        A session must be made here, and Java is missing or too old.
+    """
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        return active
+    builder = SparkSession.builder.appName(app_name)
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit has set master and properties already
+        require_java()
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        for key, value in {**_defaults(settings.master), **settings.conf}.items():
+            builder = builder.config(key, value)
+        builder = builder.master(settings.master)
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    return session
+
+
+def _defaults(master: str) -> dict[str, str]:
+    properties = {
+        "spark.ui.showConsoleProgress": "false",  # the commands draw their own progress
+        "spark.barrier.sync.timeout": "300",  # seconds; Spark's own default is a year
+    }
+    if master.startswith("local"):
+        properties |= {
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.driver.host": "127.0.0.1",
+            "spark.ui.enabled": "false",
+        }
+    return properties

@@ -1,0 +1,82 @@
+"""Whole files, published atomically, on anything fsspec opens.
+
+Nothing here appends or seeks while writing, so object stores and Databricks Volumes work as a local disk does.
+A file that is there is whole: locally it appears by a rename, on an object store by one put.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """The fsspec filesystem of ``path`` and the path in its own terms (absolute for a local one)."""
+    fs, inner = fsspec.core.url_to_fs(str(path))
+    return fs, inner
+
+
+def join(root: str, *parts: str) -> str:
+    """``root/part/part`` for local paths and URLs alike."""
+    return "/".join([str(root).rstrip("/"), *parts])
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in every process: local paths are made absolute, URLs stay as they are."""
+    fs, inner = filesystem(path)
+    return inner if isinstance(fs, LocalFileSystem) else str(path)
+
+
+def read_bytes(path: str) -> bytes:
+    fs, inner = filesystem(path)
+    with fs.open(inner, "rb") as file:
+        return file.read()
+
+
+def exists(path: str) -> bool:
+    fs, inner = filesystem(path)
+    return fs.exists(inner)
+
+
+def names(folder: str) -> list[str]:
+    """Sorted names of the files in a folder; none if the folder is not there. Unfinished files are left out."""
+    fs, inner = filesystem(folder)
+    fs.invalidate_cache(inner)
+    try:
+        found = fs.ls(inner, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in (path.rstrip("/").rsplit("/", 1)[-1] for path in found) if name[:1] != ".")
+
+
+def publish(path: str, data: bytes) -> None:
+    """Write a whole file so that a reader sees all of it or nothing, also when this process dies here."""
+    fs, inner = filesystem(path)
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(inner, data)
+        return
+    target = Path(inner)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove(path: str) -> None:
+    """Delete a file or a folder; it may already be gone."""
+    fs, inner = filesystem(path)
+    try:
+        fs.rm(inner, recursive=True)
+    except FileNotFoundError:
+        return
