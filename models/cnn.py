@@ -28,7 +28,11 @@ class PlainCNN(nn.Module):
         for stage in range(STAGES):
             for _ in range((depth + stage) // STAGES):
                 out = width * 2**stage
-                layers += [nn.Conv2d(channels, out, 3, padding=1, bias=not norm.shifts), norm.layer(out), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(channels, out, 3, padding=1, bias=not norm.shifts),
+                    norm.layer(out),
+                    nn.ReLU(),
+                ]
                 channels = out
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)

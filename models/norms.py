@@ -33,7 +33,8 @@ def _batch(settings: ModelSettings) -> Norm:
     The batch is normalized with the biased variance; the running estimate takes the unbiased one.
     """
     return Norm(
-        lambda channels: nn.BatchNorm2d(channels, eps=settings.norm_eps, momentum=settings.norm_momentum), shifts=True
+        lambda channels: nn.BatchNorm2d(channels, eps=settings.norm_eps, momentum=settings.norm_momentum),
+        shifts=True,
     )
 
 
@@ -58,7 +59,12 @@ def _layer(settings: ModelSettings) -> Norm:
     return Norm(lambda channels: nn.GroupNorm(1, channels, eps=settings.norm_eps), shifts=True)
 
 
-NORMS: dict[str, Callable[[ModelSettings], Norm]] = {"none": _none, "batch": _batch, "group": _group, "layer": _layer}
+NORMS: dict[str, Callable[[ModelSettings], Norm]] = {
+    "none": _none,
+    "batch": _batch,
+    "group": _group,
+    "layer": _layer,
+}
 
 
 def make_norm(settings: ModelSettings) -> Norm:

@@ -84,7 +84,16 @@ def _session(settings: Settings) -> Any:
 
 def _table(comparison: dict[str, Any]) -> Table:
     table = Table(title=f"{comparison['name']}: accuracy on {comparison['evaluated_on']}")
-    for heading in ("norm", "learning rate", "runs", "best", "final", "steps to baseline's best", "images/s", "diverged"):
+    for heading in (
+        "norm",
+        "learning rate",
+        "runs",
+        "best",
+        "final",
+        "steps to baseline's best",
+        "images/s",
+        "diverged",
+    ):
         table.add_column(heading, justify="left" if heading == "norm" else "right")
     for arm in comparison["summary"]:
         reached, speed = arm["steps_to_baseline_best_mean"], arm["images_per_second_mean"]

@@ -14,7 +14,13 @@ from pipeline.config import AugmentSettings
 
 
 def augment(
-    images: torch.Tensor, settings: AugmentSettings, *, seed: int, step: int, lanes: Sequence[int], num_lanes: int
+    images: torch.Tensor,
+    settings: AugmentSettings,
+    *,
+    seed: int,
+    step: int,
+    lanes: Sequence[int],
+    num_lanes: int,
 ) -> torch.Tensor:
     """Flipped and shifted images.
 

@@ -107,12 +107,13 @@ def wait_for_slots(spark: SparkSession, workers: WorkerSettings) -> None:
     if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         raise LaunchError("barrier stages need fixed executors: set spark.dynamicAllocation.enabled=false")
     context = spark.sparkContext
-    local = context.master.startswith("local") and not context.master.startswith("local-cluster")
+    master = str(context.master)
+    local = master.startswith("local") and not master.startswith("local-cluster")
     deadline = time.monotonic() + (0 if local else workers.slots_wait_seconds)
     while (slots := _slots(context)) < workers.count:
         if time.monotonic() >= deadline:
             raise LaunchError(
-                f"workers.count is {workers.count}, but {context.master} has {slots} slots: "
+                f"workers.count is {workers.count}, but {master} has {slots} slots: "
                 f"set workers.count to at most {slots}, or give the cluster more cores"
                 + (f" (master local[{workers.count}])" if local else " or executors")
             )
@@ -160,39 +161,59 @@ def _rendezvous_and_call(
     import torch
     import torch.distributed as dist
 
-    from pipeline.worker import Worker, choose_device, process_group
+    from pipeline.worker import Worker, process_group
 
-    rank, hosts = context.partitionId(), [info.address.rpartition(":")[0] or info.address
-                                          for info in context.getTaskInfos()]
+    rank = context.partitionId()
+    hosts = [info.address.rpartition(":")[0] or info.address for info in context.getTaskInfos()]
     timeout = timedelta(seconds=workers.collective_timeout_seconds)
     torch.set_num_threads(workers.threads)
-    store, message, error = None, {}, None
+    device, store, port = _introduce(context, hosts, args, workers, facts)
+    if store is None:
+        store = dist.TCPStore(hosts[0], port, len(hosts), is_master=False, timeout=timeout)
+    worker = Worker(rank, len(hosts), _local_rank(hosts, rank), hosts.count(hosts[rank]), device, socket.gethostname())
+    try:
+        with process_group(store, rank, len(hosts), device, timeout), _announced_failure(store, rank):
+            return fn(worker, *args)
+    finally:
+        _farewell(store, rank, len(hosts))
+
+
+def _introduce(
+    context: Any, hosts: list[str], args: tuple, workers: WorkerSettings, facts: Facts | None
+) -> tuple[Any, Any, int]:
+    """Tell all ranks who this one is and hear who they are: (device, the store on rank 0 or None, its port).
+
+    Every rank takes part, also one that has failed: the others learn of it here instead of waiting for it.
+    """
+    import torch.distributed as dist
+
+    from pipeline.worker import choose_device
+
+    rank = context.partitionId()
+    device, store, error = None, None, None
+    message: dict[str, Any] = {}
     try:
         gpu = context.resources().get("gpu")
-        local_rank = hosts[:rank].count(hosts[rank])
-        device = choose_device(workers.device, gpu.addresses[0] if gpu else None, local_rank)
-        message = {"facts": {**_versions(), "device": device.type, **(facts(*args) if facts else {})}}
+        device = choose_device(workers.device, gpu.addresses[0] if gpu else None, _local_rank(hosts, rank))
+        message["facts"] = {**_versions(), "device": device.type, **(facts(*args) if facts else {})}
         if rank == 0:
             # Port 0: the system picks a free one, so two launches never race for the same.
+            timeout = timedelta(seconds=workers.collective_timeout_seconds)
             store = dist.TCPStore(hosts[0], 0, len(hosts), is_master=True, wait_for_workers=False, timeout=timeout)
             message["port"] = store.port
     except Exception as raised:  # noqa: BLE001 - told to the other ranks first, then to the driver
         error, message = raised, {"error": str(raised)}
-    # Every rank takes part in this exchange, also one that has failed: the others learn of it instead of waiting.
     messages = [json.loads(text) for text in context.allGather(json.dumps(message))]
     if error is not None:
         raise _FailedError(_failure(rank, error, echo=False)) from error
     if any("error" in other for other in messages):
         raise _FailedError(_failure(rank, RuntimeError("another rank failed before the start"), echo=True))
     _agree([other["facts"] for other in messages], hosts)
-    if store is None:
-        store = dist.TCPStore(hosts[0], messages[0]["port"], len(hosts), is_master=False, timeout=timeout)
-    worker = Worker(rank, len(hosts), local_rank, hosts.count(hosts[rank]), device, socket.gethostname())
-    try:
-        with process_group(store, rank, len(hosts), device, timeout), _announced_failure(store, rank):
-            return fn(worker, *args)
-    finally:
-        _farewell(store, rank, len(hosts))
+    return device, store, messages[0]["port"]
+
+
+def _local_rank(hosts: list[str], rank: int) -> int:
+    return hosts[:rank].count(hosts[rank])
 
 
 @contextlib.contextmanager

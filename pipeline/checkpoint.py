@@ -37,7 +37,12 @@ def save(folder: str, state: dict[str, Any], *, step: int, identity: dict[str, s
     name = f"step-{step:08d}"
     path = storage.join(folder, f"{name}.pt")
     storage.publish(path, data)
-    seal = {"step": step, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "identity": identity}
+    seal = {
+        "step": step,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "identity": identity,
+    }
     storage.publish(storage.join(folder, f"{name}.json"), json.dumps(seal).encode())
     for old in _names(folder)[:-keep]:
         storage.remove(storage.join(folder, f"{old}.json"))

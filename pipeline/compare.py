@@ -33,22 +33,22 @@ def compare(spark: SparkSession, settings: Settings) -> dict[str, Any]:
     dict
         The content of ``comparison.json``.
     """
-    for norm in settings.compare.norms:
-        check_trial(spark, _arm(settings, norm, settings.compare.seeds[0], settings.compare.learning_rates[0]))
-    if settings.compare.search_on in settings.train.evaluate_on and len(settings.compare.learning_rates) > 1:
-        raise ValueError(
-            f"compare.search_on and train.evaluate_on are both {settings.train.evaluate_on!r}: "
-            "a learning rate chosen on the split that judges it makes the comparison unfair; use `validation`"
-        )
+    options = settings.compare
+    _check(spark, settings)
     tracker = Tracker(settings.tracking)
     output = Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
+    for stale in (
+        "comparison.json",
+        "report.html",
+    ):  # a study that fails must not look like the one before it
+        (output / stale).unlink(missing_ok=True)
     with tracker.run(settings.name, settings=settings, kind="comparison") as parent:
         search = [
             _search(spark, settings, tracker, parent.run_id, norm, rate)
-            for norm in settings.compare.norms
-            for rate in settings.compare.learning_rates
-            if len(settings.compare.learning_rates) > 1
+            for norm in options.norms
+            for rate in options.learning_rates
+            if len(options.learning_rates) > 1
         ]
         rates = {norm: _best_rate(search, norm, settings) for norm in settings.compare.norms}
         arms = [
@@ -68,6 +68,20 @@ def compare(spark: SparkSession, settings: Settings) -> dict[str, Any]:
     return comparison
 
 
+def _check(spark: SparkSession, settings: Settings) -> None:
+    """Every arm can be trained, and the learning rate is not chosen on the split that judges it."""
+    options = settings.compare
+    for norm in options.norms:
+        check_trial(spark, _arm(settings, norm, options.seeds[0], options.learning_rates[0]))
+    if len(options.learning_rates) > 1:
+        if options.search_on == settings.train.evaluate_on:
+            raise ValueError(
+                f"compare.search_on and train.evaluate_on are both {options.search_on!r}: a learning rate chosen "
+                "on the split that judges it makes the comparison unfair; use `validation`"
+            )
+        check_trial(spark, _short(settings, options.norms[0], options.learning_rates[0]))
+
+
 def _arm(settings: Settings, norm: str, seed: int, learning_rate: float) -> Settings:
     """The settings of one trial: the study's, with these three replaced."""
     return settings.model_copy(
@@ -78,24 +92,35 @@ def _arm(settings: Settings, norm: str, seed: int, learning_rate: float) -> Sett
     )
 
 
-def _search(
-    spark: SparkSession, settings: Settings, tracker: Tracker, parent: str, norm: str, learning_rate: float
-) -> Result:
+def _short(settings: Settings, norm: str, learning_rate: float) -> Settings:
+    """The settings of one trial of the grid search."""
     options = settings.compare
     trial = _arm(settings, norm, options.search_seed, learning_rate)
     short = {"epochs": options.search_epochs, "evaluate_on": options.search_on, "evaluations_per_epoch": 1}
-    trial = trial.model_copy(update={"train": trial.train.model_copy(update=short)})
+    return trial.model_copy(update={"train": trial.train.model_copy(update=short)})
+
+
+def _search(
+    spark: SparkSession, settings: Settings, tracker: Tracker, parent: str, norm: str, learning_rate: float
+) -> Result:
     name = f"{settings.name} search {norm} lr={learning_rate:g}"
+    trial = _short(settings, norm, learning_rate)
     result = run_trial(
         spark, trial, tracker, name=name, parent=parent, log_model=False,
-        kind="search", norm=norm, seed=options.search_seed, lr=learning_rate,
+        kind="search", norm=norm, seed=trial.train.seed, lr=learning_rate,
     )  # fmt: skip
     _say(name, result)
     return {"norm": norm, "learning_rate": learning_rate, **_without_curves(result)}
 
 
 def _train_arm(
-    spark: SparkSession, settings: Settings, tracker: Tracker, parent: str, norm: str, seed: int, learning_rate: float
+    spark: SparkSession,
+    settings: Settings,
+    tracker: Tracker,
+    parent: str,
+    norm: str,
+    seed: int,
+    learning_rate: float,
 ) -> Result:
     name = f"{settings.name} {norm} seed={seed}"
     result = run_trial(
@@ -178,5 +203,3 @@ def _mean_and_std(name: str, values: list[float]) -> Result:
 def _write_json(path: Path, value: dict[str, Any]) -> Path:
     path.write_text(json.dumps(value, indent=1, allow_nan=False))
     return path
-
-

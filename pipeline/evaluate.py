@@ -49,7 +49,12 @@ def reduce_running_statistics(worker: Worker, model: nn.Module) -> None:
 
 @torch.inference_mode()
 def evaluate(
-    worker: Worker, model: nn.Module, batches: Iterator[Batch], *, split_rows: int, channels_last: bool = False
+    worker: Worker,
+    model: nn.Module,
+    batches: Iterator[Batch],
+    *,
+    split_rows: int,
+    channels_last: bool = False,
 ) -> Evaluation:
     """Accuracy and loss over all rows of a split.
 

@@ -127,7 +127,13 @@ def _from_debian_package(folder: Path) -> None:
 def _command(words: list[str], folder: Path) -> str:
     """Run a command; its last line of complaint, or the empty string where it succeeded."""
     done = subprocess.run(
-        words, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False, stdin=subprocess.DEVNULL
+        words,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     if done.returncode == 0:
         return ""

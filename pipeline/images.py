@@ -25,7 +25,10 @@ def reasons_against(payloads: pa.Array, labels: pa.Array, *, image_bytes: int, n
     known = pc.and_(pc.greater_equal(labels, 0), pc.less(labels, num_classes)).fill_null(False)
     right_size = pc.equal(pc.binary_length(payloads), image_bytes).fill_null(False)
     return pc.case_when(
-        pc.make_struct(payloads.is_null(), pc.invert(right_size), pc.invert(known)), MISSING, WRONG_SIZE, UNKNOWN_LABEL
+        pc.make_struct(payloads.is_null(), pc.invert(right_size), pc.invert(known)),
+        MISSING,
+        WRONG_SIZE,
+        UNKNOWN_LABEL,
     )
 
 

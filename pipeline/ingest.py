@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -145,9 +146,7 @@ def _layout(dataset: str, settings: DatasetSettings, source: Source, settings_di
         "validation": held_out,
         "test": source.rows["test"],
     }
-    splits = [
-        (name, max(1, round(rows / settings.shard_rows))) for name, rows in expected.items() if rows
-    ]
+    splits = [(name, max(1, round(rows / settings.shard_rows))) for name, rows in expected.items() if rows]
     return Layout(
         dataset,
         "part-" + settings_digest.removeprefix("sha256:")[:8],
@@ -159,7 +158,7 @@ def _layout(dataset: str, settings: DatasetSettings, source: Source, settings_di
 
 
 def _job(spark: SparkSession, source: Source, settings: DatasetSettings, layout: Layout) -> DataFrame:
-    from pyspark.sql import functions as F  # noqa: N812
+    from pyspark.sql import functions as F
 
     def check(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return _check(batches, layout)
@@ -215,11 +214,12 @@ def _write(batches: Iterator[pa.RecordBatch], layout: Layout) -> Iterator[pa.Rec
 
 def _by_shard(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
     """Consecutive rows of one shard, as one table each."""
-    current, parts = -1, []
+    current = -1
+    parts: list[pa.RecordBatch] = []
     for batch in batches:
         shards = batch.column("shard").to_numpy()
         cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1), len(shards)]
-        for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, end in itertools.pairwise(cuts):
             if start == end:
                 continue
             if shards[start] != current and parts:
@@ -276,7 +276,11 @@ def _write_quarantine(path: str, rows: pa.Table) -> dict[str, Any]:
 
 
 def _manifest(
-    records: list[dict[str, Any]], source: Source, settings: DatasetSettings, settings_digest: str, application: str
+    records: list[dict[str, Any]],
+    source: Source,
+    settings: DatasetSettings,
+    settings_digest: str,
+    application: str,
 ) -> Manifest:
     reasons: Counter[str] = Counter()
     by_split: dict[str, list[dict[str, Any]]] = {}

@@ -91,9 +91,7 @@ def plan_epoch(
     if steps < 1:
         raise ValueError(f"batch_size {batch_size} is larger than the split: {total} rows in {lanes} lanes")
     order = np.random.default_rng([seed, epoch]).permutation(len(group_rows))
-    return EpochPlan(
-        group_rows, order, lanes, lane_batch, lane_rows, steps, shuffle_row_groups, seed, epoch
-    )
+    return EpochPlan(group_rows, order, lanes, lane_batch, lane_rows, steps, shuffle_row_groups, seed, epoch)
 
 
 def lane_windows(plan: EpochPlan, lane: int, *, first_step: int = 0) -> Iterator[Window]:
@@ -146,5 +144,6 @@ def slice_segments(group_rows: np.ndarray, first: int, end: int) -> np.ndarray:
     starts = ends - group_rows
     touched = np.flatnonzero((ends > first) & (starts < end))
     return np.stack(
-        [touched, np.maximum(first - starts[touched], 0), np.minimum(end, ends[touched]) - starts[touched]], axis=1
+        [touched, np.maximum(first - starts[touched], 0), np.minimum(end, ends[touched]) - starts[touched]],
+        axis=1,
     )

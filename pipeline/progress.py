@@ -9,14 +9,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from pipeline.events import Event
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-console = Console(stderr=True)
+# Eighty columns is what rich assumes of a file or a CI log; our tables want more.
+console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 120)
 # Without a terminal (CI, a job's log) one line after this many seconds instead of a bar.
 LINE_SECONDS = 15.0
 
@@ -87,7 +95,11 @@ class TrainingBar:
         if not console.is_terminal and time.monotonic() - self._line_at > LINE_SECONDS:
             self._line_at = time.monotonic()
             left = seconds / steps * (self._total - event["step"]) if steps else 0
-            console.print(f"{self._title}: step {event['step']}/{self._total}, {detail}, {left:.0f} s left")
+            console.print(
+                f"{self._title}: step {event['step']}/{self._total}, {detail}, {left:.0f} s left",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _bar() -> Any:

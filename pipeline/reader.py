@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -82,17 +82,23 @@ class SplitFiles:
     def _images(self, column: pa.ChunkedArray, shard: Shard, group: int) -> np.ndarray:
         size = int(np.prod(self._shape))
         chunks = [as_rows(chunk, size) for chunk in column.chunks]
-        if any(chunk is None for chunk in chunks):
+        whole = [chunk for chunk in chunks if chunk is not None]
+        if len(whole) < len(chunks):
             raise DatasetError(
                 f"{storage.join(self._dataset, shard.path)}, row group {group}: an image is not {size} bytes "
                 f"(shape {self._shape})"
             )
-        rows = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+        rows = whole[0] if len(whole) == 1 else np.concatenate(whole)
         return rows.reshape(-1, *self._shape)
 
 
 def train_batches(
-    files: SplitFiles, epoch_plan: plan.EpochPlan, lanes: Sequence[int], *, first_step: int = 0, pin: bool = False
+    files: SplitFiles,
+    epoch_plan: plan.EpochPlan,
+    lanes: Sequence[int],
+    *,
+    first_step: int = 0,
+    pin: bool = False,
 ) -> Iterator[Batch]:
     """One rank's batches of one epoch, lane after lane inside a batch.
 
@@ -157,41 +163,51 @@ def _to_batch(images: np.ndarray, labels: np.ndarray, pin: bool) -> Batch:
     return Batch(x.pin_memory(), y.pin_memory()) if pin else Batch(x, y)
 
 
-def prefetch(items: Iterator[T], depth: int = 4) -> Iterator[T]:
-    """Run ``items`` in a background thread, at most ``depth`` ahead. Its exception is raised here.
+class Prefetch(Generic[T]):
+    """Iterate over ``items`` in a background thread, at most ``depth`` ahead; use it in a ``with`` block.
 
-    Closing this generator (or leaving its loop) stops the thread; neither side waits for the other without a bound.
+    An exception of ``items`` is raised where the consumer iterates. Leaving the block stops the thread, also when
+    not everything was taken.
     """
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
 
-    def put(message: tuple[str, Any]) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(message, timeout=0.1)
-            except queue.Full:
-                continue
+    def __init__(self, items: Iterator[T], depth: int = 4):
+        self._items = items
+        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name="sparknorm-prefetch", daemon=True)
 
-    def produce() -> None:
-        try:
-            for item in items:
-                put(("item", item))
-                if stop.is_set():
-                    return
-            put(("end", None))
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
-            put(("error", error))
+    def __enter__(self) -> Iterator[T]:
+        self._thread.start()
+        return self._consume()
 
-    thread = threading.Thread(target=produce, name="sparknorm-prefetch", daemon=True)
-    thread.start()
-    try:
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _consume(self) -> Iterator[T]:
         while True:
-            kind, value = ready.get()
+            kind, value = self._ready.get()
             if kind == "error":
                 raise value
             if kind == "end":
                 return
             yield value
-    finally:
-        stop.set()
-        thread.join(timeout=10)
+
+    def _produce(self) -> None:
+        try:
+            for item in self._items:
+                if not self._put("item", item):
+                    return
+            self._put("end", None)
+        except BaseException as error:  # noqa: BLE001 - raised in the consumer's thread
+            self._put("error", error)
+
+    def _put(self, kind: str, value: Any) -> bool:
+        """False once the consumer has left."""
+        while not self._stop.is_set():
+            try:
+                self._ready.put((kind, value), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False

@@ -18,7 +18,7 @@ Comparison = dict[str, Any]
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 # Drawn in this colour, replaced by the page's own text colour, so that plots follow light and dark.
 _INK = "#123456"
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sparknorm",
     "font.family": "sans-serif",
@@ -99,7 +99,7 @@ def _against(arm: dict[str, Any], base: dict[str, Any]) -> str:
 
 def plots_of(comparison: Comparison) -> list[tuple[str, str, Callable[[Axes, Comparison], None]]]:
     """(title, caption, drawing function) of every plot there is data for."""
-    plots = [
+    plots: list[tuple[str, str, Callable[[Axes, Comparison], None]]] = [
         (
             f"Accuracy on the {comparison['evaluated_on']} split",
             "Thin lines are single seeds, thick lines their mean; dashed: the best that the baseline reached.",

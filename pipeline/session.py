@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import SparkSettings
@@ -11,6 +12,8 @@ from pipeline.java import require_java
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+LOGGING = Path(__file__).with_name("log4j2.properties").absolute()
 
 
 def get_session(settings: SparkSettings, app_name: str) -> SparkSession:
@@ -30,18 +33,19 @@ def get_session(settings: SparkSettings, app_name: str) -> SparkSession:
     if "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit has set master and properties already
         require_java()
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        if settings.master.startswith("local"):
+            os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         for key, value in {**_defaults(settings.master), **settings.conf}.items():
             builder = builder.config(key, value)
         builder = builder.master(settings.master)
-    session = builder.getOrCreate()
-    session.sparkContext.setLogLevel("ERROR")
-    return session
+    return builder.getOrCreate()
 
 
 def _defaults(master: str) -> dict[str, str]:
     properties = {
         "spark.ui.showConsoleProgress": "false",  # the commands draw their own progress
         "spark.barrier.sync.timeout": "300",  # seconds; Spark's own default is a year
+        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={LOGGING.as_uri()}",
     }
     if master.startswith("local"):
         properties |= {

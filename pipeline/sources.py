@@ -52,7 +52,14 @@ class Source:
     def read(self, spark: SparkSession) -> DataFrame:
         """The images as a DataFrame of `COLUMNS`, read by the executors."""
         slices = [
-            (pair.first_id + start, pair.split, pair.images, pair.labels, start, min(start + SLICE_ROWS, pair.rows))
+            (
+                pair.first_id + start,
+                pair.split,
+                pair.images,
+                pair.labels,
+                start,
+                min(start + SLICE_ROWS, pair.rows),
+            )
             for pair in self.pairs
             for start in range(0, pair.rows, SLICE_ROWS)
         ]
@@ -90,6 +97,7 @@ def open_source(settings: SourceSettings, cache: str) -> Source:
     SourceError
         A file is missing, cut or altered, or images and labels differ in number; the file is named.
     """
+    classes: tuple[str, ...]
     if settings.kind == "fashion_mnist":
         folder, classes = fashion_mnist.locate(settings.path, cache), fashion_mnist.CLASSES
     else:
@@ -146,7 +154,9 @@ def _inspect(path: str, name: str) -> _IdxFile:
         raise SourceError(f"{path} is cut: {len(header)} bytes are too few for an IDX header")
     magic, *shape = struct.unpack(f">{1 + dimensions}I", header)
     if magic != _UNSIGNED_BYTE << 8 | dimensions:
-        raise SourceError(f"{path} is not an IDX file of {dimensions} dimensions of bytes: it starts with {magic:#010x}")
+        raise SourceError(
+            f"{path} is not an IDX file of {dimensions} dimensions of bytes: it starts with {magic:#010x}"
+        )
     if length != math.prod(shape):
         raise SourceError(
             f"{path} is {'cut' if length < math.prod(shape) else 'too long'}: "

@@ -66,6 +66,7 @@ class TrackedRun:
                     f"{split}/accuracy": event["accuracy"],
                     f"{split}/loss": event["loss"],
                     "train/mean_loss": event["train_loss"],
+                    "train/images_per_second": event["images_per_second"],
                     "epoch": event["epoch"],
                 }
             metrics += [Metric(k, v, stamp, event["step"]) for k, v in values.items() if v is not None]
@@ -183,5 +184,9 @@ def _origin() -> dict[str, str]:
         timeout=10,
         check=False,
     )
-    versions = {"sparknorm": __version__, "version.torch": torch.__version__, "version.pyspark": pyspark.__version__}
+    versions = {
+        "sparknorm": __version__,
+        "version.torch": torch.__version__,
+        "version.pyspark": pyspark.__version__,
+    }
     return versions | ({"mlflow.source.git.commit": commit.stdout.strip()} if commit.returncode == 0 else {})

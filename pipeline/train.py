@@ -12,7 +12,6 @@ import inspect
 import math
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -127,7 +126,7 @@ def make_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum, nesterov=train.momentum > 0)
 
 
-def _without_buffer_sync() -> dict[str, bool]:
+def _without_buffer_sync() -> dict[str, Any]:
     """DDP's setting under its current name, or the one it had before torch 2.13."""
     known = inspect.signature(DistributedDataParallel).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
@@ -154,7 +153,8 @@ class _Trainer:
             mean=statistics.mean,
             std=statistics.std,
             seed=self.train.seed,
-        ).to(worker.device, memory_format=self.memory_format)
+        ).to(worker.device)
+        self.model.to(memory_format=self.memory_format)
         self.optimizer = make_optimizer(self.model, self.train)
         # Each rank keeps its own running statistics; `reduce_running_statistics` joins them for evaluation.
         self.forward: nn.Module = self.model
@@ -177,7 +177,11 @@ class _Trainer:
     def run(self) -> dict[str, Any]:
         self._restore()
         self._emit(
-            "start", step=self.progress.step, total_steps=self.total_steps, epochs=self.train.epochs, force=True
+            "start",
+            step=self.progress.step,
+            total_steps=self.total_steps,
+            epochs=self.train.epochs,
+            force=True,
         )
         while self.progress.step < self.total_steps and not self.progress.diverged:
             self._epoch(self.progress.step // self.steps_per_epoch)
@@ -204,10 +208,8 @@ class _Trainer:
             self.steps_per_epoch * part // self.train.evaluations_per_epoch
             for part in range(1, self.train.evaluations_per_epoch + 1)
         }
-        batches = reader.train_batches(
-            self.train_files, epoch_plan, self.lanes, first_step=first_step, pin=self.pin
-        )
-        with closing(reader.prefetch(batches)) as ready:
+        batches = reader.train_batches(self.train_files, epoch_plan, self.lanes, first_step=first_step, pin=self.pin)
+        with reader.Prefetch(batches) as ready:
             for step_in_epoch in range(first_step, self.steps_per_epoch):
                 self._step(ready)
                 if self.progress.diverged or step_in_epoch + 1 in evaluate_after:
@@ -249,7 +251,12 @@ class _Trainer:
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
         images = augment(
-            images, self.train.augment, seed=self.train.seed, step=step, lanes=self.lanes, num_lanes=self.train.lanes
+            images,
+            self.train.augment,
+            seed=self.train.seed,
+            step=step,
+            lanes=self.lanes,
+            num_lanes=self.train.lanes,
         ).contiguous(memory_format=self.memory_format)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.train.bf16):
             logits = self.forward(images)
@@ -271,7 +278,7 @@ class _Trainer:
             batch_size=self.train.evaluation_batch_size,
             pin=self.pin,
         )
-        with closing(reader.prefetch(batches)) as ready:
+        with reader.Prefetch(batches) as ready:
             result = evaluate(
                 self.worker,
                 self.model,
@@ -291,7 +298,14 @@ class _Trainer:
         }
         self.progress.curve.append(point)
         self.progress.train_loss.append(train_loss)
-        self._emit("evaluation", **point, train_loss=train_loss, split=self.train.evaluate_on, force=True)
+        self._emit(
+            "evaluation",
+            **point,
+            train_loss=train_loss,
+            split=self.train.evaluate_on,
+            images_per_second=self._images_per_second(),
+            force=True,
+        )
 
     def _save(self) -> None:
         """Rank 0 writes; the others wait, so that no rank runs ahead of what a restart would find."""
@@ -324,6 +338,10 @@ class _Trainer:
             if force:
                 self.events.flush()
 
+    def _images_per_second(self) -> float | None:
+        seconds = self.progress.timed_seconds
+        return self.progress.timed_images / seconds if seconds else None
+
     def _result(self) -> dict[str, Any]:
         progress = self.progress
         accuracies = [point["accuracy"] for point in progress.curve]
@@ -332,7 +350,7 @@ class _Trainer:
             "best_accuracy": max(accuracies),
             "final_accuracy": accuracies[-1],
             "steps": progress.step,
-            "images_per_second": progress.timed_images / seconds if seconds else None,
+            "images_per_second": self._images_per_second(),
             "data_wait_share": progress.data_wait_seconds / seconds if seconds else None,
             "diverged": progress.diverged,
             "curve": progress.curve,

@@ -94,5 +94,10 @@ def from_torchrun(device: str = "auto", timeout_seconds: float = 300) -> Iterato
     )
     with process_group(store, env["RANK"], env["WORLD_SIZE"], chosen, timeout):
         yield Worker(
-            env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"], env["LOCAL_WORLD_SIZE"], chosen, socket.gethostname()
+            env["RANK"],
+            env["WORLD_SIZE"],
+            env["LOCAL_RANK"],
+            env["LOCAL_WORLD_SIZE"],
+            chosen,
+            socket.gethostname(),
         )

@@ -1,0 +1,48 @@
+# Every target does its own set-up: all that has to be here is Python 3.11+, make and Java 17+.
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/.ready
+CONFIG ?= conf/quickstart.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run ui check test test-all bench dist clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## virtual environment with the pinned packages; checks Java
+
+$(READY): setup.cfg pyproject.toml conf/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "sparknorm needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
+	@$(PYTHON) -m pipeline.java
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint conf/constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+run: setup ## the main job: ingest Fashion-MNIST, train with and without batch norm, compare (CONFIG=conf/X.yaml for another)
+	$(BIN)/python -m pipeline ingest -c $(CONFIG)
+	$(BIN)/python -m pipeline compare -c $(CONFIG)
+
+ui: setup ## the MLflow UI on the runs, at http://127.0.0.1:5000
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port 5000
+
+check: setup ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup dist ## all tests but the slow ones; what CI runs
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: setup dist ## all tests
+	$(BIN)/python -m pytest
+
+dist: dist/sparknorm.zip ## the wheel, and the zip for spark-submit --py-files
+
+dist/sparknorm.zip: $(READY) $(wildcard pipeline/*.* models/*.*) README.md
+	@rm -rf dist build
+	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	cp dist/sparknorm-*.whl dist/sparknorm.zip
+
+clean: ## delete what the commands left, but for .venv
+	rm -rf runs dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache
