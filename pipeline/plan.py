@@ -142,7 +142,7 @@ def slice_segments(group_rows: np.ndarray, first: int, end: int) -> np.ndarray:
     group_rows = np.asarray(group_rows, dtype=np.int64)
     ends = np.cumsum(group_rows)
     starts = ends - group_rows
-    touched = np.flatnonzero((ends > first) & (starts < end))
+    touched = np.flatnonzero((ends > first) & (starts < end) & (first < end))
     return np.stack(
         [touched, np.maximum(first - starts[touched], 0), np.minimum(end, ends[touched]) - starts[touched]],
         axis=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ _NAMES = {"none": "no normalization", "batch": "batch norm", "group": "group nor
 
 def write_report(folder: Path, comparison: Comparison) -> Path:
     """Write ``report.html`` into the folder and return its path."""
-    loader = jinja2.FunctionLoader(lambda name: Path(__file__).with_name(name).read_text())
+    loader = jinja2.FunctionLoader(lambda name: resources.files("pipeline").joinpath(name).read_text())
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"percent": _percent, "number": _number, "norm_name": norm_name}
     page = environment.get_template("report.html.j2").render(

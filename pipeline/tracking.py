@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -177,16 +178,15 @@ def _origin() -> dict[str, str]:
 
     from pipeline import __version__
 
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=False,
-    )
-    versions = {
-        "sparknorm": __version__,
-        "version.torch": torch.__version__,
-        "version.pyspark": pyspark.__version__,
-    }
-    return versions | ({"mlflow.source.git.commit": commit.stdout.strip()} if commit.returncode == 0 else {})
+    versions = {"sparknorm": __version__, "version.torch": torch.__version__, "version.pyspark": pyspark.__version__}
+    return versions | ({"mlflow.source.git.commit": commit} if (commit := _git_commit()) else {})
+
+
+def _git_commit() -> str:
+    """The commit this package runs from; empty where it is installed, or git is not."""
+    folder = Path(__file__).parent
+    if shutil.which("git") is None or not folder.is_dir():
+        return ""
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -154,7 +154,7 @@ class _Trainer:
             std=statistics.std,
             seed=self.train.seed,
         ).to(worker.device)
-        self.model.to(memory_format=self.memory_format)
+        self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.model, self.train)
         # Each rank keeps its own running statistics; `reduce_running_statistics` joins them for evaluation.
         self.forward: nn.Module = self.model

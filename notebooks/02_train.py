@@ -1,0 +1,26 @@
+# Databricks notebook source
+# MAGIC %md
+# MAGIC # 2. Train
+# MAGIC One network, trained by all workers of one barrier stage and logged as one MLflow run.
+# MAGIC Run `01_ingest` with the same settings first.
+
+# COMMAND ----------
+
+dbutils.widgets.text("config", "../conf/quickstart.yaml", "Settings file")
+dbutils.widgets.text("overrides", "", "Overrides: section.key=value section.key=value")
+
+# COMMAND ----------
+
+from pipeline.config import load_settings
+from pipeline.tracking import Tracker
+from pipeline.trial import run_trial
+
+settings = load_settings(dbutils.widgets.get("config"), dbutils.widgets.get("overrides").split())
+
+# COMMAND ----------
+
+result = run_trial(spark, settings, Tracker(settings.tracking), name=f"{settings.name} {settings.model.norm}")
+
+# COMMAND ----------
+
+display(spark.createDataFrame([(p["step"], p["accuracy"]) for p in result["curve"]], "step long, accuracy double"))

@@ -1,0 +1,27 @@
+# Databricks notebook source
+# MAGIC %md
+# MAGIC # 3. Compare
+# MAGIC Every normalization of `compare.norms` with its own best learning rate and every seed: one MLflow parent run with a
+# MAGIC child for each trial, and one report. Run `01_ingest` with the same settings first.
+
+# COMMAND ----------
+
+dbutils.widgets.text("config", "../conf/quickstart.yaml", "Settings file")
+dbutils.widgets.text("overrides", "", "Overrides: section.key=value section.key=value")
+
+# COMMAND ----------
+
+from pathlib import Path
+
+from pipeline.compare import compare
+from pipeline.config import load_settings
+
+settings = load_settings(dbutils.widgets.get("config"), dbutils.widgets.get("overrides").split())
+
+# COMMAND ----------
+
+comparison = compare(spark, settings)
+
+# COMMAND ----------
+
+displayHTML(Path(settings.output, "report.html").read_text())

@@ -1,0 +1,80 @@
+"""Data and sessions that several tests share."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_data import dataset_settings, write_idx, write_idx_folder
+
+from pipeline import fashion_mnist
+from pipeline.config import Settings, SparkSettings, TrackingSettings
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def idx_folder(tmp_path_factory) -> Path:
+    """1,003 training and 301 test images: numbers that no batch, lane or worker count divides."""
+    return write_idx_folder(tmp_path_factory.mktemp("idx"), train_rows=1003, test_rows=301)
+
+
+@pytest.fixture(scope="session")
+def spark():
+    """A real session with two slots."""
+    from pipeline.session import get_session
+
+    session = get_session(SparkSettings(master="local[2]"), "sparknorm tests")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def dataset(spark, idx_folder, tmp_path_factory) -> str:
+    """The path of an ingested dataset; tests must not change it."""
+    from pipeline.ingest import ingest
+
+    path = tmp_path_factory.mktemp("datasets") / "halves"
+    ingest(spark, dataset_settings(path, idx_folder), cache=str(path.parent))
+    return str(path)
+
+
+@pytest.fixture
+def settings(dataset, idx_folder, tmp_path) -> Settings:
+    """Complete settings of a study that takes seconds."""
+    return Settings.model_validate(
+        {
+            "name": "small",
+            "output": str(tmp_path / "runs"),
+            "dataset": dataset_settings(Path(dataset), idx_folder).model_dump(),
+            "model": {"network": "cnn", "norm": "batch", "depth": 3, "width": 4, "norm_groups": 2},
+            "train": {"epochs": 2, "batch_size": 32, "lanes": 4, "evaluation_batch_size": 64},
+            "workers": {"count": 2, "collective_timeout_seconds": 60},
+            "tracking": TrackingSettings(
+                uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "artifacts")
+            ).model_dump(),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_files(tmp_path_factory) -> Path:
+    """The folder of the real files: those of this machine, or fetched once into the repository's runs/cache."""
+    return Path(fashion_mnist.locate(None, str(REPOSITORY / "runs" / "cache")))
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_part(fashion_mnist_files, tmp_path_factory) -> Path:
+    """The first 6,000 and 1,000 real images, as IDX files."""
+    folder = tmp_path_factory.mktemp("fashion-part")
+    for prefix, rows in (("train", 6000), ("t10k", 1000)):
+        for name, dimensions in (("images-idx3", 3), ("labels-idx1", 1)):
+            source = next(fashion_mnist_files.glob(f"{prefix}-{name}-ubyte*"))
+            data = gzip.decompress(source.read_bytes()) if source.suffix == ".gz" else source.read_bytes()
+            shape = struct.unpack(f">{dimensions}I", data[4 : 4 + 4 * dimensions])
+            array = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)[:rows]
+            write_idx(folder, f"{prefix}-{name}-ubyte", array)
+    return folder

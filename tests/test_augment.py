@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+
+from pipeline.augment import augment
+from pipeline.config import AugmentSettings
+
+LANES = 8
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (LANES * 4, 2, 6, 5), dtype=np.uint8))
+BOTH = AugmentSettings(flip=True, shift=2)
+
+
+def part(lanes):
+    return IMAGES.view(LANES, 4, 2, 6, 5)[list(lanes)].flatten(0, 1)
+
+
+def changed(lanes, settings=BOTH, step=0, seed=0):
+    return augment(part(lanes), settings, seed=seed, step=step, lanes=lanes, num_lanes=LANES)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_images_are_the_same_for_any_number_of_workers(world_size):
+    whole = changed(range(LANES)).view(LANES, 4, 2, 6, 5)
+    for rank in range(world_size):
+        lanes = range(rank, LANES, world_size)
+        assert torch.equal(changed(lanes), whole[list(lanes)].flatten(0, 1))
+
+
+def test_another_step_or_seed_changes_other_images():
+    assert torch.equal(changed(range(LANES)), changed(range(LANES)))
+    assert not torch.equal(changed(range(LANES)), changed(range(LANES), step=1))
+    assert not torch.equal(changed(range(LANES)), changed(range(LANES), seed=1))
+
+
+def test_off_is_the_identity():
+    assert changed(range(LANES), AugmentSettings()) is not None
+    assert torch.equal(changed(range(LANES), AugmentSettings()), IMAGES)
+
+
+def test_flip_gives_each_image_or_its_mirror():
+    out = changed(range(LANES), AugmentSettings(flip=True))
+    mirrored = [torch.equal(a, b.flip(2)) for a, b in zip(out, IMAGES, strict=True)]
+    same = [torch.equal(a, b) for a, b in zip(out, IMAGES, strict=True)]
+    assert all(m != s for m, s in zip(mirrored, same, strict=True))
+    assert 4 < sum(mirrored) < 28
+
+
+def test_shift_is_a_crop_of_the_padded_image():
+    out = changed(range(LANES), AugmentSettings(shift=2))
+    padded = np.pad(IMAGES.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)))
+    corners = set()
+    for image, frame in zip(out.numpy(), padded, strict=True):
+        found = [(y, x) for y in range(5) for x in range(5) if np.array_equal(image, frame[:, y : y + 6, x : x + 5])]
+        assert len(found) == 1
+        corners.add(found[0])
+    assert len(corners) > 10

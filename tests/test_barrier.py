@@ -1,0 +1,137 @@
+"""The launcher on real Spark. Functions here stand for what a user hands in."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pyspark import cloudpickle
+
+from pipeline import barrier
+from pipeline.config import WorkerSettings
+
+pytestmark = pytest.mark.spark
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+TWO = WorkerSettings(count=2, collective_timeout_seconds=60, slots_wait_seconds=0)
+
+
+def introduce(worker, word):
+    total = worker.all_reduce_sum(torch.tensor([10.0 + worker.rank]))
+    return worker.rank, worker.world_size, worker.local_rank, worker.local_world_size, total.item(), word
+
+
+def test_results_come_in_rank_order_over_one_process_group(spark):
+    expected = [(0, 2, 0, 2, 21.0, "hello"), (1, 2, 1, 2, 21.0, "hello")]
+    assert barrier.run(spark, introduce, ("hello",), workers=TWO) == expected
+    # Again in the same Python workers: the group before was left.
+    assert barrier.run(spark, introduce, ("hello",), workers=TWO) == expected
+    one = TWO.model_copy(update={"count": 1})
+    assert barrier.run(spark, introduce, ("hello",), workers=one) == [(0, 1, 0, 1, 10.0, "hello")]
+
+
+def threads(worker):
+    return torch.get_num_threads()
+
+
+def test_each_rank_gets_its_threads(spark):
+    assert barrier.run(spark, threads, workers=TWO.model_copy(update={"threads": 2})) == [2, 2]
+    assert barrier.run(spark, threads, workers=TWO) == [1, 1]
+
+
+def fail_on(worker, failing, before_the_others):
+    if worker.rank == failing:
+        if not before_the_others:
+            worker.all_reduce_sum(torch.zeros(1))
+        raise KeyError("the user's own mistake")
+    for _ in range(1000):
+        worker.all_reduce_sum(torch.zeros(1))
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("before_the_others", [True, False])
+def test_the_first_failure_arrives_with_rank_and_traceback(spark, failing, before_the_others):
+    started = time.monotonic()
+    with pytest.raises(barrier.WorkerError) as error:
+        barrier.run(spark, fail_on, (failing, before_the_others), workers=TWO)
+    text = str(error.value)
+    assert text.startswith(f"rank {failing} on ")
+    assert 'KeyError: "the user\'s own mistake"' in text
+    assert "in fail_on" in text
+    # The other rank's broken connection is not the news.
+    assert "Connection" not in text
+    assert "gloo" not in text
+    assert time.monotonic() - started < 30
+    # The session is as good as before.
+    assert len(barrier.run(spark, introduce, ("again",), workers=TWO)) == 2
+
+
+def fail_everywhere(worker):
+    raise ValueError("settings that no rank can use")
+
+
+def test_a_failure_of_all_ranks_is_told_once(spark):
+    with pytest.raises(barrier.WorkerError) as error:
+        barrier.run(spark, fail_everywhere, workers=TWO)
+    assert str(error.value).count("ValueError: settings that no rank can use") <= 2  # headline and traceback
+
+
+def facts_of_pid(*_):
+    return {"pid": os.getpid()}
+
+
+def facts_that_fail(*_):
+    from pyspark import BarrierTaskContext
+
+    if BarrierTaskContext.get().partitionId() == 1:
+        raise FileNotFoundError("/data/manifest.json")
+    return {}
+
+
+def test_ranks_that_disagree_stop_before_the_start(spark):
+    with pytest.raises(barrier.WorkerError, match=r"ranks disagree about pid: rank 0 on \S+ has \d+, rank 1 on"):
+        barrier.run(spark, introduce, ("x",), workers=TWO, facts=facts_of_pid)
+
+
+def test_a_rank_that_fails_before_the_start_is_no_hang(spark):
+    started = time.monotonic()
+    with pytest.raises(barrier.WorkerError, match=r"rank 1 on .*FileNotFoundError: /data/manifest.json"):
+        barrier.run(spark, introduce, ("x",), workers=TWO, facts=facts_that_fail)
+    assert time.monotonic() - started < 30
+
+
+def test_too_few_slots_are_an_error_at_once(spark):
+    started = time.monotonic()
+    with pytest.raises(barrier.LaunchError) as error:
+        barrier.run(spark, introduce, ("x",), workers=TWO.model_copy(update={"count": 4, "slots_wait_seconds": 60}))
+    assert "workers.count is 4, but local[2] has 2 slots: set workers.count to at most 2" in str(error.value)
+    assert time.monotonic() - started < 5
+
+
+def kill_once(worker, folder):
+    """Rank 1 dies by SIGKILL in the first attempt, in the middle of a collective of the others."""
+    attempt = len(list(Path(folder).glob(f"rank-{worker.rank}-*")))
+    Path(folder, f"rank-{worker.rank}-{attempt}").touch()
+    worker.wait_for_all()
+    if worker.rank == 1 and attempt == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return attempt, worker.all_reduce_sum(torch.ones(1)).item()
+
+
+def test_a_killed_worker_restarts_the_gang(spark, tmp_path):
+    assert barrier.run(spark, kill_once, (str(tmp_path),), workers=TWO) == [(1, 2.0), (1, 2.0)]
+
+
+def kill_always(worker):
+    worker.wait_for_all()
+    if worker.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    worker.wait_for_all()
+
+
+def test_a_worker_that_always_dies_ends_the_stage(spark):
+    with pytest.raises(barrier.LaunchError, match="Spark gave up the barrier stage of 2 workers"):
+        barrier.run(spark, kill_always, workers=TWO)

@@ -1,0 +1,85 @@
+"""Each notebook, run from top to bottom on real Spark, in order. Only what Databricks alone has is stood in for."""
+
+from pathlib import Path
+
+import pytest
+from small_data import CLASSES
+
+pytestmark = pytest.mark.spark
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+class Widgets:
+    """`dbutils.widgets`: a default at first, then what the person chose."""
+
+    def __init__(self, chosen):
+        self.chosen, self.values = chosen, {}
+
+    def text(self, name, default, label):
+        self.values[name] = self.chosen.get(name, default)
+
+    def get(self, name):
+        return self.values[name]
+
+
+class Dbutils:
+    def __init__(self, chosen):
+        self.widgets = Widgets(chosen)
+
+
+def run(name, spark, chosen):
+    """Execute a notebook's cells; what it shows a person."""
+    source = (NOTEBOOKS / name).read_text()
+    assert source.startswith("# Databricks notebook source\n# MAGIC %md\n# MAGIC # ")
+    shown = []
+    names = {"spark": spark, "dbutils": Dbutils(chosen), "displayHTML": shown.append, "display": shown.append}
+    for number, cell in enumerate(source.split("# COMMAND ----------")):
+        exec(compile(cell, f"{name} cell {number}", "exec"), names)
+    return names, shown
+
+
+def test_from_files_to_report(spark, idx_folder, tmp_path):
+    overrides = {
+        "output": tmp_path / "runs",
+        "dataset.path": tmp_path / "data",
+        "dataset.source.kind": "idx",
+        "dataset.source.path": idx_folder,
+        "dataset.source.classes": f"[{','.join(CLASSES)}]",
+        "dataset.row_group_rows": 30,
+        "dataset.validation_share": 0.2,
+        "model.width": 4,
+        "train.lanes": 4,
+        "train.batch_size": 32,
+        "train.epochs": 1,
+        "compare.learning_rates": "[0.1]",
+        "compare.seeds": "[0]",
+        "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
+        "tracking.artifacts": tmp_path / "artifacts",
+    }
+    chosen = {
+        "config": str(NOTEBOOKS.parent / "conf" / "quickstart.yaml"),
+        "overrides": " ".join(f"{key}={value}" for key, value in overrides.items()),
+    }
+    names, shown = run("01_ingest.py", spark, chosen)
+    assert names["written"]
+    assert {row.split: row.rows for row in shown[0].collect()} == {
+        name: split.rows for name, split in names["manifest"].splits.items()
+    }
+    names, shown = run("02_train.py", spark, chosen)
+    assert names["result"]["steps"] > 0
+    assert shown[0].count() == len(names["result"]["curve"])
+    names, shown = run("03_compare.py", spark, chosen)
+    assert {arm["norm"] for arm in names["comparison"]["arms"]} == {"none", "batch"}
+    assert shown[0].lstrip().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.py")), ids=lambda path: path.name)
+def test_defaults_point_at_a_file_that_is_there(path):
+    dbutils = Dbutils({})
+    cell = path.read_text().split("# COMMAND ----------")[1]
+    exec(cell, {"dbutils": dbutils})
+    assert (NOTEBOOKS / dbutils.widgets.get("config")).is_file()
+
+
+def test_there_are_three():
+    assert [path.name for path in sorted(NOTEBOOKS.glob("*.py"))] == ["01_ingest.py", "02_train.py", "03_compare.py"]

@@ -1,0 +1,44 @@
+import os
+
+import fsspec
+import pytest
+
+from pipeline import storage
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request, tmp_path):
+    yield str(tmp_path) if request.param == "local" else "memory://bucket"
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_publish_read_list_remove(root):
+    storage.publish(storage.join(root, "a", "two"), b"2")
+    storage.publish(storage.join(root, "a", "one"), b"1")
+    storage.publish(storage.join(root, "a", "one"), b"one")
+    assert storage.names(storage.join(root, "a")) == ["one", "two"]
+    assert storage.read_bytes(storage.join(root, "a", "one")) == b"one"
+    assert storage.exists(storage.join(root, "a", "two"))
+    storage.remove(storage.join(root, "a"))
+    storage.remove(storage.join(root, "a"))
+    assert storage.names(storage.join(root, "a")) == []
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    storage.publish(str(path), b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.publish(str(path), b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_local_paths_become_absolute_and_urls_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("runs/x") == f"{tmp_path}/runs/x"
+    assert storage.absolute("memory://bucket/x") == "memory://bucket/x"

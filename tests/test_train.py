@@ -1,0 +1,194 @@
+import math
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from pipeline import checkpoint, plan, reader, storage
+from pipeline.config import AugmentSettings, ModelSettings, TrainSettings
+from pipeline.events import EventReader
+from pipeline.train import Job, _Trainer, check_job, facts, fit, learning_rate_factor, make_optimizer
+from pipeline.worker import alone
+
+
+def make_job(dataset, folder, norm="group", **changes) -> Job:
+    train = {"epochs": 2, "batch_size": 32, "lanes": 4, "learning_rate": 0.1, "evaluations_per_epoch": 2, **changes}
+    return Job(dataset, str(folder), ModelSettings(depth=3, width=4, norm=norm, norm_groups=2), TrainSettings(**train))
+
+
+def weights_after(job: Job) -> dict:
+    state = checkpoint.load_newest(
+        storage.join(job.folder, "checkpoints"), identity=facts(job), device=torch.device("cpu")
+    )
+    return state["model"]
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_it_learns_in_a_world_of_one(dataset, tmp_path, norm):
+    result = fit(alone("cpu"), make_job(dataset, tmp_path, norm, epochs=4))
+    assert result["best_accuracy"] > 0.9
+    assert result["final_accuracy"] == result["curve"][-1]["accuracy"]
+    assert result["best_accuracy"] == max(point["accuracy"] for point in result["curve"])
+    assert not result["diverged"]
+    assert result["steps"] == 4 * (result["curve"][-1]["step"] // 4)
+    assert len(result["curve"]) == len(result["train_loss"]) == 8
+    assert result["images_per_second"] > 0
+    assert 0 <= result["data_wait_share"] < 1
+
+
+def test_events_tell_each_step_once(dataset, tmp_path):
+    result = fit(alone("cpu"), make_job(dataset, tmp_path))
+    events = EventReader(str(tmp_path / "events")).new()
+    assert events[0]["kind"] == "start"
+    assert [e["step"] for e in events if e["kind"] == "step"] == list(range(1, result["steps"] + 1))
+    evaluations = [e for e in events if e["kind"] == "evaluation"]
+    assert [(e["step"], e["accuracy"]) for e in evaluations] == [(p["step"], p["accuracy"]) for p in result["curve"]]
+
+
+def gradients(worker, job):
+    """Gradients of the first global batch, and this rank's loss."""
+    trainer = _Trainer(worker, job)
+    batches = reader.train_batches(trainer.train_files, trainer.first_plan, trainer.lanes)
+    loss = trainer._loss(next(batches), step=0)
+    loss.backward()
+    trainer.close()
+    return {name: p.grad.clone() for name, p in trainer.model.named_parameters()}, loss.item()
+
+
+@pytest.mark.parametrize("norm", ["none", "group", "layer"])
+def test_gradients_of_one_global_batch_do_not_depend_on_the_number_of_ranks(dataset, tmp_path, norm):
+    job = make_job(dataset, tmp_path, norm, augment=AugmentSettings(flip=True, shift=1))
+    (reference, loss), *_ = run_ranks(gradients, 1, job)
+    for world_size in (2, 4):
+        results = run_ranks(gradients, world_size, job)
+        assert sum(rank_loss for _, rank_loss in results) / world_size == pytest.approx(loss, rel=1e-5)
+        for found, _ in results:
+            for name, gradient in reference.items():
+                scale = gradient.abs().max().item()
+                torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * scale, msg=name)
+
+
+def test_two_ranks_end_where_one_does(dataset, tmp_path):
+    one, two = (make_job(dataset, tmp_path / name) for name in ("one", "two"))
+    (alone_result,) = run_ranks(fit, 1, one)
+    results = run_ranks(fit, 2, two)
+    assert results[0]["curve"] == results[1]["curve"]
+    for found, expected in zip(results[0]["curve"], alone_result["curve"], strict=True):
+        assert found["step"] == expected["step"]
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    for name, weight in weights_after(one).items():
+        torch.testing.assert_close(weights_after(two)[name], weight, rtol=1e-2, atol=1e-3)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_going_on_from_a_checkpoint_ends_with_the_same_bits(dataset, tmp_path, monkeypatch, norm):
+    changes = {"epochs": 3, "augment": AugmentSettings(flip=True, shift=1)}
+    undisturbed, killed = (make_job(dataset, tmp_path / name, norm, **changes) for name in ("undisturbed", "killed"))
+    expected = fit(alone("cpu"), undisturbed)
+    # The process dies in the middle of the second epoch.
+    step = _Trainer._step
+
+    def dying_step(self, batches):
+        if self.progress.step == self.steps_per_epoch + 3:
+            raise Killed
+        step(self, batches)
+
+    monkeypatch.setattr(_Trainer, "_step", dying_step)
+    with pytest.raises(Killed):
+        fit(alone("cpu"), killed)
+    monkeypatch.undo()
+    result = fit(alone("cpu"), killed)
+    assert result["curve"] == expected["curve"]
+    for name, weight in weights_after(undisturbed).items():
+        assert torch.equal(weights_after(killed)[name], weight), name
+
+
+def test_a_finished_run_is_not_trained_again(dataset, tmp_path, monkeypatch):
+    job = make_job(dataset, tmp_path)
+    first = fit(alone("cpu"), job)
+    monkeypatch.setattr(_Trainer, "_step", lambda *_: pytest.fail("a step was made"))
+    assert fit(alone("cpu"), job)["curve"] == first["curve"]
+
+
+def test_checkpoints_of_other_settings_are_refused(dataset, tmp_path):
+    fit(alone("cpu"), make_job(dataset, tmp_path, epochs=1))
+    with pytest.raises(checkpoint.CheckpointError, match="belongs to other settings"):
+        fit(alone("cpu"), make_job(dataset, tmp_path, epochs=2))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_loss_that_is_not_finite_stops_all_before_the_optimizer(dataset, tmp_path, world_size):
+    job = make_job(dataset, tmp_path, "none", learning_rate=1e30, warmup_epochs=0)
+    for result in run_ranks(fit, world_size, job):
+        assert result["diverged"]
+        assert 0 < result["steps"] < 10
+        assert 0 <= result["final_accuracy"] <= 1
+    assert all(torch.isfinite(weight).all() for weight in weights_after(job).values())
+    assert [e["kind"] for e in EventReader(str(tmp_path / "events")).new()].count("diverged") == 1
+
+
+def test_a_diverged_run_says_so_again_when_it_is_continued(dataset, tmp_path):
+    job = make_job(dataset, tmp_path, "none", learning_rate=1e30, warmup_epochs=0)
+    assert fit(alone("cpu"), job)["diverged"]
+    assert fit(alone("cpu"), job)["diverged"]
+
+
+@pytest.mark.parametrize("setting", [{"bf16": True}, {"channels_last": False}, {"label_smoothing": 0.1}])
+def test_optional_ways_learn_too(dataset, tmp_path, setting):
+    assert fit(alone("cpu"), make_job(dataset, tmp_path, "batch", epochs=4, **setting))["best_accuracy"] > 0.9
+
+
+def test_batch_norm_state_is_the_same_on_all_ranks_after_evaluation(dataset, tmp_path):
+    results = run_ranks(final_buffers, 2, make_job(dataset, tmp_path, "batch", epochs=1))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def final_buffers(worker, job):
+    trainer = _Trainer(worker, job)
+    trainer.run()
+    trainer.close()
+    return [buffer.clone() for buffer in trainer.model.buffers()]
+
+
+def test_schedule():
+    factors = [learning_rate_factor(s, total_steps=100, warmup_steps=10) for s in range(100)]
+    assert factors[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
+    assert factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    assert learning_rate_factor(0, total_steps=10, warmup_steps=0) == 1
+
+
+def test_norm_parameters_and_biases_do_not_decay(dataset, tmp_path):
+    trainer = _Trainer(alone("cpu"), make_job(dataset, tmp_path, "batch", weight_decay=0.5))
+    decayed, kept = make_optimizer(trainer.model, trainer.train).param_groups
+    trainer.close()
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    assert decayed["weight_decay"] == 0.5
+    assert kept["weight_decay"] == 0
+    assert all(names[id(p)].endswith("weight") and p.ndim in (2, 4) for p in decayed["params"])
+    assert len(kept["params"]) == 7  # scale and shift of three norms, and the classifier's bias
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size", "message"),
+    [
+        ({}, 3, r"3 workers do not divide 4 lanes: use one of \[1, 2, 4\]"),
+        ({"evaluate_on": "holdout"}, 1, "no split 'holdout'; it has test, train, validation"),
+        ({"batch_size": 4096}, 1, "batch_size 4096 is larger than the split"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_the_start(dataset, tmp_path, changes, world_size, message):
+    from pipeline.manifest import load
+
+    with pytest.raises(ValueError, match=message):
+        check_job(load(dataset), make_job(dataset, tmp_path, **changes).train, world_size)
+
+
+def test_lanes_of_a_rank_are_those_of_the_plan():
+    assert list(plan.rank_lanes(1, 2, 8)) == [1, 3, 5, 7]

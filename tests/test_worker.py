@@ -1,0 +1,49 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.worker import alone, choose_device
+
+SCRIPT = """
+import torch
+from pipeline.worker import from_torchrun
+with from_torchrun("cpu", timeout_seconds=60) as worker:
+    total = worker.all_reduce_sum(torch.tensor([1.0 + worker.rank]))
+    worker.wait_for_all()
+    print(f"rank {worker.rank} of {worker.world_size} local {worker.local_rank}: {total.item()}", flush=True)
+"""
+
+
+def test_torchrun_makes_workers(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["rank 0 of 2 local 0: 3.0", "rank 1 of 2 local 1: 3.0"]
+
+
+def test_alone_needs_no_process_group():
+    worker = alone("cpu")
+    assert (worker.rank, worker.world_size, worker.device.type) == (0, 1, "cpu")
+    assert worker.all_reduce_sum(torch.tensor(2.0)) == 2
+    worker.wait_for_all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
+def test_cuda_without_a_device_is_an_error():
+    assert choose_device("auto", None, 0).type == "cpu"
+    with pytest.raises(ValueError, match=r"workers.device is cuda, but torch sees no CUDA device"):
+        choose_device("cuda", None, 0)
+    with pytest.raises(ValueError, match="torch sees no CUDA device"):
+        choose_device("auto", "0", 0)
