@@ -5,7 +5,7 @@ READY  := .venv/.ready
 CONFIG ?= conf/quickstart.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui check test test-all bench dist clean
+.PHONY: help setup run ui check test test-all dist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

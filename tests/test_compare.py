@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sqlite3
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.compare import compare, summarize
 
 pytestmark = pytest.mark.spark
 
+REPOSITORY = Path(__file__).parents[1]
 RESULT_KEYS = {
     "norm", "seed", "learning_rate", "best_accuracy", "final_accuracy", "steps", "steps_to_baseline_best",
     "images_per_second", "diverged",
@@ -40,7 +42,11 @@ def study(spark, fashion_mnist_part, tmp_path_factory):
         f"tracking.uri=sqlite:///{root}/runs/mlflow.db",
         f"tracking.artifacts={root}/runs/mlartifacts",
     ]
-    options = ["-c", "conf/quickstart.yaml", *(part for text in overrides for part in ("-o", text))]
+    options = [
+        "-c",
+        str(REPOSITORY / "conf" / "quickstart.yaml"),
+        *(part for text in overrides for part in ("-o", text)),
+    ]
     commands.app(["ingest", *options], standalone_mode=False)
     commands.app(["compare", *options], standalone_mode=False)
     return root / "runs"
@@ -161,7 +167,6 @@ def test_the_logged_model_predicts_what_was_measured(comparison, study, fashion_
 
 
 def test_a_study_that_fails_leaves_no_result_and_a_failed_run(spark, settings, tmp_path, monkeypatch):
-    from pathlib import Path
 
     output = Path(settings.output)
     output.mkdir(parents=True)
