@@ -11,8 +11,7 @@ dbutils.widgets.text("overrides", "", "Overrides: section.key=value section.key=
 
 # COMMAND ----------
 
-from pathlib import Path
-
+from pipeline import storage
 from pipeline.compare import compare
 from pipeline.config import load_settings
 
@@ -24,4 +23,4 @@ comparison = compare(spark, settings)
 
 # COMMAND ----------
 
-displayHTML(Path(settings.output, "report.html").read_text())
+displayHTML(storage.read_bytes(f"{settings.output}/report.html").decode())

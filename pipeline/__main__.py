@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from pipeline import storage
 from pipeline.config import Settings, load_settings
 from pipeline.progress import console
 
@@ -112,9 +113,8 @@ def _say(text: str) -> None:
 
 def _leave(settings: Settings, command: str, result: dict[str, Any]) -> None:
     """Write the command's JSON result and print its path, the last thing on standard output."""
-    path = Path(settings.output) / f"{command}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1))
+    path = storage.join(settings.output, f"{command}.json")
+    storage.publish(path, json.dumps(result, indent=1).encode())
     sys.stdout.write(f"{path}\n")
 
 

@@ -138,7 +138,7 @@ def _task(fn: Callable[..., Any], args: tuple, workers: WorkerSettings, facts: F
         payload = pickle.dumps(outcome)
     except _FailedError as error:
         payload, failed = pickle.dumps(error.failure), True
-    except Exception as error:  # noqa: BLE001 - reported to the driver, which raises it
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - reported to the driver, which raises it
         payload, failed = pickle.dumps(_failure(rank, error, echo=False)), True
     yield pa.RecordBatch.from_pydict(
         {
@@ -225,7 +225,7 @@ def _announced_failure(store: Any, rank: int) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         try:
             echo = store.compare_set("first_failure", "", str(rank)).decode() != str(rank)
         except Exception:  # noqa: BLE001 - the store is gone, and rank 0, its host, with it

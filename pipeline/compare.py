@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import storage
 from pipeline.config import Settings
 from pipeline.manifest import load as load_manifest
 from pipeline.progress import console
-from pipeline.report import write_report
+from pipeline.report import render
 from pipeline.tracking import Tracker
 from pipeline.trial import check_trial, run_trial
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 Result = dict[str, Any]
+FILES = ("comparison.json", "report.html")
 
 
 def compare(spark: SparkSession, settings: Settings) -> dict[str, Any]:
@@ -36,7 +37,6 @@ def compare(spark: SparkSession, settings: Settings) -> dict[str, Any]:
     options = settings.compare
     _check(spark, settings)
     tracker = Tracker(settings.tracking)
-    output = Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
     for stale in (
         "comparison.json",
@@ -58,9 +58,11 @@ def compare(spark: SparkSession, settings: Settings) -> dict[str, Any]:
         ]
         comparison = summarize(settings, arms, search)
         comparison["mlflow"] = {"parent_run_id": parent.run_id, "experiment": settings.tracking.experiment}
-        files = [_write_json(output / "comparison.json", comparison), write_report(output, comparison)]
-        for file in files:
-            parent.log_file(file)
+        for file, text in zip(
+            FILES, (json.dumps(comparison, indent=1, allow_nan=False), render(comparison)), strict=True
+        ):
+            storage.publish(storage.join(settings.output, file), text.encode())
+            parent.log_text(file, text)
         for arm in comparison["summary"]:
             parent.log_summary(
                 {f"{arm['norm']}/{key}": value for key, value in arm.items() if isinstance(value, (int, float))}
@@ -198,8 +200,3 @@ def _mean_and_std(name: str, values: list[float]) -> Result:
         f"{name}_mean": statistics.fmean(values) if values else None,
         f"{name}_std": statistics.stdev(values) if len(values) > 1 else None,
     }
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> Path:
-    path.write_text(json.dumps(value, indent=1, allow_nan=False))
-    return path

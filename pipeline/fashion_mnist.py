@@ -61,6 +61,11 @@ def locate(path: str | None, cache: str) -> str:
     for folder in (Path("/") / INSTALLED, fetched):
         if _complete(folder):
             return str(folder.absolute())
+    if "://" in cache:
+        raise FashionMnistError(
+            f"Fashion-MNIST can be fetched to a disk, not to {cache}: set dataset.source.path to a folder with its "
+            "four files that the executors see too"
+        )
     problems = []
     for way in (_from_debian_package, _from_public_address):
         staging = fetched.with_name("fashion-mnist.part")

@@ -130,7 +130,7 @@ def _existing(dataset: str, settings_digest: str) -> Manifest | None:
 
 def _remove_leftovers(dataset: str, *, keep_quarantine: bool = False) -> None:
     """Delete what a job that did not finish has left, and nothing that ingest does not write."""
-    folders = ["train", "validation", "test"] + ([] if keep_quarantine else [QUARANTINE])
+    folders = manifest.SPLITS if keep_quarantine else (*manifest.SPLITS, QUARANTINE)
     storage.remove(storage.join(dataset, manifest.FILE_NAME))
     for folder in folders:
         path = storage.join(dataset, folder)
@@ -298,7 +298,7 @@ def _manifest(
             classes=source.classes,
             input_rows=sum(source.rows.values()),
             set_aside=dict(sorted(reasons.items())),
-            splits={name: _split(shards, source.image_shape) for name, shards in by_split.items()},
+            splits={n: _split(by_split[n], source.image_shape) for n in manifest.SPLITS if n in by_split},
         )
     )
 

@@ -22,6 +22,7 @@ from pipeline.config import digest_of
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
+SPLITS = ("train", "validation", "test")  # in the order people are shown them
 
 
 class DatasetError(ValueError):
@@ -107,7 +108,7 @@ def seal(manifest: Manifest) -> Manifest:
 def publish(dataset: str, manifest: Manifest) -> Manifest:
     """Make the dataset exist: write its sealed manifest, atomically. Returns the sealed manifest."""
     sealed = seal(manifest)
-    text = json.dumps(sealed.model_dump(mode="json"), indent=1, sort_keys=True)
+    text = json.dumps(sealed.model_dump(mode="json"), indent=1)
     storage.publish(storage.join(dataset, FILE_NAME), text.encode())
     return sealed
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -32,6 +31,7 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": _INK,
     "grid.alpha": 0.15,
     "legend.frameon": False,
@@ -41,19 +41,16 @@ _STYLE: Any = {
 _NAMES = {"none": "no normalization", "batch": "batch norm", "group": "group norm", "layer": "layer norm"}
 
 
-def write_report(folder: Path, comparison: Comparison) -> Path:
-    """Write ``report.html`` into the folder and return its path."""
+def render(comparison: Comparison) -> str:
+    """The page."""
     loader = jinja2.FunctionLoader(lambda name: resources.files("pipeline").joinpath(name).read_text())
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"percent": _percent, "number": _number, "norm_name": norm_name}
-    page = environment.get_template("report.html.j2").render(
+    return environment.get_template("report.html.j2").render(
         comparison=comparison,
         verdict=verdict(comparison),
         plots=[(title, caption, draw_svg(draw, comparison)) for title, caption, draw in plots_of(comparison)],
     )
-    path = folder / "report.html"
-    path.write_text(page)
-    return path
 
 
 def norm_name(norm: str) -> str:
@@ -186,6 +183,9 @@ def _draw_search(axes: Axes, comparison: Comparison) -> None:
         fallen = [number for number, trial in enumerate(trials) if trial["diverged"]]
         axes.plot([rates[n] for n in fallen], [values[n] for n in fallen], "x", color=color, markersize=10)
     axes.set_xscale("log")
+    tried = sorted({trial["learning_rate"] for trial in comparison["search"]})
+    axes.set_xticks(tried, [f"{rate:g}" for rate in tried])
+    axes.set_xticks([], minor=True)
     axes.set(xlabel="peak learning rate", ylabel="accuracy (%)")
     axes.legend(loc="best")
 

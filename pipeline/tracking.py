@@ -87,8 +87,8 @@ class TrackedRun:
             elif value is not None:
                 self._client.log_metric(self.run_id, key, value)
 
-    def log_file(self, path: str | Path) -> None:
-        self._client.log_artifact(self.run_id, str(path))
+    def log_text(self, name: str, text: str) -> None:
+        self._client.log_text(self.run_id, text, name)
 
     def log_dataset(self, manifest: Manifest, path: str, context: str) -> None:
         """The dataset's name, digest and place as the run's input; MLflow cuts digests, so a tag has it whole."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pipeline import barrier, checkpoint, storage
@@ -96,14 +96,21 @@ def _relay(folder: str, *sinks: Callable[[list[Event]], None]) -> Iterator[None]
 
     thread = threading.Thread(target=loop, name="sparknorm-relay", daemon=True)
     thread.start()
-    try:
-        yield
-    finally:
+
+    def finish() -> None:
         stop.set()
         thread.join(timeout=60)
-    if problems:
-        raise problems[0]
-    pass_on()
+        if problems:
+            raise problems[0]
+        pass_on()
+
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # the training's own error is the one to show
+            finish()
+        raise
+    finish()
 
 
 def _log_model(run: TrackedRun, job: Any, manifest: Manifest) -> None:

@@ -79,6 +79,15 @@ def test_a_failure_of_all_ranks_is_told_once(spark):
     assert str(error.value).count("ValueError: settings that no rank can use") <= 2  # headline and traceback
 
 
+def leave(worker):
+    sys.exit(3)
+
+
+def test_an_exit_of_the_users_code_is_a_failure(spark):
+    with pytest.raises(barrier.WorkerError, match="SystemExit: 3"):
+        barrier.run(spark, leave, workers=TWO)
+
+
 def facts_of_pid(*_):
     return {"pid": os.getpid()}
 

@@ -200,8 +200,8 @@ def arm(norm, seed, accuracies, diverged=False):
     }  # fmt: skip
 
 
-def test_an_arm_that_diverged_or_never_arrived_is_shown_as_such(settings, tmp_path):
-    from pipeline.report import verdict, write_report
+def test_an_arm_that_diverged_or_never_arrived_is_shown_as_such(settings):
+    from pipeline.report import render, verdict
 
     arms = [
         arm("none", 0, [0.5, 0.6, 0.7]), arm("batch", 0, [0.6, 0.75, 0.8]),
@@ -213,6 +213,6 @@ def test_an_arm_that_diverged_or_never_arrived_is_shown_as_such(settings, tmp_pa
     assert none["steps_to_baseline_best_mean"] == 25  # 30 and 20: each against its own seed's best
     assert (batch["diverged"], batch["reached_baseline_best"], batch["steps_to_baseline_best_mean"]) == (1, 1, 20)
     assert any("Batch norm diverged in 1 of 2 runs" in line for line in verdict(result))
-    page = write_report(tmp_path, result).read_text()
+    page = render(result)
     assert "20 (1 of 2)" in page
     json.dumps(result, allow_nan=False)
