@@ -37,12 +37,8 @@ def compare(spark: SparkSession, settings: Settings) -> dict[str, Any]:
     options = settings.compare
     _check(spark, settings)
     tracker = Tracker(settings.tracking)
-    output.mkdir(parents=True, exist_ok=True)
-    for stale in (
-        "comparison.json",
-        "report.html",
-    ):  # a study that fails must not look like the one before it
-        (output / stale).unlink(missing_ok=True)
+    for stale in FILES:  # a study that fails must not look like the one before it
+        storage.remove(storage.join(settings.output, stale))
     with tracker.run(settings.name, settings=settings, kind="comparison") as parent:
         search = [
             _search(spark, settings, tracker, parent.run_id, norm, rate)
