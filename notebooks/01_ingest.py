@@ -13,10 +13,12 @@ dbutils.widgets.text("overrides", "", "Overrides: section.key=value section.key=
 
 # COMMAND ----------
 
+import shlex
+
 from pipeline.config import load_settings
 from pipeline.ingest import ingest
 
-settings = load_settings(dbutils.widgets.get("config"), dbutils.widgets.get("overrides").split())
+settings = load_settings(dbutils.widgets.get("config"), shlex.split(dbutils.widgets.get("overrides")))
 
 # COMMAND ----------
 

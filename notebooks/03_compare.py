@@ -11,11 +11,13 @@ dbutils.widgets.text("overrides", "", "Overrides: section.key=value section.key=
 
 # COMMAND ----------
 
+import shlex
+
 from pipeline import storage
 from pipeline.compare import compare
 from pipeline.config import load_settings
 
-settings = load_settings(dbutils.widgets.get("config"), dbutils.widgets.get("overrides").split())
+settings = load_settings(dbutils.widgets.get("config"), shlex.split(dbutils.widgets.get("overrides")))
 
 # COMMAND ----------
 

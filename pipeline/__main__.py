@@ -35,7 +35,7 @@ def ingest(config: Config, override: Overrides = None) -> None:
     """Check, shuffle and shard the images of a source into a dataset."""
     from pipeline.ingest import ingest as job
 
-    settings = load_settings(config, override or [])
+    settings = _start("ingest", config, override)
     manifest, written = job(_session(settings), settings.dataset, cache=f"{settings.output}/cache")
     kept = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
     aside = sum(manifest.set_aside.values())
@@ -52,7 +52,7 @@ def train(config: Config, override: Overrides = None) -> None:
     from pipeline.tracking import Tracker
     from pipeline.trial import check_trial, run_trial
 
-    settings = load_settings(config, override or [])
+    settings = _start("train", config, override)
     spark = _session(settings)
     check_trial(spark, settings)
     name = f"{settings.name} {settings.model.norm} seed={settings.train.seed}"
@@ -75,6 +75,13 @@ def compare(config: Config, override: Overrides = None) -> None:
         _say(line)
     _say(f"report: {settings.output}/report.html")
     sys.stdout.write(f"{settings.output}/comparison.json\n")
+
+
+def _start(command: str, config: Path, overrides: list[str] | None) -> Settings:
+    """The settings; what an earlier call left is removed, so that a failure cannot look like its result."""
+    settings = load_settings(config, overrides or [])
+    storage.remove(storage.join(settings.output, f"{command}.json"))
+    return settings
 
 
 def _session(settings: Settings) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import pickle
 import platform
 import socket
@@ -24,9 +25,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import WorkerSettings
+from pipeline.session import spark_reason
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+log = logging.getLogger(__name__)
 
 Facts = Callable[..., dict[str, Any]]
 
@@ -89,7 +93,9 @@ def run(
     try:
         rows = stage.repartition(1).collect()
     except Exception as error:
-        raise LaunchError(f"Spark gave up the barrier stage of {workers.count} workers: {_reason(error)}") from error
+        raise LaunchError(
+            f"Spark gave up the barrier stage of {workers.count} workers: {spark_reason(error)}"
+        ) from error
     failures = [pickle.loads(row.payload) for row in rows if row.failed]
     if failures:
         raise WorkerError(_describe(failures))
@@ -107,6 +113,8 @@ def wait_for_slots(spark: SparkSession, workers: WorkerSettings) -> None:
     if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         raise LaunchError("barrier stages need fixed executors: set spark.dynamicAllocation.enabled=false")
     context = spark.sparkContext
+    if context.getConf().get("spark.barrier.sync.timeout") is None:
+        log.warning("spark.barrier.sync.timeout is not set, and Spark's own default is a year: set it to 300")
     master = str(context.master)
     local = master.startswith("local") and not master.startswith("local-cluster")
     deadline = time.monotonic() + (0 if local else workers.slots_wait_seconds)
@@ -158,16 +166,15 @@ class _FailedError(Exception):
 def _rendezvous_and_call(
     context: Any, fn: Callable[..., Any], args: tuple, workers: WorkerSettings, facts: Facts | None
 ) -> Any:
-    import torch
+    rank = context.partitionId()
+    hosts = [info.address.rpartition(":")[0] or info.address for info in context.getTaskInfos()]
+    device, store, port = _introduce(context, hosts, args, workers, facts)
+    # Only now, when all ranks are known to be able to: an import that fails must not leave the others waiting.
     import torch.distributed as dist
 
     from pipeline.worker import Worker, process_group
 
-    rank = context.partitionId()
-    hosts = [info.address.rpartition(":")[0] or info.address for info in context.getTaskInfos()]
     timeout = timedelta(seconds=workers.collective_timeout_seconds)
-    torch.set_num_threads(workers.threads)
-    device, store, port = _introduce(context, hosts, args, workers, facts)
     if store is None:
         store = dist.TCPStore(hosts[0], port, len(hosts), is_master=False, timeout=timeout)
     worker = Worker(rank, len(hosts), _local_rank(hosts, rank), hosts.count(hosts[rank]), device, socket.gethostname())
@@ -183,33 +190,49 @@ def _introduce(
 ) -> tuple[Any, Any, int]:
     """Tell all ranks who this one is and hear who they are: (device, the store on rank 0 or None, its port).
 
-    Every rank takes part, also one that has failed: the others learn of it here instead of waiting for it.
+    Every rank takes part in the exchange, also one that has failed: the others learn of it here instead of waiting.
     """
-    import torch.distributed as dist
-
-    from pipeline.worker import choose_device
-
     rank = context.partitionId()
     device, store, error = None, None, None
-    message: dict[str, Any] = {}
     try:
-        gpu = context.resources().get("gpu")
-        device = choose_device(workers.device, gpu.addresses[0] if gpu else None, _local_rank(hosts, rank))
-        message["facts"] = {**_versions(), "device": device.type, **(facts(*args) if facts else {})}
-        if rank == 0:
-            # Port 0: the system picks a free one, so two launches never race for the same.
-            timeout = timedelta(seconds=workers.collective_timeout_seconds)
-            store = dist.TCPStore(hosts[0], 0, len(hosts), is_master=True, wait_for_workers=False, timeout=timeout)
-            message["port"] = store.port
-    except Exception as raised:  # noqa: BLE001 - told to the other ranks first, then to the driver
-        error, message = raised, {"error": str(raised)}
-    messages = [json.loads(text) for text in context.allGather(json.dumps(message))]
+        device, store, message = _prepare(context, hosts, args, workers, facts)
+        text = json.dumps(message)
+    except (Exception, SystemExit) as raised:  # noqa: BLE001 - told to the other ranks first, then to the driver
+        error, text = raised, json.dumps({"error": str(raised)})
+    messages = [json.loads(other) for other in context.allGather(text)]
     if error is not None:
         raise _FailedError(_failure(rank, error, echo=False)) from error
     if any("error" in other for other in messages):
         raise _FailedError(_failure(rank, RuntimeError("another rank failed before the start"), echo=True))
     _agree([other["facts"] for other in messages], hosts)
     return device, store, messages[0]["port"]
+
+
+def _prepare(
+    context: Any, hosts: list[str], args: tuple, workers: WorkerSettings, facts: Facts | None
+) -> tuple[Any, Any, dict[str, Any]]:
+    """What can fail on one rank alone: imports, device, facts and, on rank 0, the store."""
+    import torch
+    import torch.distributed as dist
+
+    from pipeline.worker import choose_device
+
+    rank = context.partitionId()
+    torch.set_num_threads(workers.threads)
+    gpu = context.resources().get("gpu")
+    # A GPU that Spark did not assign belongs to somebody else, so `auto` leaves it alone.
+    requested = "cpu" if workers.device == "auto" and gpu is None else workers.device
+    device = choose_device(requested, gpu.addresses[0] if gpu else None, _local_rank(hosts, rank))
+    message: dict[str, Any] = {
+        "facts": {**_versions(), "device": device.type, **(facts(*args) if facts else {})},
+    }
+    store = None
+    if rank == 0:
+        # Port 0: the system picks a free one, so two launches never race for the same.
+        timeout = timedelta(seconds=workers.collective_timeout_seconds)
+        store = dist.TCPStore(hosts[0], 0, len(hosts), is_master=True, wait_for_workers=False, timeout=timeout)
+        message["port"] = store.port
+    return device, store, message
 
 
 def _local_rank(hosts: list[str], rank: int) -> int:
@@ -279,10 +302,3 @@ def _describe(failures: list[_Failure]) -> str:
     others = [f.rank for f in failures if not f.echo and f.rank != first.rank]
     also = f" (also on ranks {sorted(others)})" if others else ""
     return f"rank {first.rank} on {first.host}{also}: {first.error}\n{first.traceback.rstrip()}"
-
-
-def _reason(error: Exception) -> str:
-    """The first line that says something, out of a Java stack trace."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    caused = [line for line in lines if "Could not recover" in line or "failed" in line.lower()]
-    return (caused or lines or [type(error).__name__])[0]

@@ -60,23 +60,51 @@ def load_newest(folder: str, *, identity: dict[str, str], device: torch.device) 
     """
     for name in reversed(_names(folder)):
         try:
-            seal = json.loads(storage.read_bytes(storage.join(folder, f"{name}.json")))
-            data = storage.read_bytes(storage.join(folder, f"{name}.pt"))
-            whole = hashlib.sha256(data).hexdigest() == seal["sha256"]
+            seal, data = _read(folder, name)
         except (OSError, ValueError, KeyError) as error:
-            log.warning("checkpoint %s/%s cannot be read (%s); trying the one before it", folder, name, error)
+            log.warning("checkpoint %s/%s cannot be used (%s); trying the one before it", folder, name, error)
             continue
-        if not whole:
-            log.warning("checkpoint %s/%s does not match its SHA-256; trying the one before it", folder, name)
-            continue
-        different = [key for key in identity if seal["identity"].get(key) != identity[key]]
-        if different:
-            raise CheckpointError(
-                f"checkpoint {folder}/{name} belongs to other {' and '.join(different)}: "
-                + "; ".join(f"{key} {seal['identity'].get(key)} there, {identity[key]} here" for key in different)
-            )
-        return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        return _unpack(folder, name, seal, data, identity, device)
     return None
+
+
+def load_step(folder: str, step: int, *, identity: dict[str, str], device: torch.device) -> dict[str, Any]:
+    """The state after ``step`` steps, which another rank has found to be the newest whole one.
+
+    Raises
+    ------
+    CheckpointError
+        It cannot be read here, does not match its SHA-256, or belongs to another run.
+    """
+    name = f"step-{step:08d}"
+    try:
+        seal, data = _read(folder, name)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"checkpoint {folder}/{name}, which rank 0 reads, cannot be read here: {error}"
+        ) from error
+    return _unpack(folder, name, seal, data, identity, device)
+
+
+def _read(folder: str, name: str) -> tuple[dict[str, Any], bytes]:
+    seal = json.loads(storage.read_bytes(storage.join(folder, f"{name}.json")))
+    data = storage.read_bytes(storage.join(folder, f"{name}.pt"))
+    if hashlib.sha256(data).hexdigest() != seal["sha256"]:
+        raise ValueError("it does not match its SHA-256")
+    return seal, data
+
+
+def _unpack(
+    folder: str, name: str, seal: dict[str, Any], data: bytes, identity: dict[str, str], device: torch.device
+) -> dict[str, Any]:
+    theirs = seal["identity"]
+    different = [key for key in identity if theirs.get(key) != identity[key]]
+    if different:
+        raise CheckpointError(
+            f"checkpoint {folder}/{name} belongs to other {' and '.join(different)}: "
+            + "; ".join(f"{key} {theirs.get(key)} there, {identity[key]} here" for key in different)
+        )
+    return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
 
 
 def _names(folder: str) -> list[str]:

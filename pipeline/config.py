@@ -114,7 +114,9 @@ class WorkerSettings(_Section):
 
     count: int = Field(2, ge=1, description="ranks: barrier tasks, one process and one GPU (if any) each")
     threads: int = Field(1, ge=1, description="torch threads of each rank on CPU")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU Spark assigned, else CPU")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the GPU that Spark assigned to the task, else CPU"
+    )
     collective_timeout_seconds: float = Field(300, gt=0, description="bound on every wait of one rank for the others")
     slots_wait_seconds: float = Field(60, ge=0, description="how long to wait for executors to register")
 

@@ -27,6 +27,7 @@ from pipeline import images, manifest, storage
 from pipeline.config import DatasetSettings, digest_of
 from pipeline.manifest import DatasetError, Manifest, Shard, Split
 from pipeline.progress import spark_tasks
+from pipeline.session import spark_reason
 from pipeline.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ _SHARD_SCHEMA = pa.schema(
     ]
 )
 _QUARANTINE_SCHEMA = pa.schema([("id", pa.int64()), ("origin", pa.string()), ("reason", pa.string())])
+
+
+class IngestError(RuntimeError):
+    """The Spark job failed; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ def ingest(spark: SparkSession, settings: DatasetSettings, *, cache: str) -> tup
         The source is missing, cut or altered.
     DatasetError
         Another dataset is at this path, or more than ``max_bad_share`` of the rows had to be set aside.
+    IngestError
+        The Spark job failed.
     """
     dataset = storage.absolute(settings.path)
     source = open_source(settings.source, cache)
@@ -92,10 +99,14 @@ def ingest(spark: SparkSession, settings: DatasetSettings, *, cache: str) -> tup
     _remove_leftovers(dataset)
     layout = _layout(dataset, settings, source, settings_digest)
     try:
-        with spark_tasks(spark, f"ingest {settings.name}"):
-            records = [json.loads(row.record) for row in _job(spark, source, settings, layout).collect()]
+        records = _run(spark, source, settings, layout)
         made = _manifest(records, source, settings, settings_digest, spark.sparkContext.applicationId)
         _check_bad_share(made, settings, dataset)
+        if missing := _missing_shard(dataset, made):
+            raise DatasetError(
+                f"an executor wrote {missing}, but the driver does not see it: "
+                "set dataset.path to a place that the driver and all executors share"
+            )
         return manifest.publish(dataset, made), True
     except BaseException:
         _remove_leftovers(dataset, keep_quarantine=True)
@@ -119,13 +130,20 @@ def _existing(dataset: str, settings_digest: str) -> Manifest | None:
             f"({found.settings_digest[:15]}..., these are {settings_digest[:15]}...): "
             "choose another dataset.path, or delete that folder first"
         )
-    for split in found.splits.values():
+    if missing := _missing_shard(dataset, found):
+        log.warning("%s is missing or cut: ingesting again", missing)
+        return None
+    return found
+
+
+def _missing_shard(dataset: str, made: Manifest) -> str | None:
+    """The first shard that is not there with all its bytes, as the driver sees it."""
+    for split in made.splits.values():
         for shard in split.shards:
             fs, path = storage.filesystem(storage.join(dataset, shard.path))
             if not fs.exists(path) or fs.size(path) != shard.bytes:
-                log.warning("%s/%s is missing or cut: ingesting again", dataset, shard.path)
-                return None
-    return found
+                return path
+    return None
 
 
 def _remove_leftovers(dataset: str, *, keep_quarantine: bool = False) -> None:
@@ -155,6 +173,18 @@ def _layout(dataset: str, settings: DatasetSettings, source: Source, settings_di
         len(source.classes),
         settings.row_group_rows,
     )
+
+
+def _run(spark: SparkSession, source: Source, settings: DatasetSettings, layout: Layout) -> list[dict[str, Any]]:
+    """Run the job; the records of all files that were written."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    try:
+        with spark_tasks(spark, f"ingest {settings.name}"):
+            return [json.loads(row.record) for row in _job(spark, source, settings, layout).collect()]
+    except (PySparkException, Py4JError) as error:
+        raise IngestError(f"the Spark job failed: {spark_reason(error)}") from error
 
 
 def _job(spark: SparkSession, source: Source, settings: DatasetSettings, layout: Layout) -> DataFrame:

@@ -86,8 +86,8 @@ class TrainingBar:
             self._update(steps[-1])
 
     def _update(self, event: Event) -> None:
-        assert self._first is not None
-        seconds, steps = event["time"] - self._first[0], event["step"] - self._first[1]
+        first_time, first_step = self._first or (event["time"], event["step"])
+        seconds, steps = event["time"] - first_time, event["step"] - first_step
         speed = f", {steps * self._batch_size / seconds:,.0f} images/s" if steps and seconds > 0 else ""
         epoch = min(self._epochs, (event["step"] - 1) * self._epochs // max(1, self._total) + 1)
         detail = f"epoch {epoch}/{self._epochs}, loss {event['loss']:.3f}{speed}{self._accuracy}"

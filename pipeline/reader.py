@@ -22,6 +22,7 @@ from pipeline.images import as_rows
 from pipeline.manifest import DatasetError, Manifest, Shard
 
 T = TypeVar("T")
+MAX_OPEN_FILES = 64
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class SplitFiles:
 
     def _file(self, shard: Shard) -> pq.ParquetFile:
         if shard.path not in self._open:
+            if len(self._open) >= MAX_OPEN_FILES:
+                self._open.pop(next(iter(self._open))).close(force=True)
             fs, path = storage.filesystem(storage.join(self._dataset, shard.path))
             self._open[shard.path] = pq.ParquetFile(fs.open(path, "rb"), pre_buffer=False)
         return self._open[shard.path]

@@ -45,6 +45,9 @@ def _defaults(master: str) -> dict[str, str]:
     properties = {
         "spark.ui.showConsoleProgress": "false",  # the commands draw their own progress
         "spark.barrier.sync.timeout": "300",  # seconds; Spark's own default is a year
+        # Bounds Spark's own wait for slots, should they vanish between our check and the launch.
+        "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "5s",
+        "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "12",
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={LOGGING.as_uri()}",
     }
     if master.startswith("local"):
@@ -54,3 +57,13 @@ def _defaults(master: str) -> dict[str, str]:
             "spark.ui.enabled": "false",
         }
     return properties
+
+
+def spark_reason(error: Exception) -> str:
+    """The line that says why, out of a Spark exception: the last one of a Python worker's traceback, else the first
+    that speaks of a failure, else the first."""
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    if any(line.startswith("Traceback") for line in lines):
+        return next(line for line in reversed(lines) if not line[0].isspace())
+    failed = [line.strip() for line in lines if "Could not recover" in line or "failed" in line.lower()]
+    return (failed or lines or [type(error).__name__])[0]

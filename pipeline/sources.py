@@ -121,6 +121,8 @@ def _assemble(files: dict[str, _IdxFile], classes: tuple[str, ...]) -> Source:
             raise SourceError(
                 f"{images.path} has {images.shape[0]} images, but {labels.path} has {labels.shape[0]} labels"
             )
+        if not images.shape[0]:
+            raise SourceError(f"{images.path} has no images")
         pairs.append(IdxPair(split, images.path, labels.path, images.shape[0], first_id))
         first_id += images.shape[0]
     height, width = shapes.pop()

@@ -1,7 +1,7 @@
 """Whole files, published atomically, on anything fsspec opens.
 
 Nothing here appends or seeks while writing, so object stores and Databricks Volumes work as a local disk does.
-A file that is there is whole: locally it appears by a rename, on an object store by one put.
+A file that is there is whole: on an object store it appears by one put, elsewhere by a rename.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+# Object stores, where a file appears with all its bytes or not at all. Elsewhere (HDFS, SFTP) it is written under
+# another name and renamed.
+_PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "r2", "memory", "dbfs"}
 
 
 def filesystem(path: str) -> tuple[Any, str]:
@@ -58,7 +62,12 @@ def publish(path: str, data: bytes) -> None:
     """Write a whole file so that a reader sees all of it or nothing, also when this process dies here."""
     fs, inner = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(inner, data)
+        if _PUT_IS_ATOMIC.isdisjoint(fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+            temporary_name = join(inner.rpartition("/")[0], f".{inner.rpartition('/')[2]}.{uuid.uuid4().hex[:8]}")
+            fs.pipe_file(temporary_name, data)
+            fs.mv(temporary_name, inner)
+        else:
+            fs.pipe_file(inner, data)
         return
     target = Path(inner)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -11,14 +11,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # MLflow looks for git; a machine without it is fine
 
 import mlflow
-import mlflow.pytorch
 import numpy as np
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
@@ -50,29 +49,32 @@ class TrackedRun:
     def __init__(self, run_id: str):
         self.run_id = run_id
         self._client = mlflow.MlflowClient()
-        self._last_step = -1
+        self._last_step = self._last_evaluation = -1
 
     def log_events(self, events: list[Event]) -> None:
         """Steps and evaluations as metrics; what a restarted gang repeats is dropped."""
         metrics: list[Metric] = []
+        step, evaluation = self._last_step, self._last_evaluation
         for event in events:
-            stamp = int(event["time"] * 1000)
             values: dict[str, Any] = {}
-            if event["kind"] == "step" and event["step"] > self._last_step:
-                self._last_step = event["step"]
+            if event["kind"] == "step" and event["step"] > step:
+                step = event["step"]
                 values = {"train/loss": event["loss"], "train/learning_rate": event["learning_rate"]}
-            elif event["kind"] == "evaluation" and event["step"] >= self._last_step:
-                split = event["split"]
+            elif event["kind"] == "evaluation" and event["step"] > evaluation:
+                evaluation = event["step"]
                 values = {
-                    f"{split}/accuracy": event["accuracy"],
-                    f"{split}/loss": event["loss"],
+                    f"{event['split']}/accuracy": event["accuracy"],
+                    f"{event['split']}/loss": event["loss"],
                     "train/mean_loss": event["train_loss"],
                     "train/images_per_second": event["images_per_second"],
                     "epoch": event["epoch"],
                 }
+            stamp = int(event["time"] * 1000)
             metrics += [Metric(k, v, stamp, event["step"]) for k, v in values.items() if v is not None]
         for start in range(0, len(metrics), _METRICS_AT_ONCE):
             self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
+        # Only now: if MLflow did not take them, the caller offers the same events again.
+        self._last_step, self._last_evaluation = step, evaluation
 
     def log_params(self, params: dict[str, Any]) -> None:
         entries = [Param(key, str(value)) for key, value in params.items()]
@@ -104,6 +106,7 @@ class TrackedRun:
 
         The `torch.export` format holds no pickled code and needs none of this package to be loaded.
         """
+        import mlflow.pytorch
         import torch
 
         example = np.zeros((2, *image_shape), dtype=np.uint8)
@@ -160,7 +163,8 @@ class Tracker:
             try:
                 yield run
             except BaseException as error:
-                run.log_summary({"failure": f"{type(error).__name__}: {error}"[:5000]})
+                with suppress(Exception):  # the store may be what failed
+                    run.log_summary({"failure": f"{type(error).__name__}: {error}"[:5000]})
                 raise
 
 

@@ -31,6 +31,7 @@ from pipeline.worker import Worker
 
 # Steps at the start of an attempt that a throughput figure leaves out: memory is allocated, kernels are chosen.
 WARM_UP_STEPS = 10
+TOKEN = "launch-token"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Job:
     folder: str
     model: ModelSettings
     train: TrainSettings
+    token: str = ""  # what the driver wrote into the file `TOKEN` of the folder, to see that every rank sees it
 
 
 @dataclass
@@ -84,7 +86,17 @@ def check_job(manifest: Manifest, train: TrainSettings, world_size: int) -> plan
 
 
 def facts(job: Job) -> dict[str, Any]:
-    """What every rank must see alike before step one; a launcher compares them over the ranks."""
+    """What every rank must see alike before step one; a launcher compares them over the ranks.
+
+    Raises
+    ------
+    ValueError
+        The job's folder here is not the one that the driver sees.
+    """
+    if job.token:
+        path = storage.join(job.folder, TOKEN)
+        if not storage.exists(path) or storage.read_bytes(path).decode() != job.token:
+            raise ValueError(f"{path}, written by the driver, is not seen here: set `output` to a place that all share")
     return {
         "settings": digest_of({"model": job.model.model_dump(), "train": job.train.model_dump()}),
         "dataset": load_manifest(job.dataset).digest,
@@ -325,7 +337,15 @@ class _Trainer:
         self.worker.wait_for_all()
 
     def _restore(self) -> None:
-        state = checkpoint.load_newest(self.checkpoints, identity=self.identity, device=self.worker.device)
+        """Rank 0 finds the newest whole checkpoint and the others load that very one, or fail."""
+        identity, device = self.identity, self.worker.device
+        state = None
+        if self.worker.rank == 0:
+            state = checkpoint.load_newest(self.checkpoints, identity=identity, device=device)
+        found = torch.tensor(state["progress"]["step"] if state else 0, device=device)
+        step = int(self.worker.all_reduce_sum(found))
+        if step and self.worker.rank > 0:
+            state = checkpoint.load_step(self.checkpoints, step, identity=identity, device=device)
         if state is not None:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

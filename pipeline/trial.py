@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from pipeline import barrier, checkpoint, storage
+from pipeline import barrier, storage
 from pipeline.config import Settings
 from pipeline.events import Event, EventReader
 from pipeline.manifest import Manifest
@@ -17,6 +18,8 @@ from pipeline.tracking import TrackedRun, Tracker
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+log = logging.getLogger(__name__)
 
 RELAY_SECONDS = 0.5
 
@@ -58,16 +61,17 @@ def run_trial(
     dict
         What `train.fit` returns, and ``run_id``.
     """
-    from pipeline.train import Job, facts, fit
+    from pipeline.train import TOKEN, Job, facts, fit
 
     manifest = check_trial(spark, settings)
     with tracker.run(name, settings=settings, parent=parent, **tags) as run:
         run.log_dataset(manifest, settings.dataset.path, context="training")
         folder = storage.join(storage.absolute(settings.output), "trials", run.run_id)
-        job = Job(storage.absolute(settings.dataset.path), folder, settings.model, settings.train)
+        job = Job(storage.absolute(settings.dataset.path), folder, settings.model, settings.train, token=run.run_id)
+        storage.publish(storage.join(folder, TOKEN), job.token.encode())
         with (
             TrainingBar(name, settings.train.batch_size) as bar,
-            _relay(storage.join(folder, "events"), run.log_events, bar.show),
+            _relay(storage.join(folder, "events"), run, bar),
         ):
             result = barrier.run(spark, fit, (job,), workers=settings.workers, facts=facts)[0]
         run.log_summary({key: value for key, value in result.items() if not isinstance(value, list)})
@@ -77,46 +81,52 @@ def run_trial(
 
 
 @contextmanager
-def _relay(folder: str, *sinks: Callable[[list[Event]], None]) -> Iterator[None]:
-    """Hand the events that workers publish to the sinks while the block runs, and the rest when it ends."""
+def _relay(folder: str, run: TrackedRun, bar: TrainingBar) -> Iterator[None]:
+    """Hand the events that workers publish to MLflow and to the bar while the block runs, and the rest when it ends.
+
+    Events that MLflow does not take are kept and offered again; only if it takes none at the very end is that an error.
+    """
     reader, stop = EventReader(folder), threading.Event()
-    problems: list[Exception] = []
+    waiting: list[Event] = []
 
     def pass_on() -> None:
-        if events := reader.new():
-            for sink in sinks:
-                sink(events)
+        events = reader.new()
+        waiting.extend(events)
+        bar.show(events)
+        if waiting:
+            run.log_events(waiting)
+            waiting.clear()
 
     def loop() -> None:
-        try:
-            while not stop.wait(RELAY_SECONDS):
+        warned = False
+        while not stop.wait(RELAY_SECONDS):
+            try:
                 pass_on()
-        except Exception as error:  # noqa: BLE001 - raised below, in the thread that waits
-            problems.append(error)
+            except Exception as error:  # noqa: BLE001 - offered again, and raised by the last call
+                if not warned:
+                    log.warning("metrics could not be passed on and will be offered again: %s", error)
+                warned = True
 
     thread = threading.Thread(target=loop, name="sparknorm-relay", daemon=True)
     thread.start()
-
-    def finish() -> None:
-        stop.set()
-        thread.join(timeout=60)
-        if problems:
-            raise problems[0]
-        pass_on()
-
     try:
         yield
     except BaseException:
+        stop.set()
+        thread.join()
         with suppress(Exception):  # the training's own error is the one to show
-            finish()
+            pass_on()
         raise
-    finish()
+    stop.set()
+    thread.join()  # bounded by the storage's and MLflow's own timeouts
+    pass_on()
 
 
 def _log_model(run: TrackedRun, job: Any, manifest: Manifest) -> None:
     import torch
 
     from models import build_model
+    from pipeline import checkpoint
     from pipeline.train import facts
 
     state = checkpoint.load_newest(
