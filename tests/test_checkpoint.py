@@ -61,3 +61,12 @@ def test_loading_runs_no_code(tmp_path):
     checkpoint.save(str(tmp_path), {"model": Trap()}, step=1, identity=MINE, keep=1)
     with pytest.raises(Exception, match="Weights only load failed"):
         load(tmp_path)
+
+
+def test_ranks_load_the_very_checkpoint_that_rank_0_found(tmp_path):
+    for step in (5, 10):
+        save(tmp_path, step)
+    assert checkpoint.load_step(str(tmp_path), 5, identity=MINE, device=CPU)["progress"]["step"] == 5
+    (tmp_path / "step-00000010.pt").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match="step-00000010, which rank 0 reads, cannot be read here"):
+        checkpoint.load_step(str(tmp_path), 10, identity=MINE, device=CPU)

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from small_data import CLASSES, dataset_settings, make_images, write_idx, write_idx_folder
 
-from pipeline import manifest
-from pipeline.ingest import ingest
+from pipeline import manifest, sources, storage
+from pipeline.ingest import IngestError, ingest
 from pipeline.manifest import DatasetError
 from pipeline.sources import SourceError
 
@@ -90,8 +90,8 @@ def test_the_same_input_and_settings_change_nothing(spark, idx_folder, dataset):
     assert files_of(Path(dataset)) == before
 
 
-def test_a_dataset_made_twice_is_the_same_byte_for_byte(spark, idx_folder, dataset, tmp_path):
-    spark.conf.set("spark.sql.shuffle.partitions", "3")
+def test_a_dataset_made_twice_is_the_same_byte_for_byte(spark, idx_folder, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "SLICE_ROWS", 77)  # read by 18 tasks instead of 2
     other, written = ingest(spark, dataset_settings(tmp_path / "other", idx_folder), cache="unused")
     assert written
     assert other.digest == manifest.load(dataset).digest
@@ -154,6 +154,28 @@ def test_a_job_that_dies_leaves_no_dataset_and_can_be_run_again(spark, idx_folde
     leftover.write_bytes(b"of a job that was killed")
     assert ingest(spark, settings, cache="unused")[1]
     assert not leftover.exists()
+
+
+def test_storage_that_executors_do_not_share_is_noticed(spark, idx_folder, tmp_path, monkeypatch):
+    """Executors write where the driver does not look, as on hosts with disks of their own."""
+    real = storage.filesystem
+
+    def elsewhere(path):
+        return real(path.replace("/data/", "/of-another-host/") if path.endswith(".parquet") else path)
+
+    monkeypatch.setattr(storage, "filesystem", elsewhere)
+    with pytest.raises(DatasetError, match=r"an executor wrote .* the driver does not see it: set dataset.path"):
+        ingest(spark, dataset_settings(tmp_path / "data", idx_folder), cache="unused")
+    assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_an_executors_error_is_one_line_with_its_cause(spark, idx_folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").write_text("a file where a folder must be")
+    with pytest.raises(IngestError) as error:
+        ingest(spark, dataset_settings(tmp_path / "data", idx_folder), cache="unused")
+    assert str(error.value).startswith("the Spark job failed: FileExistsError: ")
+    assert "\n" not in str(error.value)
 
 
 def test_a_cut_shard_is_made_again(spark, idx_folder, dataset, tmp_path):

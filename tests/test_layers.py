@@ -51,6 +51,14 @@ def test_spark_files_import_torch_only_inside_functions(name):
     assert not imports(REPOSITORY / "pipeline" / f"{name}.py", anywhere=False) & {"torch", "models"}
 
 
+def test_the_driver_side_is_imported_without_torch():
+    script = "import sys; sys.modules['torch'] = None; sys.modules['models'] = None\n"
+    script += "".join(f"import pipeline.{name}\n" for name in SPARK_SIDE)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=REPOSITORY,
+                          check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_only_tracking_imports_mlflow():
     users = [p.stem for p in (REPOSITORY / "pipeline").glob("*.py") if "mlflow" in imports(p, anywhere=True)]
     assert users == ["tracking"]

@@ -40,7 +40,7 @@ def run(name, spark, chosen):
 
 def test_from_files_to_report(spark, idx_folder, tmp_path):
     overrides = {
-        "output": tmp_path / "runs",
+        "output": f"'{tmp_path}/runs of mine'",
         "dataset.path": tmp_path / "data",
         "dataset.source.kind": "idx",
         "dataset.source.path": idx_folder,
@@ -52,7 +52,7 @@ def test_from_files_to_report(spark, idx_folder, tmp_path):
         "train.batch_size": 32,
         "train.epochs": 1,
         "compare.learning_rates": "[0.1]",
-        "compare.seeds": "[0]",
+        "compare.seeds": "'[0, 1]'",
         "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
         "tracking.artifacts": tmp_path / "artifacts",
     }

@@ -75,6 +75,13 @@ def rewrite(folder, name, change):
             lambda f: write_idx(f, "t10k-images-idx3-ubyte", np.zeros((10, 8, 8), np.uint8)),
             "image sizes differ",
         ),
+        (
+            lambda f: [
+                write_idx(f, "t10k-images-idx3-ubyte", np.zeros((0, 12, 12), np.uint8)),
+                write_idx(f, "t10k-labels-idx1-ubyte", np.zeros(0, np.uint8)),
+            ],
+            r"t10k-images-idx3-ubyte\.gz has no images",
+        ),
     ],
 )
 def test_a_bad_file_is_named(folder, damage, message):
@@ -116,8 +123,27 @@ def test_without_any_way_to_fetch_each_way_says_why(tmp_path, monkeypatch):
         fashion_mnist.locate(None, str(tmp_path / "cache"))
     assert "from debian package: apt-get and dpkg are not here" in str(error.value)
     assert "from public address" in str(error.value)
-    assert not (tmp_path / "cache" / "fashion-mnist").exists()
-    assert not (tmp_path / "cache" / "fashion-mnist.part").exists()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_bad_download_is_not_kept_and_an_incomplete_cache_is_replaced(fashion_mnist_files, tmp_path, monkeypatch):
+    def cut(folder):
+        for path in fashion_mnist_files.glob("*-ubyte*"):
+            (folder / path.name).write_bytes(path.read_bytes()[: 5000 if "t10k-labels" in path.name else None])
+
+    def whole(folder):
+        for path in fashion_mnist_files.glob("*-ubyte*"):
+            (folder / path.name).symlink_to(path)
+
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", "nowhere")
+    monkeypatch.setattr(fashion_mnist, "_from_debian_package", cut)
+    monkeypatch.setattr(fashion_mnist, "_from_public_address", whole)
+    incomplete = tmp_path / "cache" / "fashion-mnist"
+    incomplete.mkdir(parents=True)
+    (incomplete / "t10k-labels-idx1-ubyte.gz").touch()
+    assert fashion_mnist.locate(None, str(tmp_path / "cache")) == str(incomplete)
+    assert len(list(incomplete.glob("*-ubyte*"))) == 4
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["fashion-mnist"]
 
 
 def test_idx_helper_writes_what_the_format_says(folder):

@@ -25,7 +25,7 @@ def python(tmp_path):
     """A Python that sees the installed dependencies but not this project: -S leaves out the editable install."""
     site = sysconfig.get_paths()["purelib"]
     path = tmp_path / "python"
-    path.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{site}" exec {sys.executable} -S "$@"\n')
+    path.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{site}" exec "{sys.executable}" -S "$@"\n')
     path.chmod(0o755)
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     found = subprocess.run([path, "-c", "import pyspark, torch, pipeline"], cwd=tmp_path, env=env, capture_output=True,
@@ -37,12 +37,10 @@ def python(tmp_path):
 def submit(zip_path, python, cwd, *words):
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     env |= {"PYSPARK_PYTHON": str(python), "PYSPARK_DRIVER_PYTHON": str(python), "SPARK_LOCAL_IP": "127.0.0.1"}
-    main = cwd / "sparknorm_main.py"
-    main.write_bytes((REPOSITORY / "pipeline" / "__main__.py").read_bytes())
     command = [
         Path(sysconfig.get_path("scripts")) / "spark-submit", "--master", "local-cluster[2,1,1024]",
         "--properties-file", REPOSITORY / "conf" / "spark" / "local.conf",
-        "--py-files", zip_path, main, *words,
+        "--py-files", zip_path, REPOSITORY / "conf" / "spark" / "submit.py", *words,
     ]  # fmt: skip
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=280, check=False)
 

@@ -47,3 +47,14 @@ def test_cuda_without_a_device_is_an_error():
         choose_device("cuda", None, 0)
     with pytest.raises(ValueError, match="torch sees no CUDA device"):
         choose_device("auto", "0", 0)
+
+
+def test_which_gpu_a_rank_takes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    assert choose_device("auto", "1", 0) == torch.device("cuda", 1)  # what Spark assigned
+    assert choose_device("cuda", None, 1) == torch.device("cuda", 1)  # else one for each local rank
+    assert choose_device("cpu", "1", 0).type == "cpu"
+    with pytest.raises(ValueError, match=r"GPU 2 was asked for, but .* has 2"):
+        choose_device("cuda", None, 2)
