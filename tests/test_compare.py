@@ -191,6 +191,13 @@ def test_a_study_that_fails_leaves_no_result_and_a_failed_run(spark, settings, t
     assert reasons == ["LaunchError: executors were lost"] * 2
 
 
+def test_a_learning_rate_is_not_chosen_on_the_split_that_judges_it(spark, settings, tmp_path):
+    options = settings.compare.model_copy(update={"learning_rates": (0.1, 0.2), "search_on": "test"})
+    with pytest.raises(ValueError, match=r"search_on and train\.evaluate_on are both 'test'.*use `validation`"):
+        compare(spark, settings.model_copy(update={"compare": options}))
+    assert not (tmp_path / "mlflow.db").exists()
+
+
 def arm(norm, seed, accuracies, diverged=False):
     curve = [{"step": 10 * (n + 1), "epoch": n + 1, "accuracy": a, "loss": 1.0} for n, a in enumerate(accuracies)]
     return {
