@@ -156,7 +156,7 @@ def summarize(settings: Settings, arms: list[Result], search: list[Result]) -> d
     baseline = settings.compare.norms[0]
     best = {arm["seed"]: arm["best_accuracy"] for arm in arms if arm["norm"] == baseline}
     results = [{**arm, "steps_to_baseline_best": _steps_to(arm["curve"], best[arm["seed"]])} for arm in arms]
-    manifest = load_manifest(settings.dataset.path)
+    manifest = load_manifest(settings.dataset.path, settings.dataset.version)
     return {
         "name": settings.name,
         "baseline": baseline,

@@ -13,51 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from pipeline.data_settings import DatasetSettings, ReaderSettings, Section
 
 
 class SettingsError(ValueError):
     """A setting is missing, unknown, or has a value that cannot be used."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SourceSettings(_Section):
-    """Where the images come from."""
-
-    kind: Literal["fashion_mnist", "idx"] = Field(
-        "fashion_mnist",
-        description="fashion_mnist: the published files, found or fetched, checksums verified; "
-        "idx: any four files in the IDX format of MNIST, in the folder `path`",
-    )
-    path: str | None = Field(None, description="folder of the four IDX files; executors must see it too")
-    classes: tuple[str, ...] | None = Field(None, description="class names in label order (idx only)")
-
-    @model_validator(mode="after")
-    def _idx_is_explicit(self) -> SourceSettings:
-        if self.kind == "idx" and (self.path is None or not self.classes):
-            raise ValueError("kind: idx needs `path` (the folder of the four files) and `classes` (their names)")
-        return self
-
-
-class DatasetSettings(_Section):
-    """The dataset on disk: what `ingest` writes and everything else reads."""
-
-    path: str = Field("runs/datasets/fashion_mnist", description="folder or fsspec URL of the dataset")
-    name: str = Field("fashion_mnist", min_length=1)
-    source: SourceSettings = SourceSettings()
-    seed: int = Field(0, ge=0, description="seed of the split and of the shuffle on disk")
-    validation_share: float = Field(
-        1 / 12, ge=0, lt=1, description="share of the source's training rows set apart as split `validation`"
-    )
-    shard_rows: int = Field(7_500, ge=1, description="rows in one Parquet file, about")
-    row_group_rows: int = Field(1_250, ge=1, description="rows in one row group: the unit of reading and shuffling")
-    max_bad_share: float = Field(0.01, ge=0, le=1, description="share of set-aside rows above which ingest fails")
-
-
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """The network and its normalization."""
 
     network: str = Field("cnn", description="a name registered in models/")
@@ -71,14 +36,14 @@ class ModelSettings(_Section):
     )
 
 
-class AugmentSettings(_Section):
+class AugmentSettings(Section):
     """Random changes to training images, made on the device, the same for any number of workers."""
 
     flip: bool = Field(False, description="mirror left-right with probability one half")
     shift: int = Field(0, ge=0, description="shift by up to this many pixels each way, zeros moving in")
 
 
-class TrainSettings(_Section):
+class TrainSettings(Section):
     """One training run."""
 
     seed: int = Field(0, ge=0, description="seed of the initial weights, the order of rows and augmentation")
@@ -109,7 +74,7 @@ class TrainSettings(_Section):
         return self
 
 
-class WorkerSettings(_Section):
+class WorkerSettings(Section):
     """The barrier stage."""
 
     count: int = Field(2, ge=1, description="ranks: barrier tasks, one process and one GPU (if any) each")
@@ -121,7 +86,7 @@ class WorkerSettings(_Section):
     slots_wait_seconds: float = Field(60, ge=0, description="how long to wait for executors to register")
 
 
-class CompareSettings(_Section):
+class CompareSettings(Section):
     """Arms x seeds, each arm with its own best learning rate of one grid."""
 
     norms: tuple[str, ...] = Field(("none", "batch"), min_length=1, description="the arms; the first is the baseline")
@@ -142,7 +107,7 @@ class CompareSettings(_Section):
         return self
 
 
-class TrackingSettings(_Section):
+class TrackingSettings(Section):
     """MLflow."""
 
     uri: str = Field("sqlite:///runs/mlflow.db", description="any MLflow tracking URI")
@@ -151,19 +116,20 @@ class TrackingSettings(_Section):
     system_metrics: bool = Field(True, description="let MLflow sample CPU, memory and disk of the driver")
 
 
-class SparkSettings(_Section):
+class SparkSettings(Section):
     """How to get a session where none is given (spark-submit, a notebook and Databricks bring their own)."""
 
     master: str = Field("local[2]", description="used only when no master is set from outside")
     conf: dict[str, str] = Field(default_factory=dict, description="more Spark properties")
 
 
-class Settings(_Section):
+class Settings(Section):
     """Everything one command needs, from one YAML file."""
 
     name: str = Field(..., min_length=1, description="name of the study; runs are named after it")
     output: str = Field("runs", description="folder for everything the commands leave")
     dataset: DatasetSettings = DatasetSettings()
+    reader: ReaderSettings = ReaderSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     workers: WorkerSettings = WorkerSettings()

@@ -1,35 +1,132 @@
-"""Image payloads -> checked images of one shape. Runs on executors; no Spark import.
+"""Image payloads -> checked images of one shape, and stored images -> pixels. No Spark import, no torch.
 
-A payload that cannot be used is never an exception: it gets a reason, and `ingest` sets the row aside.
+A payload that cannot be used is never more than a `BadImageError` with a reason; `ingest` sets its row aside.
 """
 
 from __future__ import annotations
 
+import io
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-MISSING = "missing_image"
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Reasons to set a row aside.
+MISSING_IMAGE = "missing_image"
+UNREADABLE = "unreadable_file"
+EMPTY = "empty"
+TRUNCATED = "truncated"
+UNDECODABLE = "undecodable"
+ZERO_SIZED = "zero_sized"
+TOO_MANY_PIXELS = "too_many_pixels"
+UNSUPPORTED_PIXELS = "unsupported_pixels"
 WRONG_SIZE = "wrong_size"
+MISSING_LABEL = "missing_label"
 UNKNOWN_LABEL = "unknown_label"
+MISSING_SPLIT = "unknown_split"
+DUPLICATE = "duplicate"
+
+# What is decoded at all: each further parser is one more that a damaged file can attack.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# Spark's image source says how pixels are stored by OpenCV's type number: 8-bit unsigned, 1, 3 (BGR) or 4 (BGRA).
+_OPENCV_CHANNELS = {0: 1, 16: 3, 24: 4}
 
 
-def reasons_against(payloads: pa.Array, labels: pa.Array, *, image_bytes: int, num_classes: int) -> pa.Array:
-    """Why each row cannot be used, or null where it can: a string array as long as ``payloads``.
+class BadImageError(ValueError):
+    """An image cannot be used; the message is one of the reasons above."""
 
-    Parameters
-    ----------
-    payloads : binary; raw images, uint8 C x H x W, row-major
-    labels : integer; valid from 0 to ``num_classes`` - 1
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What every image becomes.
+
+    shape : (C, H, W); C is 1 or 3 (any number for images that are stored raw in this very shape)
+    resize : none, crop or letterbox
+    background : grey value, 0 to 255
+    max_pixels : an image of more is refused by its header
+    encoding : raw, png or jpeg
     """
-    known = pc.and_(pc.greater_equal(labels, 0), pc.less(labels, num_classes)).fill_null(False)
-    right_size = pc.equal(pc.binary_length(payloads), image_bytes).fill_null(False)
-    return pc.case_when(
-        pc.make_struct(payloads.is_null(), pc.invert(right_size), pc.invert(known)),
-        MISSING,
-        WRONG_SIZE,
-        UNKNOWN_LABEL,
-    )
+
+    shape: tuple[int, int, int]
+    resize: str = "crop"
+    background: int = 255
+    max_pixels: int = 50_000_000
+    encoding: str = "raw"
+    jpeg_quality: int = 92
+
+    @property
+    def raw_bytes(self) -> int:
+        return int(np.prod(self.shape))
+
+
+def from_file(payload: bytes | None, spec: ImageSpec) -> bytes:
+    """The content of a JPEG, PNG, WebP or BMP file -> a stored image of ``spec``.
+
+    Raises
+    ------
+    BadImageError
+        It cannot be decoded, or not made into this shape.
+    """
+    if payload is None:
+        raise BadImageError(MISSING_IMAGE)
+    if not payload:
+        raise BadImageError(EMPTY)
+    return _finish(_decode(payload, spec), spec)
+
+
+def from_spark_image(value: dict[str, Any] | None, spec: ImageSpec) -> bytes:
+    """The struct of Spark's image source (height, width, mode, data: rows of BGR pixels) -> a stored image."""
+    from PIL import Image
+
+    if value is None or value["data"] is None:
+        raise BadImageError(MISSING_IMAGE)
+    height, width, channels = value["height"] or 0, value["width"] or 0, _OPENCV_CHANNELS.get(value["mode"])
+    if channels is None:
+        raise BadImageError(UNSUPPORTED_PIXELS)
+    _check_size(width, height, spec)
+    if len(value["data"]) != height * width * channels:
+        raise BadImageError(TRUNCATED)
+    pixels = np.frombuffer(value["data"], np.uint8).reshape(height, width, channels)
+    if channels == 1:
+        return _finish(Image.fromarray(pixels[:, :, 0]), spec)
+    order = [2, 1, 0, 3][:channels]
+    return _finish(Image.fromarray(np.ascontiguousarray(pixels[:, :, order])), spec)
+
+
+def from_pixels(pixels: np.ndarray, spec: ImageSpec) -> bytes:
+    """uint8 C x H x W -> a stored image of ``spec``; pixels of that shape already are kept as they are."""
+    from PIL import Image
+
+    if pixels.shape == spec.shape and spec.encoding == "raw":
+        return pixels.tobytes()
+    if pixels.shape[0] not in (1, 3):
+        raise BadImageError(UNSUPPORTED_PIXELS)
+    image = Image.fromarray(pixels[0] if pixels.shape[0] == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    return _finish(image, spec)
+
+
+def decode_stored(payload: bytes, encoding: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """A stored image as uint8 C x H x W.
+
+    Raises
+    ------
+    BadImageError
+        It is damaged, or of another shape.
+    """
+    if encoding == "raw":
+        if len(payload) != int(np.prod(shape)):
+            raise BadImageError(WRONG_SIZE)
+        return np.frombuffer(payload, np.uint8).reshape(shape)
+    image = _open(payload, int(np.prod(shape)))
+    if image.size != (shape[2], shape[1]) or len(image.getbands()) != shape[0]:
+        raise BadImageError(WRONG_SIZE)
+    return _as_chw(_load(image))
 
 
 def as_rows(images: pa.Array, image_bytes: int) -> np.ndarray | None:
@@ -45,3 +142,147 @@ def as_rows(images: pa.Array, image_bytes: int) -> np.ndarray | None:
     if data is None:
         return np.empty((0, image_bytes), dtype=np.uint8)
     return np.frombuffer(data, dtype=np.uint8)[offsets[0] : offsets[-1]].reshape(len(images), image_bytes)
+
+
+def as_binary(rows: np.ndarray) -> pa.Array:
+    """uint8 (rows, image_bytes) as a binary array, without a copy where it is contiguous."""
+    count, size = rows.shape
+    offsets = np.arange(0, count * size + 1, size, dtype=np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(rows))]
+    return pa.BinaryArray.from_buffers(pa.binary(), count, buffers)
+
+
+def channel_sums(pixels: np.ndarray) -> np.ndarray:
+    """Per channel the sum of values and of their squares: uint8 (rows, C, H, W) -> int64 (2, C), exact."""
+    values = np.arange(256, dtype=np.int64)
+    counts = [np.bincount(pixels[:, c].ravel(), minlength=256) for c in range(pixels.shape[1])]
+    return np.array([[count @ values for count in counts], [count @ values**2 for count in counts]])
+
+
+def _decode(payload: bytes, spec: ImageSpec) -> Image:
+    """Decoded, upright pixels."""
+    from PIL import ImageOps
+
+    image = _open(payload, spec.max_pixels)
+    _check_size(*image.size, spec)
+    if image.format == "PNG":
+        _check_png(payload, spec.max_pixels)
+    image = _load(image)
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 - damaged EXIF data says nothing about the pixels, which were decoded
+        return image
+
+
+def _open(payload: bytes, max_pixels: int) -> Image:
+    """Read the header only."""
+    from PIL import Image, UnidentifiedImageError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # our own limit is stricter, or else meant
+        try:
+            return Image.open(io.BytesIO(payload), formats=FORMATS)
+        except Image.DecompressionBombError:
+            raise BadImageError(TOO_MANY_PIXELS) from None
+        except UnidentifiedImageError:
+            raise BadImageError(UNDECODABLE) from None
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - what parsers raise on damaged headers is not limited to a few classes
+            raise BadImageError(UNDECODABLE) from None
+
+
+def _check_png(payload: bytes, max_pixels: int) -> None:
+    """PNG has a checksum of every chunk, and decoding does not look at those of the pixels."""
+    image = _open(payload, max_pixels)
+    try:
+        image.verify()
+    except Exception as error:  # noqa: BLE001
+        raise BadImageError(_damage(error)) from None
+
+
+def _load(image: Image) -> Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image.load()
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in _open
+            raise BadImageError(_damage(error)) from None
+    return image
+
+
+def _damage(error: Exception) -> str:
+    return TRUNCATED if "truncated" in str(error).lower() or isinstance(error, EOFError) else UNDECODABLE
+
+
+def _check_size(width: int, height: int, spec: ImageSpec) -> None:
+    if width < 1 or height < 1:
+        raise BadImageError(ZERO_SIZED)
+    if width * height > spec.max_pixels:
+        raise BadImageError(TOO_MANY_PIXELS)
+
+
+def _finish(image: Image, spec: ImageSpec) -> bytes:
+    """Colours, size, encoding."""
+    image = _fit(_as_mode(image, "L" if spec.shape[0] == 1 else "RGB", spec.background), spec)
+    if spec.encoding == "raw":
+        return _as_chw(image).tobytes()
+    buffer = io.BytesIO()
+    if spec.encoding == "png":
+        image.save(buffer, "PNG")
+    else:
+        # Colour at full resolution: halving it is visible in small images.
+        image.save(buffer, "JPEG", quality=spec.jpeg_quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def _as_mode(image: Image, mode: str, background: int) -> Image:
+    """Grey or RGB; what is transparent shows the background."""
+    from PIL import Image as Pillow
+
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I;16"):  # 16-bit grey: 0..65535 -> 0..255
+        wide = np.asarray(image).astype(np.uint16)
+        image = Pillow.fromarray(((wide.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):  # 32 bits without a stated range: any scaling would be a guess
+        raise BadImageError(UNSUPPORTED_PIXELS)
+    try:
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            layer = image.convert("RGBA")
+            below = Pillow.new("RGBA", image.size, (background, background, background, 255))
+            image = Pillow.alpha_composite(below, layer)
+        return image.convert(mode)
+    except (ValueError, OSError):
+        raise BadImageError(UNSUPPORTED_PIXELS) from None
+
+
+def _fit(image: Image, spec: ImageSpec) -> Image:
+    """The spec's height and width; an image that has them already is not resampled."""
+    from PIL import Image as Pillow
+
+    size = (spec.shape[2], spec.shape[1])
+    if image.size == size:
+        return image
+    if spec.resize == "none":
+        raise BadImageError(WRONG_SIZE)
+    scales = [want / have for want, have in zip(size, image.size, strict=True)]
+    if spec.resize == "crop":
+        # The box of the source that fills the target, resampled in one go.
+        scale = max(scales)
+        box = [want / scale for want in size]
+        left, top = [(have - part) / 2 for have, part in zip(image.size, box, strict=True)]
+        return image.resize(size, Pillow.Resampling.BILINEAR, box=(left, top, left + box[0], top + box[1]))
+    scale = min(scales)
+    inner = [max(1, min(want, round(have * scale))) for want, have in zip(size, image.size, strict=True)]
+    small = image.resize((inner[0], inner[1]), Pillow.Resampling.BILINEAR)
+    canvas = Pillow.new(image.mode, size, spec.background if image.mode == "L" else (spec.background,) * 3)
+    canvas.paste(small, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    return canvas
+
+
+def _as_chw(image: Image) -> np.ndarray:
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,82 +1,53 @@
 """The Spark job from a source to a dataset: check, set bad rows aside, split, shuffle, write shards, publish.
 
 One pass and one shuffle. Where a row goes depends on its id and the seed alone, so the same input and settings give
-the same files, byte for byte, and the same manifest digest. A task publishes each shard whole under its final name
-and reports it; the manifest lists what tasks that succeeded reported, and makes the dataset exist.
+the same files, byte for byte, and the same manifest digest. The manifest lists what tasks that succeeded reported, and
+makes the dataset exist. Appending writes more shards and publishes a manifest of both; what was there is not touched.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import itertools
+import functools
 import json
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline import images, manifest, storage
-from pipeline.config import DatasetSettings, digest_of
-from pipeline.manifest import DatasetError, Manifest, Shard, Split
+from pipeline import images, manifest, shard_writer, storage, versions
+from pipeline.config import digest_of
+from pipeline.data_settings import DatasetSettings
+from pipeline.images import ImageSpec
+from pipeline.manifest import DatasetError, Ingested, Manifest, Shard, Split
 from pipeline.progress import spark_tasks
 from pipeline.session import spark_reason
+from pipeline.shard_writer import QUARANTINE, Layout
 from pipeline.sources import Source, open_source
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
 
 log = logging.getLogger(__name__)
 
-QUARANTINE = "quarantine"
 # A share of rows is compared as hash % this.
 _SHARE_STEPS = 1_000_000
-_SHARD_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.int64(), nullable=False),
-        pa.field("label", pa.int32(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),
-    ]
-)
-_QUARANTINE_SCHEMA = pa.schema([("id", pa.int64()), ("origin", pa.string()), ("reason", pa.string())])
+# Bytes of an encoded image for each byte of pixels, about: only the number of shards hangs on it.
+_ENCODED_SHARE = {"raw": 1.0, "png": 0.7, "jpeg": 0.25}
+# A row group is the unit of reading. Smaller ones cost requests, larger ones memory and shuffling.
+_ROW_GROUP_BYTES, _ROW_GROUP_ROWS = 4 << 20, (32, 2_048)
+# Which of two equal images stays: an image that is judged by must not be trained on.
+_KEEP_FIRST = ("test", "validation", "train")
 
 
 class IngestError(RuntimeError):
     """The Spark job failed; the message says why."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a task that writes shards must know; plain values, since it is pickled.
-
-    splits : (name, shards) of each split; shards are numbered through all splits in this order, quarantine last
-    """
-
-    dataset: str
-    prefix: str
-    splits: tuple[tuple[str, int], ...]
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    row_group_rows: int
-
-    def split_of(self, shard: int) -> tuple[str, int]:
-        """The split that a shard belongs to, and its number inside it."""
-        for name, count in self.splits:
-            if shard < count:
-                return name, shard
-            shard -= count
-        raise AssertionError(f"shard {shard} is past the last split")
-
-
 def ingest(spark: SparkSession, settings: DatasetSettings, *, cache: str) -> tuple[Manifest, bool]:
-    """Make the dataset of the settings, or find it made already.
+    """Make the dataset of the settings, add to it, or find it made already.
 
     Returns
     -------
@@ -92,269 +63,280 @@ def ingest(spark: SparkSession, settings: DatasetSettings, *, cache: str) -> tup
         The Spark job failed.
     """
     dataset = storage.absolute(settings.path)
-    source = open_source(settings.source, cache)
-    settings_digest = _settings_digest(settings, source)
-    if existing := _existing(dataset, settings_digest):
-        return existing, False
-    _remove_leftovers(dataset)
-    layout = _layout(dataset, settings, source, settings_digest)
+    before = manifest.load(dataset) if storage.exists(storage.join(dataset, manifest.FILE_NAME)) else None
+    added_to = before if settings.append else None
     try:
-        records = _run(spark, source, settings, layout)
-        made = _manifest(records, source, settings, settings_digest, spark.sparkContext.applicationId)
-        _check_bad_share(made, settings, dataset)
-        if missing := _missing_shard(dataset, made):
+        source = open_source(
+            spark,
+            settings.source,
+            cache,
+            first_id=sum(made.rows for made in added_to.sources) if added_to else 0,
+            known_classes=added_to.classes if added_to else None,
+        )
+    except Exception as error:
+        raise _plain(error) from error
+    try:
+        return _ingest(spark, settings, source, dataset, before)
+    finally:
+        source.close()
+
+
+def _ingest(
+    spark: SparkSession, settings: DatasetSettings, source: Source, dataset: str, before: Manifest | None
+) -> tuple[Manifest, bool]:
+    settings_digest = versions.settings_digest(settings, source)
+    if before is not None:
+        if versions.is_there(dataset, before, settings_digest, source):
+            return before, False
+        versions.check_append(dataset, before, settings, source, _image(settings, source), settings_digest)
+        if not settings.append:
+            before = None  # it is cut: made again
+    versions.remove_leftovers(dataset, before)
+    if before is not None and not source.numbered:
+        source, already_there = versions.only_new(spark, source, dataset, before)
+    else:
+        already_there = 0
+    coming = Ingested(
+        settings_digest=settings_digest,
+        state=source.state,
+        rows=sum(source.rows.values()),
+        already_there=already_there,
+    )
+    layout = _layout(dataset, settings, source, before)
+    try:
+        records = _run(spark, source, settings, layout, before)
+        added = _added(records, source, settings, layout, coming, spark.sparkContext.applicationId)
+        _check_bad_share(added, settings, dataset)
+        made = added if before is None else manifest.joined(before, added)
+        if missing := versions.missing_shard(dataset, made):
             raise DatasetError(
                 f"an executor wrote {missing}, but the driver does not see it: "
                 "set dataset.path to a place that the driver and all executors share"
             )
-        return manifest.publish(dataset, made), True
+        return manifest.publish(dataset, made, before=before), True
     except BaseException:
-        _remove_leftovers(dataset, keep_quarantine=True)
+        versions.remove_leftovers(dataset, before, keep_quarantine=True)
         raise
 
 
-def _settings_digest(settings: DatasetSettings, source: Source) -> str:
-    """Of what decides the content: the source's fingerprint instead of its place, nothing of where the dataset is."""
-    content = settings.model_dump(mode="json", exclude={"path": True, "source": {"path"}})
-    return digest_of({**content, "fingerprint": source.fingerprint, "format": manifest.FORMAT})
-
-
-def _existing(dataset: str, settings_digest: str) -> Manifest | None:
-    """The dataset at this path where it is the one asked for and whole; an error where it is another one."""
-    if not storage.exists(storage.join(dataset, manifest.FILE_NAME)):
-        return None
-    found = manifest.load(dataset)
-    if found.settings_digest != settings_digest:
-        raise DatasetError(
-            f"{dataset} holds {found.name}, ingested from other input or with other settings "
-            f"({found.settings_digest[:15]}..., these are {settings_digest[:15]}...): "
-            "choose another dataset.path, or delete that folder first"
-        )
-    if missing := _missing_shard(dataset, found):
-        log.warning("%s is missing or cut: ingesting again", missing)
-        return None
-    return found
-
-
-def _missing_shard(dataset: str, made: Manifest) -> str | None:
-    """The first shard that is not there with all its bytes, as the driver sees it."""
-    for split in made.splits.values():
-        for shard in split.shards:
-            fs, path = storage.filesystem(storage.join(dataset, shard.path))
-            if not fs.exists(path) or fs.size(path) != shard.bytes:
-                return path
-    return None
-
-
-def _remove_leftovers(dataset: str, *, keep_quarantine: bool = False) -> None:
-    """Delete what a job that did not finish has left, and nothing that ingest does not write."""
-    folders = manifest.SPLITS if keep_quarantine else (*manifest.SPLITS, QUARANTINE)
-    storage.remove(storage.join(dataset, manifest.FILE_NAME))
-    for folder in folders:
-        path = storage.join(dataset, folder)
-        for name in storage.names(path):
-            if name.startswith("part-") and name.endswith(".parquet"):
-                storage.remove(storage.join(path, name))
-
-
-def _layout(dataset: str, settings: DatasetSettings, source: Source, settings_digest: str) -> Layout:
-    held_out = source.rows["train"] * settings.validation_share
-    expected = {
-        "train": source.rows["train"] - held_out,
-        "validation": held_out,
-        "test": source.rows["test"],
-    }
-    splits = [(name, max(1, round(rows / settings.shard_rows))) for name, rows in expected.items() if rows]
-    return Layout(
-        dataset,
-        "part-" + settings_digest.removeprefix("sha256:")[:8],
-        (*splits, (QUARANTINE, 1)),
-        source.image_shape,
-        len(source.classes),
-        settings.row_group_rows,
-    )
-
-
-def _run(spark: SparkSession, source: Source, settings: DatasetSettings, layout: Layout) -> list[dict[str, Any]]:
-    """Run the job; the records of all files that were written."""
+def _plain(error: Exception) -> Exception:
+    """An error of a Spark job as one line; others as they are."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
+    if isinstance(error, (PySparkException, Py4JError)):
+        return IngestError(f"the Spark job failed: {spark_reason(error)}")
+    return error
+
+
+def _image(settings: DatasetSettings, source: Source) -> ImageSpec:
+    shape = settings.image.shape or source.pixel_shape
+    assert shape is not None, "config checks this"
+    wanted = settings.image.model_dump(exclude={"shape"})
+    return ImageSpec(shape=shape, **wanted)
+
+
+def _layout(dataset: str, settings: DatasetSettings, source: Source, before: Manifest | None) -> Layout:
+    image = _image(settings, source)
+    stored = image.raw_bytes * _ENCODED_SHARE[image.encoding]
+    splits = [
+        (name, max(1, round(rows * stored / settings.shard_bytes)))
+        for name, rows in _expected_rows(settings, source).items()
+        if rows
+    ]
+    low, high = _ROW_GROUP_ROWS
+    name = digest_of([versions.settings_digest(settings, source), before.digest if before else None])
+    return Layout(
+        dataset=dataset,
+        prefix="part-" + name.removeprefix("sha256:")[:8],
+        splits=(*splits, (QUARANTINE, 1)),
+        form=source.form,
+        pixel_shape=source.pixel_shape,
+        image=image,
+        num_classes=len(source.classes),
+        row_group_rows=settings.row_group_rows or max(low, min(high, _ROW_GROUP_BYTES // image.raw_bytes)),
+        compression=settings.compression,
+        expand=settings.source.expand,
+        deform=settings.source.deform,
+        seed=settings.seed,
+    )
+
+
+def _expected_rows(settings: DatasetSettings, source: Source) -> dict[str, float]:
+    """Rows of each split, about."""
+    if source.own_splits:
+        rows: dict[str, float] = {name: source.rows.get(name, 0) for name in manifest.SPLITS}
+    else:
+        whole = source.rows[""]
+        rows = {"train": whole * (1 - settings.test_share), "validation": 0, "test": whole * settings.test_share}
+    if not rows["validation"]:
+        share = (
+            settings.validation_share if source.own_splits else settings.validation_share / (1 - settings.test_share)
+        )
+        rows["validation"] = rows["train"] * share
+        rows["train"] -= rows["validation"]
+    rows["train"] *= settings.source.expand
+    return rows
+
+
+def _run(
+    spark: SparkSession, source: Source, settings: DatasetSettings, layout: Layout, before: Manifest | None
+) -> list[dict[str, Any]]:
+    """Run the job; the records of all files that were written."""
     try:
-        with spark_tasks(spark, f"ingest {settings.name}"):
-            return [json.loads(row.record) for row in _job(spark, source, settings, layout).collect()]
-    except (PySparkException, Py4JError) as error:
-        raise IngestError(f"the Spark job failed: {spark_reason(error)}") from error
+        with _batch_rows(spark, layout), spark_tasks(spark, f"ingest {settings.name}"):
+            return [json.loads(row.record) for row in _job(spark, source, settings, layout, before).collect()]
+    except Exception as error:
+        raise _plain(error) from error
 
 
-def _job(spark: SparkSession, source: Source, settings: DatasetSettings, layout: Layout) -> DataFrame:
+@contextmanager
+def _batch_rows(spark: SparkSession, layout: Layout) -> Iterator[None]:
+    """Spark counts the rows of what it hands to Python, not (before 4.0) their bytes: large images need few rows."""
+    setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(setting)
+    spark.conf.set(setting, str(layout.batch_rows))
+    try:
+        yield
+    finally:
+        spark.conf.set(setting, str(before))
+
+
+def _job(
+    spark: SparkSession, source: Source, settings: DatasetSettings, layout: Layout, before: Manifest | None
+) -> DataFrame:
     from pyspark.sql import functions as F
 
-    def check(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return _check(batches, layout)
-
-    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return _write(batches, layout)
-
-    checked = source.read(spark).mapInArrow(
+    check = functools.partial(shard_writer.check, read=source.read, layout=layout)
+    rows = source.items.mapInArrow(
         check, "id long, split string, label int, image binary, origin string, reason string"
     )
-    share = F.pmod(F.xxhash64(F.lit(settings.seed), F.lit("split"), "id"), F.lit(_SHARE_STEPS))
-    held_out = (F.col("split") == "train") & (share < int(settings.validation_share * _SHARE_STEPS))
-    split = F.when(F.col("reason").isNotNull(), QUARANTINE).when(held_out, "validation").otherwise(F.col("split"))
-    shuffled = checked.withColumn("split", split).withColumn("key", F.xxhash64(F.lit(settings.seed), "id"))
+    rows = rows.withColumn("split", _split_column(settings, source))
+    if settings.deduplicate:
+        rows = _without_duplicates(spark, rows, layout, before)
+    if layout.expand > 1:
+        expand = functools.partial(shard_writer.expand, layout=layout)
+        schema = "id long, split string, label int, image binary, origin string, reason string, copy int"
+        copy_id = F.when(F.col("copy") == 0, F.col("id")).otherwise(F.xxhash64("id", "copy"))
+        rows = rows.mapInArrow(expand, schema).withColumn("id", copy_id)
+    else:
+        rows = rows.withColumn("copy", F.lit(0))
+    shuffled = rows.withColumn("key", F.xxhash64(F.lit(settings.seed), "id"))
     shard, first = F.lit(0), 0
     for name, count in layout.splits:
         shard = F.when(F.col("split") == name, first + F.pmod(F.col("key"), F.lit(count))).otherwise(shard)
         first += count
     return (
-        shuffled.withColumn("shard", shard.cast("int"))
-        .repartition(first, "shard")
+        _by_shard(shuffled.withColumn("shard", shard.cast("int")), first)
         .sortWithinPartitions("shard", "key", "id")
-        .select("shard", "id", "label", "image", "origin", "reason")
-        .mapInArrow(write, "record string")
+        .select("shard", "id", "label", "image", "origin", "reason", "copy")
+        .mapInArrow(functools.partial(shard_writer.write, layout=layout), "record string")
     )
 
 
-def _check(batches: Iterator[pa.RecordBatch], layout: Layout) -> Iterator[pa.RecordBatch]:
-    """On an executor: give each row a reason to be set aside, or null; rows set aside lose their payload."""
-    image_bytes = math.prod(layout.image_shape)
-    for batch in batches:
-        payloads, labels = batch.column("payload"), batch.column("label")
-        reasons = images.reasons_against(payloads, labels, image_bytes=image_bytes, num_classes=layout.num_classes)
-        kept = pc.if_else(reasons.is_null(), payloads, pa.scalar(None, payloads.type))
-        yield pa.RecordBatch.from_arrays(
-            [batch.column("id"), batch.column("split"), labels, kept, batch.column("origin"), reasons],
-            names=["id", "split", "label", "image", "origin", "reason"],
-        )
+def _by_shard(rows: DataFrame, shards: int) -> DataFrame:
+    """One partition for each shard; where Spark is older than 4.1, chance puts several into one."""
+    if hasattr(rows, "repartitionById"):
+        return rows.repartitionById(shards, "shard")
+    return rows.repartition(shards, "shard")
 
 
-def _write(batches: Iterator[pa.RecordBatch], layout: Layout) -> Iterator[pa.RecordBatch]:
-    """On an executor: rows sorted by shard -> published files, one record of each."""
-    for shard, rows in _by_shard(batches):
-        split, number = layout.split_of(shard)
-        path = f"{split}/{layout.prefix}-{number:05d}.parquet"
-        if split == QUARANTINE:
-            record = _write_quarantine(storage.join(layout.dataset, path), rows)
-        else:
-            record = _write_shard(storage.join(layout.dataset, path), rows, layout)
-        text = json.dumps({"split": split, "path": path, **record})
-        yield pa.RecordBatch.from_pydict({"record": pa.array([text], pa.string())})
+def _split_column(settings: DatasetSettings, source: Source) -> Column:
+    """Where a row goes: set aside, the source's split, or by a hash of its id that no other row changes."""
+    from pyspark.sql import functions as F
+
+    place = F.pmod(F.xxhash64(F.lit(settings.seed), F.lit("split"), "id"), F.lit(_SHARE_STEPS))
+    validation = int(settings.validation_share * _SHARE_STEPS)
+    test = validation + int(settings.test_share * _SHARE_STEPS)
+    if not source.own_splits:
+        split = F.when(place < validation, "validation").when(place < test, "test").otherwise("train")
+    elif "validation" in source.rows:
+        split = F.col("split")
+    else:
+        split = F.when((F.col("split") == "train") & (place < validation), "validation").otherwise(F.col("split"))
+    return F.when(F.col("reason").isNotNull(), QUARANTINE).otherwise(split)
 
 
-def _by_shard(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
-    """Consecutive rows of one shard, as one table each."""
-    current = -1
-    parts: list[pa.RecordBatch] = []
-    for batch in batches:
-        shards = batch.column("shard").to_numpy()
-        cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1), len(shards)]
-        for start, end in itertools.pairwise(cuts):
-            if start == end:
-                continue
-            if shards[start] != current and parts:
-                yield current, pa.Table.from_batches(parts)
-                parts = []
-            current = int(shards[start])
-            parts.append(batch.slice(start, end - start))
-    if parts:
-        yield current, pa.Table.from_batches(parts)
+def _without_duplicates(spark: SparkSession, rows: DataFrame, layout: Layout, before: Manifest | None) -> DataFrame:
+    """Set aside every image that another row has pixel for pixel, keeping test before validation before train."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    from pipeline.sources import spark_path
+
+    content = F.coalesce(F.sha2("image", 256), F.concat(F.lit("row "), F.col("id").cast("string")))
+    rank = F.array_position(F.array(*[F.lit(name) for name in _KEEP_FIRST]), F.col("split"))
+    number = F.row_number().over(Window.partitionBy("content").orderBy(rank, "id"))
+    marked = rows.withColumn("content", content).withColumn("number", number)
+    again = F.col("reason").isNull() & (F.col("number") > 1)
+    if before is not None:
+        files = [spark_path(storage.join(layout.dataset, s.path)) for p in before.splits.values() for s in p.shards]
+        known = spark.read.schema("image binary").parquet(*files).select(F.sha2("image", 256).alias("content"))
+        marked = marked.join(known.distinct().withColumn("known", F.lit(True)), "content", "left")
+        again = again | (F.col("reason").isNull() & F.col("known").isNotNull())
+    return (
+        marked.withColumn("again", again)
+        .withColumn("reason", F.when(F.col("again"), images.DUPLICATE).otherwise(F.col("reason")))
+        .withColumn("split", F.when(F.col("again"), QUARANTINE).otherwise(F.col("split")))
+        .withColumn("image", F.when(~F.col("again"), F.col("image")))
+        .select("id", "split", "label", "image", "origin", "reason")
+    )
 
 
-def _write_shard(path: str, rows: pa.Table, layout: Layout) -> dict[str, Any]:
-    """Write and publish one shard; its record, with exact integer sums for the statistics of the split."""
-    buffer = io.BytesIO()
-    sums = np.zeros((2, layout.image_shape[0]), dtype=np.int64)
-    groups = []
-    # No statistics and no dictionary on `image`: they would copy whole images into the footer.
-    with pq.ParquetWriter(
-        buffer, _SHARD_SCHEMA, compression="none", use_dictionary=["label"], write_statistics=["id", "label"]
-    ) as writer:
-        for start in range(0, rows.num_rows, layout.row_group_rows):
-            group = rows.slice(start, layout.row_group_rows).select(_SHARD_SCHEMA.names).cast(_SHARD_SCHEMA)
-            writer.write_table(group, row_group_size=layout.row_group_rows)
-            groups.append(group.num_rows)
-            for chunk in group.column("image").chunks:
-                pixels = images.as_rows(chunk, math.prod(layout.image_shape))
-                assert pixels is not None, "rows of another size were set aside"
-                sums += _channel_sums(pixels.reshape(-1, *layout.image_shape))
-    data = buffer.getvalue()
-    storage.publish(path, data)
-    counts = np.bincount(rows.column("label").to_numpy(), minlength=layout.num_classes)
-    return {
-        "rows": rows.num_rows,
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "row_groups": groups,
-        "label_counts": counts.tolist(),
-        "sums": sums.tolist(),
-    }
-
-
-def _channel_sums(pixels: np.ndarray) -> np.ndarray:
-    """Per channel the sum of values and of their squares: int64 (2, C), exact, from a histogram of uint8 values."""
-    values = np.arange(256, dtype=np.int64)
-    counts = [np.bincount(pixels[:, c].ravel(), minlength=256) for c in range(pixels.shape[1])]
-    return np.array([[count @ values for count in counts], [count @ values**2 for count in counts]])
-
-
-def _write_quarantine(path: str, rows: pa.Table) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    pq.write_table(rows.select(_QUARANTINE_SCHEMA.names).cast(_QUARANTINE_SCHEMA), buffer)
-    storage.publish(path, buffer.getvalue())
-    return {"rows": rows.num_rows, "reasons": Counter(rows.column("reason").to_pylist())}
-
-
-def _manifest(
+def _added(
     records: list[dict[str, Any]],
     source: Source,
     settings: DatasetSettings,
-    settings_digest: str,
+    layout: Layout,
+    coming: Ingested,
     application: str,
 ) -> Manifest:
+    """The manifest of what this job wrote."""
     reasons: Counter[str] = Counter()
+    quarantine = []
     by_split: dict[str, list[dict[str, Any]]] = {}
     for record in sorted(records, key=lambda record: record["path"]):
         if record["split"] == QUARANTINE:
             reasons.update(record["reasons"])
+            quarantine.append(record["path"])
         else:
             by_split.setdefault(record["split"], []).append(record)
+    # Copies are counted from the originals, not from what was written: a lost one breaks the sum.
+    copies = (layout.expand - 1) * sum(record["originals"] for record in by_split.get("train", ()))
     return manifest.seal(
         Manifest(
             name=settings.name,
-            settings_digest=settings_digest,
+            settings_digest=coming.settings_digest,
             spark_application=application,
-            image=manifest.Image(encoding="raw", shape=source.image_shape),
+            image=manifest.Image(encoding=layout.image.encoding, shape=layout.image.shape),
             classes=source.classes,
-            input_rows=sum(source.rows.values()),
+            input_rows=coming.rows + copies,
             set_aside=dict(sorted(reasons.items())),
-            splits={n: _split(by_split[n], source.image_shape) for n in manifest.SPLITS if n in by_split},
+            quarantine=tuple(quarantine),
+            sources=(coming,),
+            splits={name: _split(by_split[name], layout) for name in manifest.SPLITS if name in by_split},
         )
     )
 
 
-def _split(records: list[dict[str, Any]], image_shape: tuple[int, int, int]) -> Split:
-    rows = sum(record["rows"] for record in records)
-    pixels = rows * image_shape[1] * image_shape[2]
-    first, second = np.sum([record["sums"] for record in records], axis=0).tolist()
-    means = [value / pixels for value in first]
-    deviations = [math.sqrt(max(0.0, square / pixels - m * m)) for square, m in zip(second, means, strict=True)]
+def _split(records: list[dict[str, Any]], layout: Layout) -> Split:
     fields = Shard.model_fields
-    return Split(
-        rows=rows,
-        label_counts=tuple(np.sum([record["label_counts"] for record in records], axis=0).tolist()),
-        mean=tuple(value / 255 for value in means),
-        std=tuple(value / 255 for value in deviations),
-        shards=tuple(Shard(**{name: record[name] for name in fields}) for record in records),
+    return manifest.with_statistics(
+        np.sum([record["label_counts"] for record in records], axis=0).tolist(),
+        np.sum([record["sums"] for record in records], axis=0).tolist(),
+        tuple(Shard(**{name: record[name] for name in fields}) for record in records),
+        layout.image.shape,
     )
 
 
 def _check_bad_share(made: Manifest, settings: DatasetSettings, dataset: str) -> None:
-    aside = sum(made.set_aside.values())
-    if aside > settings.max_bad_share * made.input_rows:
-        most = ", ".join(f"{reason} {count}" for reason, count in Counter(made.set_aside).most_common(3))
+    bad = Counter(made.set_aside)
+    bad.pop(images.DUPLICATE, None)  # asked for, and nothing is wrong with them
+    rows = sum(source.rows for source in made.sources)
+    if bad.total() > settings.max_bad_share * rows:
+        most = ", ".join(f"{reason} {count}" for reason, count in bad.most_common(3))
         raise DatasetError(
-            f"{aside} of {made.input_rows} rows cannot be used ({most}), more than dataset.max_bad_share "
+            f"{bad.total()} of {rows} rows cannot be used ({most}), more than dataset.max_bad_share "
             f"{settings.max_bad_share}: see {storage.join(dataset, QUARANTINE)} for each, mend the source or raise it"
         )
     if not made.splits.get("train"):

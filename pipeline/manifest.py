@@ -3,16 +3,20 @@
 ::
 
     <dataset>/manifest.json                 published last and atomically: without it there is no dataset
+    <dataset>/manifest-000N.json            the manifest of an earlier version, to which something was appended
     <dataset>/{train,test,...}/*.parquet    columns: id (int64), label (int32), image (binary)
     <dataset>/quarantine/*.parquet          what was set aside: id, origin, reason
 
-``image`` is uint8, C x H x W, row-major, every row of the one shape that the manifest states. Readers open only
-the files the manifest lists, so what failed or speculative tasks left behind is never data.
+``image`` is uint8, C x H x W, row-major, every row of the one shape that the manifest states (``encoding: raw``), or
+such an image as PNG or JPEG. Readers open only the files the manifest lists, so what failed or speculative tasks left
+behind is never data.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -44,10 +48,14 @@ class Shard(_Record):
 
 
 class Split(_Record):
-    """Rows of one split. ``mean`` and ``std`` are per channel, of pixel values scaled to [0, 1]."""
+    """Rows of one split. ``mean`` and ``std`` are per channel, of pixel values scaled to [0, 1].
+
+    ``pixel_sums`` are what they follow from: per channel the sum of pixel values (0 to 255), and of their squares.
+    """
 
     rows: int
     label_counts: tuple[int, ...]
+    pixel_sums: tuple[tuple[int, ...], tuple[int, ...]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     shards: tuple[Shard, ...]
@@ -58,11 +66,30 @@ class Image(_Record):
     shape: tuple[int, int, int]
 
 
+class Ingested(_Record):
+    """One source that went in: how many images it brought, and how many of its images were there already.
+
+    ``state`` stands for the times of its files: the same content written again is another state.
+    """
+
+    settings_digest: str
+    state: str
+    rows: int
+    already_there: int = 0
+
+
 class Manifest(_Record):
-    """Everything a reader needs to know. ``digest`` covers all but itself and the Spark application's id."""
+    """Everything a reader needs to know.
+
+    ``digest`` covers all but itself, the Spark application's id and times. ``input_rows`` counts the images of all
+    sources and the deformed copies made of them. ``version`` counts what was appended; ``previous`` is the digest
+    before it.
+    """
 
     format: int = FORMAT
     name: str
+    version: int = 1
+    previous: str | None = None
     digest: str = ""
     settings_digest: str
     spark_application: str
@@ -70,6 +97,8 @@ class Manifest(_Record):
     classes: tuple[str, ...]
     input_rows: int
     set_aside: dict[str, int]
+    quarantine: tuple[str, ...] = ()
+    sources: tuple[Ingested, ...]
     splits: dict[str, Split]
 
     def split(self, name: str) -> Split:
@@ -101,31 +130,101 @@ def seal(manifest: Manifest) -> Manifest:
         raise DatasetError(
             f"rows were lost or doubled: {manifest.input_rows} came in, {kept} are in splits and {aside} set aside"
         )
-    content = manifest.model_dump(mode="json", exclude={"digest", "spark_application"})
+    content = manifest.model_dump(
+        mode="json", exclude={"digest": True, "spark_application": True, "sources": {"__all__": {"state"}}}
+    )
     return manifest.model_copy(update={"digest": digest_of(content)})
 
 
-def publish(dataset: str, manifest: Manifest) -> Manifest:
-    """Make the dataset exist: write its sealed manifest, atomically. Returns the sealed manifest."""
+def with_statistics(
+    label_counts: list[int], pixel_sums: list[list[int]], shards: tuple[Shard, ...], shape: tuple[int, int, int]
+) -> Split:
+    """A split with mean and deviation from its sums (see `Split`); images have the shape (C, H, W)."""
+    rows = sum(shard.rows for shard in shards)
+    pixels = rows * shape[1] * shape[2]
+    means = [value / pixels for value in pixel_sums[0]]
+    deviations = [math.sqrt(max(0.0, square / pixels - m * m)) for square, m in zip(pixel_sums[1], means, strict=True)]
+    return Split(
+        rows=rows,
+        label_counts=tuple(label_counts),
+        pixel_sums=(tuple(pixel_sums[0]), tuple(pixel_sums[1])),
+        mean=tuple(value / 255 for value in means),
+        std=tuple(value / 255 for value in deviations),
+        shards=shards,
+    )
+
+
+def joined(before: Manifest, added: Manifest) -> Manifest:
+    """The next version: all shards of the one before, and those that were added."""
+    splits = {}
+    for name in SPLITS:
+        parts = [made.splits[name] for made in (before, added) if name in made.splits]
+        if parts:
+            splits[name] = with_statistics(
+                [sum(counts) for counts in zip(*(part.label_counts for part in parts), strict=True)],
+                [[sum(c) for c in zip(*(part.pixel_sums[power] for part in parts), strict=True)] for power in (0, 1)],
+                tuple(shard for part in parts for shard in part.shards),
+                before.image.shape,
+            )
+    return added.model_copy(
+        update={
+            "name": before.name,
+            "version": before.version + 1,
+            "previous": before.digest,
+            "input_rows": before.input_rows + added.input_rows,
+            "set_aside": dict(sorted((Counter(before.set_aside) + Counter(added.set_aside)).items())),
+            "quarantine": before.quarantine + added.quarantine,
+            "sources": before.sources + added.sources,
+            "splits": splits,
+        }
+    )
+
+
+def publish(dataset: str, manifest: Manifest, *, before: Manifest | None = None) -> Manifest:
+    """Make the dataset, or its new version, exist: write its sealed manifest, atomically. Returns the sealed manifest.
+
+    Parameters
+    ----------
+    before : the version that this one adds to; it stays readable under its own name
+    """
     sealed = seal(manifest)
-    text = json.dumps(sealed.model_dump(mode="json"), indent=1)
-    storage.publish(storage.join(dataset, FILE_NAME), text.encode())
+    if before is not None:
+        storage.publish(storage.join(dataset, file_name(before.version)), _text(before))
+    storage.publish(storage.join(dataset, FILE_NAME), _text(sealed))
     return sealed
 
 
-def load(dataset: str) -> Manifest:
-    """Read and check a dataset's manifest.
+def _text(manifest: Manifest) -> bytes:
+    return json.dumps(manifest.model_dump(mode="json"), indent=1).encode()
+
+
+def file_name(version: int) -> str:
+    """Where an earlier version's manifest lies in the dataset."""
+    return f"manifest-{version:04d}.json"
+
+
+def load(dataset: str, version: int | None = None) -> Manifest:
+    """Read and check a dataset's manifest, the newest or that of a version.
 
     Raises
     ------
     DatasetError
-        There is no manifest, it is of another format, or its digest does not match its content.
+        There is no manifest or no such version, it is of another format, or its digest does not match its content.
     """
-    path = storage.join(dataset, FILE_NAME)
+    newest = _load(dataset, FILE_NAME)
+    if version is None or version == newest.version:
+        return newest
+    if version > newest.version:
+        raise DatasetError(f"{dataset} has versions 1 to {newest.version}; dataset.version is {version}")
+    return _load(dataset, file_name(version))
+
+
+def _load(dataset: str, name: str) -> Manifest:
+    path = storage.join(dataset, name)
     try:
         tree: Any = json.loads(storage.read_bytes(path))
     except FileNotFoundError:
-        raise DatasetError(f"{dataset}: no dataset here ({FILE_NAME} is missing); run `ingest` first") from None
+        raise DatasetError(f"{dataset}: no dataset here ({name} is missing); run `ingest` first") from None
     except ValueError as error:
         raise DatasetError(f"{path} is not JSON: {error}") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
@@ -133,7 +232,7 @@ def load(dataset: str) -> Manifest:
     try:
         manifest = Manifest.model_validate(tree)
     except ValidationError as error:
-        raise DatasetError(f"{path} is damaged: {error}") from None
+        raise DatasetError(f"{path} is damaged, or was written by an older sparknorm: {error}") from None
     if seal(manifest).digest != manifest.digest:
         raise DatasetError(f"{path} was altered: its content does not match its digest {manifest.digest}")
     return manifest

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# What random numbers are for is part of their seed: numpy takes [seed, epoch] and [seed, epoch, 0, 0] for the same.
+_GROUPS, _ROWS = 1, 2
+
 
 @dataclass(frozen=True)
 class Window:
@@ -90,7 +93,7 @@ def plan_epoch(
     steps = lane_rows // lane_batch
     if steps < 1:
         raise ValueError(f"batch_size {batch_size} is larger than the split: {total} rows in {lanes} lanes")
-    order = np.random.default_rng([seed, epoch]).permutation(len(group_rows))
+    order = np.random.default_rng([_GROUPS, seed, epoch]).permutation(len(group_rows))
     return EpochPlan(group_rows, order, lanes, lane_batch, lane_rows, steps, shuffle_row_groups, seed, epoch)
 
 
@@ -103,7 +106,7 @@ def lane_windows(plan: EpochPlan, lane: int, *, first_step: int = 0) -> Iterator
         window = segments[start : start + plan.shuffle_row_groups]
         rows = int((window[:, 2] - window[:, 1]).sum())
         if position + rows > done:
-            order = np.random.default_rng([plan.seed, plan.epoch, lane, number]).permutation(rows)
+            order = np.random.default_rng([_ROWS, plan.seed, plan.epoch, lane, number]).permutation(rows)
             yield Window(window, order, max(0, done - position))
         position += rows
 

@@ -36,6 +36,10 @@ def absolute(path: str) -> str:
     return inner if isinstance(fs, LocalFileSystem) else str(path)
 
 
+def is_local(path: str) -> bool:
+    return isinstance(filesystem(path)[0], LocalFileSystem)
+
+
 def read_bytes(path: str) -> bytes:
     fs, inner = filesystem(path)
     with fs.open(inner, "rb") as file:

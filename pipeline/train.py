@@ -20,13 +20,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models import build_model
-from pipeline import checkpoint, plan, reader, storage
+from pipeline import checkpoint, reader, storage
 from pipeline.augment import augment
 from pipeline.config import ModelSettings, TrainSettings, digest_of
+from pipeline.data_settings import ReaderSettings
 from pipeline.evaluate import evaluate, reduce_running_statistics
 from pipeline.events import EventWriter
-from pipeline.manifest import DatasetError, Manifest
+from pipeline.feed import TrainingFeed
 from pipeline.manifest import load as load_manifest
+from pipeline.shards import SplitFiles
 from pipeline.worker import Worker
 
 # Steps at the start of an attempt that a throughput figure leaves out: memory is allocated, kernels are chosen.
@@ -42,6 +44,8 @@ class Job:
     folder: str
     model: ModelSettings
     train: TrainSettings
+    reader: ReaderSettings = field(default_factory=ReaderSettings)
+    version: int | None = None  # of the dataset; None is the newest
     token: str = ""  # what the driver wrote into the file `TOKEN` of the folder, to see that every rank sees it
 
 
@@ -62,29 +66,6 @@ class Progress:
     diverged: bool = False
 
 
-def check_job(manifest: Manifest, train: TrainSettings, world_size: int) -> plan.EpochPlan:
-    """The first epoch's plan, or the error that the job would end with. Needs no process group.
-
-    Raises
-    ------
-    ValueError
-        The worker count does not divide the lanes, a split is missing, or a batch is larger than the split.
-    """
-    plan.rank_lanes(0, world_size, train.lanes)
-    for split in ("train", train.evaluate_on):
-        if not manifest.split(split).rows:
-            raise DatasetError(f"dataset {manifest.name}: split {split!r} has no rows")
-    group_rows = [rows for shard in manifest.split("train").shards for rows in shard.row_groups]
-    return plan.plan_epoch(
-        group_rows,  # type: ignore[arg-type]
-        lanes=train.lanes,
-        batch_size=train.batch_size,
-        shuffle_row_groups=train.shuffle_row_groups,
-        seed=train.seed,
-        epoch=0,
-    )
-
-
 def facts(job: Job) -> dict[str, Any]:
     """What every rank must see alike before step one; a launcher compares them over the ranks.
 
@@ -98,8 +79,10 @@ def facts(job: Job) -> dict[str, Any]:
         if not storage.exists(path) or storage.read_bytes(path).decode() != job.token:
             raise ValueError(f"{path}, written by the driver, is not seen here: set `output` to a place that all share")
     return {
-        "settings": digest_of({"model": job.model.model_dump(), "train": job.train.model_dump()}),
-        "dataset": load_manifest(job.dataset).digest,
+        "settings": digest_of(
+            {"model": job.model.model_dump(), "train": job.train.model_dump(), "reader": job.reader.kind}
+        ),
+        "dataset": load_manifest(job.dataset, job.version).digest,
     }
 
 
@@ -147,15 +130,12 @@ def _without_buffer_sync() -> dict[str, Any]:
 class _Trainer:
     def __init__(self, worker: Worker, job: Job):
         self.worker, self.job, self.train = worker, job, job.train
-        self.manifest = load_manifest(job.dataset)
-        self.first_plan = check_job(self.manifest, self.train, worker.world_size)
-        self.lanes = plan.rank_lanes(worker.rank, worker.world_size, self.train.lanes)
-        self.steps_per_epoch = self.first_plan.steps
+        self.manifest = load_manifest(job.dataset, job.version)
+        self.feed = TrainingFeed(job.dataset, self.manifest, self.train, job.reader, worker)
+        self.steps_per_epoch = self.feed.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self.train.epochs
-        self.pin = worker.device.type == "cuda"
         self.memory_format = torch.channels_last if self.train.channels_last else torch.contiguous_format
-        self.train_files = reader.SplitFiles(job.dataset, self.manifest, "train")
-        self.evaluation_files = reader.SplitFiles(job.dataset, self.manifest, self.train.evaluate_on)
+        self.evaluation_files = SplitFiles(job.dataset, self.manifest, self.train.evaluate_on, job.reader)
 
         statistics = self.manifest.split("train")
         self.model = build_model(
@@ -195,39 +175,30 @@ class _Trainer:
             epochs=self.train.epochs,
             force=True,
         )
-        while self.progress.step < self.total_steps and not self.progress.diverged:
-            self._epoch(self.progress.step // self.steps_per_epoch)
-            self._save()
+        with reader.Prefetch(self.feed.blocks(self.progress.step), self.feed.blocks_ahead) as ready:
+            while self.progress.step < self.total_steps and not self.progress.diverged:
+                self._epoch(ready)
+                self._save()
         return self._result()
 
     def close(self) -> None:
         if self.events:
             self.events.flush()
-        self.train_files.close()
+        self.feed.close()
         self.evaluation_files.close()
 
-    def _epoch(self, epoch: int) -> None:
-        first_step = self.progress.step % self.steps_per_epoch
-        epoch_plan = plan.plan_epoch(
-            self.first_plan.group_rows,
-            lanes=self.train.lanes,
-            batch_size=self.train.batch_size,
-            shuffle_row_groups=self.train.shuffle_row_groups,
-            seed=self.train.seed,
-            epoch=epoch,
-        )
+    def _epoch(self, ready: Iterator[reader.Batch]) -> None:
+        epoch, first_step = divmod(self.progress.step, self.steps_per_epoch)
         evaluate_after = {
             self.steps_per_epoch * part // self.train.evaluations_per_epoch
             for part in range(1, self.train.evaluations_per_epoch + 1)
         }
-        batches = reader.train_batches(self.train_files, epoch_plan, self.lanes, first_step=first_step, pin=self.pin)
-        with reader.Prefetch(batches) as ready:
-            for step_in_epoch in range(first_step, self.steps_per_epoch):
-                self._step(ready)
-                if self.progress.diverged or step_in_epoch + 1 in evaluate_after:
-                    self._evaluate(epoch)
-                if self.progress.diverged:
-                    return
+        for step_in_epoch in range(first_step, self.steps_per_epoch):
+            self._step(ready)
+            if self.progress.diverged or step_in_epoch + 1 in evaluate_after:
+                self._evaluate(epoch)
+            if self.progress.diverged:
+                return
 
     def _step(self, batches: Iterator[reader.Batch]) -> None:
         """One optimizer step on one global batch; a loss that is not finite on any rank stops all before it."""
@@ -267,7 +238,7 @@ class _Trainer:
             self.train.augment,
             seed=self.train.seed,
             step=step,
-            lanes=self.lanes,
+            lanes=self.feed.lanes,
             num_lanes=self.train.lanes,
         ).contiguous(memory_format=self.memory_format)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.train.bf16):
@@ -283,12 +254,12 @@ class _Trainer:
 
     def _evaluate(self, epoch: int) -> None:
         reduce_running_statistics(self.worker, self.model)
-        batches = reader.evaluation_batches(
+        batches = reader.evaluation_blocks(
             self.evaluation_files,
             rank=self.worker.rank,
             world_size=self.worker.world_size,
             batch_size=self.train.evaluation_batch_size,
-            pin=self.pin,
+            pin=self.feed.pin,
         )
         with reader.Prefetch(batches) as ready:
             result = evaluate(

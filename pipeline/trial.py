@@ -35,10 +35,10 @@ def check_trial(spark: SparkSession, settings: Settings) -> Manifest:
         There are fewer slots than workers.
     """
     from models import build_model
-    from pipeline.train import check_job
+    from pipeline.feed import check_data
 
-    manifest = load_manifest(settings.dataset.path)
-    check_job(manifest, settings.train, settings.workers.count)
+    manifest = load_manifest(settings.dataset.path, settings.dataset.version)
+    check_data(manifest, settings.train, settings.reader, settings.workers.count)
     build_model(settings.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
     barrier.wait_for_slots(spark, settings.workers)
     return manifest
@@ -67,7 +67,15 @@ def run_trial(
     with tracker.run(name, settings=settings, parent=parent, **tags) as run:
         run.log_dataset(manifest, settings.dataset.path, context="training")
         folder = storage.join(storage.absolute(settings.output), "trials", run.run_id)
-        job = Job(storage.absolute(settings.dataset.path), folder, settings.model, settings.train, token=run.run_id)
+        job = Job(
+            storage.absolute(settings.dataset.path),
+            folder,
+            settings.model,
+            settings.train,
+            reader=settings.reader,
+            version=manifest.version,  # also after a restart, whatever is appended meanwhile
+            token=run.run_id,
+        )
         storage.publish(storage.join(folder, TOKEN), job.token.encode())
         with (
             TrainingBar(name, settings.train.batch_size) as bar,

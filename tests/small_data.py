@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import DatasetSettings, SourceSettings
+from pipeline.data_settings import DatasetSettings, SourceSettings
 
 CLASSES = ("flat", "left", "right")
 
@@ -47,7 +47,7 @@ def dataset_settings(path: Path, source: Path, **changes) -> DatasetSettings:
         "name": "halves",
         "source": SourceSettings(kind="idx", path=str(source), classes=CLASSES),
         "validation_share": 0.2,
-        "shard_rows": 200,
+        "shard_bytes": 200 * 12 * 12,
         "row_group_rows": 30,
     }
     return DatasetSettings(**{**defaults, **changes})

@@ -6,6 +6,7 @@ from torch import nn
 
 from pipeline import manifest, reader
 from pipeline.evaluate import evaluate, reduce_running_statistics
+from pipeline.shards import SplitFiles
 
 CHANNELS = 5
 
@@ -21,9 +22,13 @@ class ToDouble(nn.Module):
 
 
 def evaluate_rank(worker, dataset):
-    files = reader.SplitFiles(dataset, manifest.load(dataset), "test")
+    files = SplitFiles(dataset, manifest.load(dataset), "test")
     model = nn.Sequential(ToDouble(), linear_model())
-    batches = reader.evaluation_batches(files, rank=worker.rank, world_size=worker.world_size, batch_size=50)
+    batches = (
+        batch
+        for block in reader.evaluation_blocks(files, rank=worker.rank, world_size=worker.world_size, batch_size=50)
+        for batch in block
+    )
     return evaluate(worker, model, batches, split_rows=301)
 
 
@@ -31,7 +36,7 @@ def evaluate_rank(worker, dataset):
 def test_every_number_of_ranks_counts_all_rows(dataset, world_size):
     """301 rows: no rank but a lone one has a whole number of batches, and ranks differ in rows."""
     results = run_ranks(evaluate_rank, world_size, dataset)
-    files = reader.SplitFiles(dataset, manifest.load(dataset), "test")
+    files = SplitFiles(dataset, manifest.load(dataset), "test")
     images, labels = (
         np.concatenate(part) for part in zip(*(files.read(n) for n in range(len(files.group_rows))), strict=True)
     )
@@ -51,8 +56,10 @@ def test_rows_that_are_missing_are_noticed(dataset):
 
 
 def _with_rows(worker, dataset, rows):
-    files = reader.SplitFiles(dataset, manifest.load(dataset), "test")
-    batches = reader.evaluation_batches(files, rank=0, world_size=1, batch_size=50)
+    files = SplitFiles(dataset, manifest.load(dataset), "test")
+    batches = (
+        batch for block in reader.evaluation_blocks(files, rank=0, world_size=1, batch_size=50) for batch in block
+    )
     return evaluate(worker, nn.Sequential(ToDouble(), linear_model()), batches, split_rows=rows)
 
 

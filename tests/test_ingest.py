@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_data import CLASSES, dataset_settings, make_images, write_idx, write_idx_folder
 
-from pipeline import manifest, sources, storage
+from pipeline import manifest, record_files, storage
 from pipeline.ingest import IngestError, ingest
 from pipeline.manifest import DatasetError
 from pipeline.sources import SourceError
@@ -91,7 +91,8 @@ def test_the_same_input_and_settings_change_nothing(spark, idx_folder, dataset):
 
 
 def test_a_dataset_made_twice_is_the_same_byte_for_byte(spark, idx_folder, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "SLICE_ROWS", 77)  # read by 18 tasks instead of 2
+    monkeypatch.setattr(record_files, "SLICE_ROWS", 77)
+    monkeypatch.setattr(record_files, "_FEWEST_ROWS", 77)  # read by 18 tasks instead of 2
     other, written = ingest(spark, dataset_settings(tmp_path / "other", idx_folder), cache="unused")
     assert written
     assert other.digest == manifest.load(dataset).digest

@@ -3,12 +3,12 @@ import json
 import pytest
 
 from pipeline import manifest, storage
-from pipeline.manifest import DatasetError, Image, Manifest, Shard, Split
+from pipeline.manifest import DatasetError, Image, Ingested, Manifest, Shard, Split
 
 
 def make(rows=10, aside=2, input_rows=12, groups=(6, 4), counts=(7, 3)) -> Manifest:
     shard = Shard(path="train/part-0.parquet", rows=rows, bytes=100, sha256="00", row_groups=groups)
-    split = Split(rows=rows, label_counts=counts, mean=(0.5,), std=(0.25,), shards=(shard,))
+    split = Split(rows=rows, label_counts=counts, pixel_sums=((9,), (81,)), mean=(0.5,), std=(0.25,), shards=(shard,))
     return Manifest(
         name="x",
         settings_digest="sha256:0",
@@ -17,6 +17,7 @@ def make(rows=10, aside=2, input_rows=12, groups=(6, 4), counts=(7, 3)) -> Manif
         classes=("a", "b"),
         input_rows=input_rows,
         set_aside={"wrong_size": aside} if aside else {},
+        sources=(Ingested(settings_digest="sha256:0", state="sha256:1", rows=input_rows),),
         splits={"train": split},
     )
 
@@ -45,6 +46,8 @@ def test_rows_are_conserved_or_nothing_is_published(tmp_path, change, message):
 def test_the_digest_covers_content_and_not_the_job():
     sealed = manifest.seal(make())
     again = manifest.seal(sealed.model_copy(update={"spark_application": "local-2"}))
+    later = sealed.sources[0].model_copy(update={"state": "sha256:2"})
+    assert manifest.seal(sealed.model_copy(update={"sources": (later,)})).digest == sealed.digest
     other = manifest.seal(sealed.model_copy(update={"classes": ("a", "c")}))
     assert again.digest == sealed.digest != other.digest
 

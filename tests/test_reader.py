@@ -10,6 +10,7 @@ import torch
 
 from pipeline import manifest, plan, reader
 from pipeline.manifest import DatasetError
+from pipeline.shards import SplitFiles
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def content(dataset):
 
 
 def files_of(dataset, split="train"):
-    return reader.SplitFiles(dataset, manifest.load(dataset), split)
+    return SplitFiles(dataset, manifest.load(dataset), split)
 
 
 def epoch_plan(files, lanes=4, batch_size=32, window=2, epoch=0):
@@ -39,7 +40,7 @@ def test_batches_are_what_the_plan_says(dataset, content, world_size, batch_size
     expected = plan.step_rows(planned)
     for rank in range(world_size):
         lanes = plan.rank_lanes(rank, world_size, 4)
-        batches = list(reader.train_batches(files, planned, lanes))
+        batches = list(reader.train_batches(files, lambda _: planned, lanes, epochs=1))
         assert len(batches) == planned.steps
         for batch, rows in zip(batches, expected, strict=True):
             mine = rows[list(lanes)].ravel()
@@ -52,8 +53,8 @@ def test_batches_are_what_the_plan_says(dataset, content, world_size, batch_size
 def test_starting_in_the_middle_gives_the_rest(dataset):
     files = files_of(dataset)
     planned = epoch_plan(files)
-    whole = list(reader.train_batches(files, planned, range(4)))
-    rest = list(reader.train_batches(files, planned, range(4), first_step=10))
+    whole = list(reader.train_batches(files, lambda _: planned, range(4), epochs=1))
+    rest = list(reader.train_batches(files, lambda _: planned, range(4), epochs=1, first_step=10))
     assert len(rest) == planned.steps - 10
     for a, b in zip(whole[10:], rest, strict=True):
         assert torch.equal(a.images, b.images)
@@ -66,7 +67,8 @@ def test_evaluation_reads_every_row_once(dataset, world_size):
     parts = [
         batch
         for rank in range(world_size)
-        for batch in reader.evaluation_batches(files, rank=rank, world_size=world_size, batch_size=13)
+        for block in reader.evaluation_blocks(files, rank=rank, world_size=world_size, batch_size=13)
+        for batch in block
     ]
     table = pq.read_table([f"{dataset}/{s.path}" for s in manifest.load(dataset).split("test").shards])
     images = torch.cat([part.images for part in parts])
@@ -120,7 +122,7 @@ def test_prefetch_keeps_order_and_stays_bounded():
     def items():
         for number in range(50):
             made.append(number)
-            yield number
+            yield [number]
 
     with reader.Prefetch(items(), depth=3) as ready:
         assert next(ready) == 0
@@ -131,7 +133,7 @@ def test_prefetch_keeps_order_and_stays_bounded():
 
 def test_prefetch_raises_what_its_items_raise():
     def items():
-        yield 1
+        yield [1]
         raise DatasetError("row group 3 is cut")
 
     with reader.Prefetch(items()) as ready:
@@ -141,6 +143,6 @@ def test_prefetch_raises_what_its_items_raise():
 
 
 def test_prefetch_stops_its_thread_when_left_early():
-    with reader.Prefetch(iter(range(10**9)), depth=2) as ready:
+    with reader.Prefetch(([number] for number in range(10**9)), depth=2) as ready:
         next(ready)
     assert not [t for t in threading.enumerate() if t.name == "sparknorm-prefetch"]

@@ -6,8 +6,10 @@ import pytest
 from small_data import CLASSES, make_images, write_idx, write_idx_folder
 
 from pipeline import fashion_mnist
-from pipeline.config import SourceSettings
+from pipeline.data_settings import SourceSettings
 from pipeline.sources import SourceError, open_source
+
+pytestmark = pytest.mark.spark
 
 
 @pytest.fixture
@@ -15,28 +17,28 @@ def folder(tmp_path):
     return write_idx_folder(tmp_path / "idx", train_rows=25, test_rows=10)
 
 
-def opened(folder):
-    return open_source(SourceSettings(kind="idx", path=str(folder), classes=CLASSES), str(folder))
+def opened(spark, folder):
+    return open_source(spark, SourceSettings(kind="idx", path=str(folder), classes=CLASSES), str(folder))
 
 
-def test_what_is_known_before_reading(folder):
-    source = opened(folder)
-    assert (source.rows, source.image_shape, source.classes) == ({"train": 25, "test": 10}, (1, 12, 12), CLASSES)
+def test_what_is_known_before_reading(spark, folder):
+    source = opened(spark, folder)
+    assert (source.rows, source.pixel_shape, source.classes) == ({"train": 25, "test": 10}, (1, 12, 12), CLASSES)
 
 
-def test_uncompressed_files_are_the_same_source(folder):
-    compressed = opened(folder)
+def test_uncompressed_files_are_the_same_source(spark, folder):
+    compressed = opened(spark, folder)
     for path in folder.glob("*.gz"):
         path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
         path.unlink()
-    assert opened(folder).fingerprint == compressed.fingerprint
+    assert opened(spark, folder).fingerprint == compressed.fingerprint
 
 
-def test_another_image_is_another_fingerprint(folder):
-    before = opened(folder).fingerprint
+def test_another_image_is_another_fingerprint(spark, folder):
+    before = opened(spark, folder).fingerprint
     images, _ = make_images(25, seed=9)
     write_idx(folder, "train-images-idx3-ubyte", images)
-    assert opened(folder).fingerprint != before
+    assert opened(spark, folder).fingerprint != before
 
 
 def rewrite(folder, name, change):
@@ -84,20 +86,20 @@ def rewrite(folder, name, change):
         ),
     ],
 )
-def test_a_bad_file_is_named(folder, damage, message):
+def test_a_bad_file_is_named(spark, folder, damage, message):
     damage(folder)
     with pytest.raises(SourceError, match=message):
-        opened(folder)
+        opened(spark, folder)
 
 
-def test_fashion_mnist_is_the_published_one(fashion_mnist_files, tmp_path):
-    source = open_source(SourceSettings(kind="fashion_mnist", path=str(fashion_mnist_files)), str(tmp_path))
+def test_fashion_mnist_is_the_published_one(spark, fashion_mnist_files, tmp_path):
+    source = open_source(spark, SourceSettings(kind="fashion_mnist", path=str(fashion_mnist_files)), str(tmp_path))
     assert source.rows == {"train": 60_000, "test": 10_000}
-    assert source.image_shape == (1, 28, 28)
+    assert source.pixel_shape == (1, 28, 28)
     assert len(source.classes) == 10
 
 
-def test_an_altered_fashion_mnist_file_is_named_with_both_checksums(fashion_mnist_files, tmp_path):
+def test_an_altered_fashion_mnist_file_is_named_with_both_checksums(spark, fashion_mnist_files, tmp_path):
     for path in fashion_mnist_files.glob("*-ubyte*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     labels = next(tmp_path.glob("t10k-labels*"))
@@ -107,12 +109,12 @@ def test_an_altered_fashion_mnist_file_is_named_with_both_checksums(fashion_mnis
         fashion_mnist.FashionMnistError,
         match=r"t10k-labels-idx1-ubyte\.gz is not the published .*: SHA-256 [0-9a-f]{64}, expected 0402a96d",
     ):
-        open_source(SourceSettings(kind="fashion_mnist", path=str(tmp_path)), str(tmp_path))
+        open_source(spark, SourceSettings(kind="fashion_mnist", path=str(tmp_path)), str(tmp_path))
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_a_missing_folder_is_named(spark, tmp_path):
     with pytest.raises(fashion_mnist.FashionMnistError, match="nowhere: no such folder"):
-        open_source(SourceSettings(kind="fashion_mnist", path=str(tmp_path / "nowhere")), str(tmp_path))
+        open_source(spark, SourceSettings(kind="fashion_mnist", path=str(tmp_path / "nowhere")), str(tmp_path))
 
 
 def test_without_any_way_to_fetch_each_way_says_why(tmp_path, monkeypatch):

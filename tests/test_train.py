@@ -6,8 +6,10 @@ from ranks import run_ranks
 
 from pipeline import checkpoint, plan, reader, storage
 from pipeline.config import AugmentSettings, ModelSettings, TrainSettings
+from pipeline.data_settings import ReaderSettings
 from pipeline.events import EventReader
-from pipeline.train import Job, _Trainer, check_job, facts, fit, learning_rate_factor, make_optimizer
+from pipeline.feed import check_data
+from pipeline.train import Job, _Trainer, facts, fit, learning_rate_factor, make_optimizer
 from pipeline.worker import alone
 
 
@@ -48,8 +50,8 @@ def test_events_tell_each_step_once(dataset, tmp_path):
 def gradients(worker, job):
     """Gradients of the first global batch, and this rank's loss."""
     trainer = _Trainer(worker, job)
-    batches = reader.train_batches(trainer.train_files, trainer.first_plan, trainer.lanes)
-    loss = trainer._loss(next(batches), step=0)
+    with reader.Prefetch(trainer.feed.blocks(0)) as batches:
+        loss = trainer._loss(next(batches), step=0)
     loss.backward()
     trainer.close()
     return {name: p.grad.clone() for name, p in trainer.model.named_parameters()}, loss.item()
@@ -181,13 +183,18 @@ def test_norm_parameters_and_biases_do_not_decay(dataset, tmp_path):
         ({}, 3, r"3 workers do not divide 4 lanes: use one of \[1, 2, 4\]"),
         ({"evaluate_on": "holdout"}, 1, "no split 'holdout'; it has test, train, validation"),
         ({"batch_size": 4096}, 1, "batch_size 4096 is larger than the split"),
+        (
+            {"batch_size": 64, "lanes": 64},
+            1,
+            r"has 28 row groups, fewer than train.lanes 64: .*row_group_rows of at most 12",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_before_the_start(dataset, tmp_path, changes, world_size, message):
     from pipeline.manifest import load
 
     with pytest.raises(ValueError, match=message):
-        check_job(load(dataset), make_job(dataset, tmp_path, **changes).train, world_size)
+        check_data(load(dataset), make_job(dataset, tmp_path, **changes).train, ReaderSettings(), world_size)
 
 
 def test_lanes_of_a_rank_are_those_of_the_plan():

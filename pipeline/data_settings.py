@@ -1,0 +1,152 @@
+"""The settings of the data plane: where images come from, what becomes of them, how they are read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# Sources whose images are stored raw in one shape, so that none has to be set.
+FIXED_SHAPE = ("fashion_mnist", "idx", "cifar10", "cifar100")
+TABLES = ("table", "parquet", "delta")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DeformSettings(Section):
+    """How far a made copy may differ from its original (see `deform.py`)."""
+
+    shift: float = Field(2.0, ge=0, description="up to this many pixels each way")
+    rotation: float = Field(10.0, ge=0, le=180, description="up to this many degrees each way")
+    scale: float = Field(0.1, ge=0, lt=1, description="size from 1 - scale to 1 + scale, each axis for itself")
+    elastic: float = Field(1.0, ge=0, description="standard deviation of the smooth displacement, in pixels")
+
+
+class SourceSettings(Section):
+    """Where the images come from."""
+
+    kind: Literal[
+        "fashion_mnist", "idx", "cifar10", "cifar100", "folder", "table", "parquet", "delta"
+    ] = Field(
+        "fashion_mnist",
+        description="fashion_mnist: the published files, found or fetched, checksums verified; idx: four files in the "
+        "IDX format of MNIST; cifar10, cifar100: the binary version's files; folder: JPEG, PNG, WebP and BMP files; "
+        "table: a table of Spark's catalog; parquet, delta: the path of such a table",
+    )  # fmt: skip
+    path: str | None = Field(None, description="folder, or name of the table; executors must see it too")
+    classes: tuple[str, ...] | None = Field(
+        None, description="class names in label order; null: known (fashion_mnist, cifar10) or the labels found, sorted"
+    )
+    labels: str | None = Field(
+        None, description="folder: CSV (with a header) or Parquet file of labels; null: an image's folder is its label"
+    )
+    path_column: str = Field("path", description="column of `labels` with the path of an image below the folder")
+    label_column: str = Field("label", description="column of the table, or of `labels`, with the label")
+    image_column: str = Field("image", description="column of the table: bytes, or the struct of Spark's image source")
+    id_column: str | None = Field(None, description="integer column of the table that is unique; null: a content hash")
+    split_column: str | None = Field(None, description="column of the table: train, validation or test")
+    split_folders: bool = Field(False, description="folder: the first folder below it is train, validation or test")
+    expand: int = Field(1, ge=1, description="make every training image this many: itself and deformed copies")
+    deform: DeformSettings = DeformSettings()
+
+    @model_validator(mode="after")
+    def _complete(self) -> SourceSettings:
+        if self.kind == "idx" and not (self.path and self.classes):
+            raise ValueError("kind: idx needs `path` (the folder of the four files) and `classes` (their names)")
+        if self.kind != "fashion_mnist" and not self.path:
+            raise ValueError(f"kind: {self.kind} needs `path`")
+        if self.classes is not None and len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes lists a name twice: {list(self.classes)}")
+        for name, kinds in (("labels", ("folder",)), ("split_folders", ("folder",)), ("split_column", TABLES),
+                            ("id_column", TABLES)):  # fmt: skip
+            if getattr(self, name) and self.kind not in kinds:
+                raise ValueError(f"{name} is for kind: {' or '.join(kinds)}, this is kind: {self.kind}")
+        return self
+
+
+class ImageSettings(Section):
+    """What every image becomes."""
+
+    shape: tuple[int, int, int] | None = Field(
+        None, description="channels (1 or 3), height, width; null: the one shape of the source (not for files, tables)"
+    )
+    resize: Literal["none", "crop", "letterbox"] = Field(
+        "crop",
+        description="crop: the shorter side fits, the centre stays; letterbox: the longer side fits, the rest is "
+        "background; none: an image of another size is set aside",
+    )
+    background: int = Field(255, ge=0, le=255, description="grey that fills a letterbox and shows through transparency")
+    max_pixels: int = Field(50_000_000, ge=1, description="an image of more pixels is set aside before it is decoded")
+    encoding: Literal["raw", "png", "jpeg"] = Field("raw", description="how shards hold images; raw is read fastest")
+    jpeg_quality: int = Field(92, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _shape_can_be_made(self) -> ImageSettings:
+        if self.shape is not None and (self.shape[0] not in (1, 3) or min(self.shape) < 1):
+            raise ValueError(f"shape {list(self.shape)}: write channels (1 or 3), height, width")
+        return self
+
+
+class DatasetSettings(Section):
+    """The dataset on disk: what `ingest` writes and everything else reads."""
+
+    path: str = Field("runs/datasets/fashion_mnist", description="folder or fsspec URL of the dataset")
+    name: str = Field("fashion_mnist", min_length=1)
+    version: int | None = Field(None, ge=1, description="version to train on; null: the newest")
+    source: SourceSettings = SourceSettings()
+    image: ImageSettings = ImageSettings()
+    append: bool = Field(False, description="add what is new in the source to the dataset, as a new version")
+    seed: int = Field(0, ge=0, description="seed of the split and of the shuffle on disk")
+    validation_share: float = Field(
+        1 / 12,
+        ge=0,
+        lt=1,
+        description="share of training rows set apart as split `validation`, by a hash of the id",
+    )
+    test_share: float = Field(
+        0.1, ge=0, lt=1, description="share of the rows set apart as split `test`, where the source has no such split"
+    )
+    deduplicate: bool = Field(False, description="set aside all but one of images that are the same pixel for pixel")
+    shard_bytes: int = Field(32 << 20, ge=1, le=1 << 30, description="bytes of images in one Parquet file, about")
+    row_group_rows: int | None = Field(
+        None,
+        ge=1,
+        description="rows of a row group, the unit of reading and shuffling; null: about 4 MB, 32 to 2,048",
+    )
+    compression: Literal["none", "zstd"] = Field("none", description="of the column `image`; none is read fastest")
+    max_bad_share: float = Field(0.01, ge=0, le=1, description="share of set-aside rows above which ingest fails")
+
+    @model_validator(mode="after")
+    def _shape_is_known(self) -> DatasetSettings:
+        if self.image.shape is None and self.source.kind not in FIXED_SHAPE:
+            raise ValueError(f"source.kind {self.source.kind} needs image.shape, for example [3, 64, 64]")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError(
+                f"validation_share {self.validation_share} and test_share {self.test_share} leave no training rows"
+            )
+        return self
+
+
+class ReaderSettings(Section):
+    """How training reads the shards. ``reader: petastorm`` is short for ``reader: {kind: petastorm}``."""
+
+    kind: Literal["arrow", "petastorm"] = Field(
+        "arrow", description="arrow: the same global batches for any number of workers; petastorm: make_batch_reader"
+    )
+    verify: Literal["shard", "off"] = Field(
+        "shard", description="shard: compare each file with its SHA-256 when a process first reads it"
+    )
+    threads: int = Field(2, ge=1, description="threads of a worker that read row groups and decode png and jpeg")
+    prefetch_batches: int = Field(16, ge=1, description="batches that are made before they are asked for")
+    memory_bytes: int = Field(
+        256 << 20, ge=0, description="a training split of at most this size stays in each worker's memory once read"
+    )
+    cache: str | None = Field(None, description="folder on a local disk that keeps copies of remote shards")
+    cache_bytes: int = Field(10 << 30, ge=1, description="size limit of that folder")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value

@@ -1,0 +1,119 @@
+"""What is at a dataset's path already: the same, something to add to, another dataset, or what a dead job left."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline import manifest, storage
+from pipeline.config import digest_of
+from pipeline.data_settings import DatasetSettings
+from pipeline.images import ImageSpec
+from pipeline.manifest import DatasetError, Manifest
+from pipeline.shard_writer import QUARANTINE
+from pipeline.sources import NO_SPLIT, Source, spark_path
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+log = logging.getLogger(__name__)
+
+
+def settings_digest(settings: DatasetSettings, source: Source) -> str:
+    """Of what decides the content: the source's fingerprint instead of its place, nothing of where the dataset is."""
+    nowhere: Any = {"path": True, "version": True, "append": True, "max_bad_share": True, "source": {"path", "labels"}}
+    content = settings.model_dump(mode="json", exclude=nowhere)
+    return digest_of({**content, "fingerprint": source.fingerprint, "format": manifest.FORMAT})
+
+
+def is_there(dataset: str, found: Manifest, settings_digest: str, source: Source) -> bool:
+    """Whether this input went into the dataset with these settings, and the dataset is whole.
+
+    Raises
+    ------
+    DatasetError
+        It went in, but files of the source were written again since, or shards of several versions are gone.
+    """
+    made = [ingested for ingested in found.sources if ingested.settings_digest == settings_digest]
+    if not made:
+        return False
+    if made[-1].state != source.state:
+        raise DatasetError(
+            f"{dataset} was ingested from this source, but files of the source were written again since: delete that "
+            "folder to ingest it anew, or choose another dataset.path"
+        )
+    if missing := missing_shard(dataset, found):
+        if found.version > 1:
+            raise DatasetError(
+                f"{missing} is missing or cut: restore it, or delete {dataset} and ingest its sources anew"
+            )
+        log.warning("%s is missing or cut: ingesting again", missing)
+        return False
+    return True
+
+
+def check_append(
+    dataset: str, found: Manifest, settings: DatasetSettings, source: Source, image: ImageSpec, settings_digest: str
+) -> None:
+    """Something else is at this path: only `append` may add to it, and only images and classes of its kind."""
+    if not settings.append:
+        if settings_digest == found.settings_digest:
+            return  # the same one, cut
+        raise DatasetError(
+            f"{dataset} holds {found.name}, ingested from other input or with other settings "
+            f"({found.settings_digest[:15]}..., these are {settings_digest[:15]}...): "
+            "choose another dataset.path, delete that folder first, or set dataset.append to add what is new"
+        )
+    if (found.image.shape, found.image.encoding) != (image.shape, image.encoding):
+        raise DatasetError(
+            f"{dataset} has {found.image.encoding} images of shape {list(found.image.shape)}, these would be "
+            f"{image.encoding} of {list(image.shape)}: set dataset.image alike, or choose another dataset.path"
+        )
+    if found.classes != source.classes:
+        raise DatasetError(
+            f"{dataset} has the classes {', '.join(found.classes)}; the source has {', '.join(source.classes)}: "
+            "set dataset.source.classes to those of the dataset (images of others are then set aside)"
+        )
+    if missing := missing_shard(dataset, found):
+        raise DatasetError(f"{missing} is missing or cut: restore it before anything is appended to {dataset}")
+
+
+def only_new(spark: SparkSession, source: Source, dataset: str, before: Manifest) -> tuple[Source, int]:
+    """The source without the images that the dataset has or has set aside, and how many those are."""
+    from pyspark.sql import functions as F
+
+    there = [shard.path for split in before.splits.values() for shard in split.shards] + list(before.quarantine)
+    files = [spark_path(storage.join(dataset, path)) for path in there]
+    known = spark.read.schema("id long").parquet(*files).distinct()
+    new = source.items.join(known, "id", "left_anti").persist()
+    key = F.coalesce(F.col("split"), F.lit(NO_SPLIT)) if source.own_splits else F.lit("")
+    counts = {row["key"]: row["count"] for row in new.groupBy(key.alias("key")).count().collect()}
+    if not counts:
+        raise DatasetError(
+            f"{dataset} already has all {sum(source.rows.values())} images of the source: nothing to append"
+        )
+    return replace(source, items=new, rows=counts), sum(source.rows.values()) - sum(counts.values())
+
+
+def missing_shard(dataset: str, made: Manifest) -> str | None:
+    """The first shard that is not there with all its bytes, as the driver sees it."""
+    for split in made.splits.values():
+        for shard in split.shards:
+            fs, path = storage.filesystem(storage.join(dataset, shard.path))
+            if not fs.exists(path) or fs.size(path) != shard.bytes:
+                return path
+    return None
+
+
+def remove_leftovers(dataset: str, published: Manifest | None, *, keep_quarantine: bool = False) -> None:
+    """Delete what a job that did not finish has left, nothing that ingest does not write, and nothing published."""
+    kept = set(published.quarantine) if published else set()
+    if published is None:
+        storage.remove(storage.join(dataset, manifest.FILE_NAME))
+    else:
+        kept |= {shard.path for split in published.splits.values() for shard in split.shards}
+    for folder in manifest.SPLITS if keep_quarantine else (*manifest.SPLITS, QUARANTINE):
+        for name in storage.names(storage.join(dataset, folder)):
+            if name.startswith("part-") and name.endswith(".parquet") and f"{folder}/{name}" not in kept:
+                storage.remove(storage.join(dataset, folder, name))
