@@ -5,7 +5,7 @@ READY  := .venv/.ready
 CONFIG ?= conf/quickstart.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui check test test-all dist clean
+.PHONY: help setup run ui check test test-all bench dist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: setup dist ## all tests but the slow ones; what CI runs
 
 test-all: setup dist ## all tests
 	$(BIN)/python -m pytest
+
+bench: setup ## loading and ingest against their peers, about 25 minutes (PART=loader, ingest or scale for one of them)
+	$(BIN)/python tests/bench/run.py $(PART)
 
 dist: dist/sparknorm.zip ## the wheel, and the zip for spark-submit --py-files
 

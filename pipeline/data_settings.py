@@ -78,7 +78,9 @@ class ImageSettings(Section):
         "background; none: an image of another size is set aside",
     )
     background: int = Field(255, ge=0, le=255, description="grey that fills a letterbox and shows through transparency")
-    max_pixels: int = Field(50_000_000, ge=1, description="an image of more pixels is set aside before it is decoded")
+    max_pixels: int = Field(
+        50_000_000, ge=1, le=178_956_970, description="an image of more pixels is set aside before it is decoded"
+    )
     encoding: Literal["raw", "png", "jpeg"] = Field("raw", description="how shards hold images; raw is read fastest")
     jpeg_quality: int = Field(92, ge=1, le=100)
 
@@ -113,7 +115,7 @@ class DatasetSettings(Section):
     row_group_rows: int | None = Field(
         None,
         ge=1,
-        description="rows of a row group, the unit of reading and shuffling; null: about 4 MB, 32 to 2,048",
+        description="rows of a row group, the unit of reading and shuffling; null: about 4 MB, at least 64 groups",
     )
     compression: Literal["none", "zstd"] = Field("none", description="of the column `image`; none is read fastest")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="share of set-aside rows above which ingest fails")

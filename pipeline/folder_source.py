@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
+import os
+import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from fsspec.implementations.local import LocalFileSystem
+
 from pipeline import images, storage
 from pipeline.data_settings import SourceSettings
-from pipeline.sources import NO_SPLIT, Source, SourceError, class_number, in_label_order, spark_path, to_batch
+from pipeline.sources import (
+    NO_SPLIT,
+    Source,
+    SourceError,
+    class_number,
+    exact_path,
+    first_line,
+    in_label_order,
+    label_name,
+    spark_failures,
+    to_batch,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
-
-log = logging.getLogger(__name__)
 
 # What one task reads, about.
 _TASK_BYTES, _TASK_FILES, _FEWEST_TASKS = 64 << 20, 4_000, 8
@@ -81,6 +93,7 @@ def open_folder(spark: SparkSession, settings: SourceSettings, *, known_classes:
         False,
         numbered.repartition(tasks, "id"),
         functools.partial(_read_files, root=root, split_folders=settings.split_folders),
+        items,
     )
 
 
@@ -109,7 +122,7 @@ def _split_column(settings: SourceSettings) -> Any:
 
     split = F.lit(None).cast("string")
     if settings.split_folders:
-        first = F.substring_index("path", "/", 1)
+        first = F.lower(F.substring_index("path", "/", 1))
         for name, meant in SPLIT_NAMES.items():
             split = F.when(first == name, F.lit(meant)).otherwise(split)
     return split
@@ -122,10 +135,7 @@ def _list(spark: SparkSession, root: str) -> DataFrame:
     fs, inner = storage.filesystem(root)
     if not fs.isdir(inner):
         raise SourceError(f"{root}: no such folder")
-    fs.invalidate_cache(inner)
-    entries = fs.ls(inner, detail=True)
-    folders = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]
-    places = [("", False), *((name, True) for name in sorted(folders) if not name.startswith("."))]
+    places = [("", False), *((name, True) for name in _folders(fs, inner))]
     found = (
         spark.createDataFrame(places, "folder string, below boolean")
         .repartition(min(len(places), 64))
@@ -144,22 +154,68 @@ def _list_folders(batches: Iterator[pa.RecordBatch], *, root: str) -> Iterator[p
     for batch in batches:
         for place in batch.to_pylist():
             folder = storage.join(inner, place["folder"]) if place["folder"] else inner
-            fs.invalidate_cache(folder)
-            if place["below"]:
-                found = list(fs.find(folder, detail=True).values())
+            if isinstance(fs, LocalFileSystem):
+                found = _local_files(folder, below=place["below"])
             else:
-                found = [entry for entry in fs.ls(folder, detail=True) if entry["type"] == "file"]
-            rows = [(e["name"][len(inner) + 1 :], e["size"], str(_modified(e))) for e in found]
-            rows = [row for row in rows if not row[0].rsplit("/", 1)[-1].startswith(".")]
+                found = _remote_files(fs, folder, below=place["below"])
+            rows = [(_as_text(name[len(inner) + 1 :]), size, modified) for name, size, modified in found]
+            rows = [row for row in rows if not any(part.startswith(".") for part in row[0].split("/"))]
             schema = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified", pa.string())])
             columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
             arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
+def _folders(fs: Any, root: str) -> list[str]:
+    """Names of the folders in the root, sorted; links to folders are followed."""
+    if isinstance(fs, LocalFileSystem):
+        with os.scandir(root) as entries:
+            names = [entry.name for entry in entries if os.path.isdir(entry.path)]  # noqa: PTH112
+        for name in names:
+            if name != _as_text(name):
+                raise SourceError(f"{root}: the name of the folder {_as_text(name)} is not UTF-8; rename it")
+    else:
+        fs.invalidate_cache(root)
+        entries = fs.ls(root, detail=True)
+        names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _local_files(folder: str, *, below: bool, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, int, str]]:
+    """Path, size and time of each file. Links are followed (not in circles); one that leads nowhere is a file of 0
+    bytes that cannot be read."""
+    above |= {os.path.realpath(folder)}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if os.path.isdir(entry.path):  # noqa: PTH112
+                if below and os.path.realpath(entry.path) not in above:
+                    yield from _local_files(entry.path, below=True, above=above)
+                continue
+            try:
+                found = entry.stat()
+            except OSError:
+                yield entry.path, 0, ""
+                continue
+            if stat.S_ISREG(found.st_mode):  # reading a pipe would never end
+                yield entry.path, found.st_size, str(found.st_mtime_ns)
+
+
+def _remote_files(fs: Any, folder: str, *, below: bool) -> Iterator[tuple[str, int, str]]:
+    fs.invalidate_cache(folder)
+    entries = fs.find(folder, detail=True).values() if below else fs.ls(folder, detail=True)
+    for entry in entries:
+        if entry["type"] == "file":
+            yield entry["name"], entry["size"], str(_modified(entry))
+
+
 def _modified(entry: dict[str, Any]) -> Any:
     """When a file changed, or what else its storage says that changes with it."""
     return next((entry[key] for key in ("mtime", "LastModified", "ETag", "etag", "updated") if key in entry), "")
+
+
+def _as_text(name: str) -> str:
+    """A name that is not UTF-8 becomes one that no file has: it is set aside as unreadable, not fatal."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _with_labels(spark: SparkSession, listing: DataFrame, settings: SourceSettings) -> DataFrame:
@@ -170,32 +226,36 @@ def _with_labels(spark: SparkSession, listing: DataFrame, settings: SourceSettin
         parts, depth = F.split("path", "/"), 1 if settings.split_folders else 0
         return listing.withColumn("label_name", F.when(F.size(parts) > depth + 1, parts[depth]))
     labels = _read_labels(spark, settings)
+    nameless = labels.where(F.col("path").isNull() | (F.col("path") == "")).count()
+    if nameless:
+        raise SourceError(f"{settings.labels} has {nameless} rows without a {settings.path_column!r}")
     twice = labels.groupBy("path").count().where("count > 1").first()
     if twice is not None:
         raise SourceError(f"{settings.labels} has {twice['count']} rows for {twice['path']}: one is right")
-    return listing.join(labels, "path", "full_outer")
+    # What is persisted keeps the partitions of the join: 200 of them, unless set, for a table of any size.
+    return listing.join(labels, "path", "full_outer").coalesce(spark.sparkContext.defaultParallelism)
 
 
 def _read_labels(spark: SparkSession, settings: SourceSettings) -> DataFrame:
-    from pyspark.errors import PySparkException
     from pyspark.sql import functions as F
 
     assert settings.labels is not None
-    where = spark_path(settings.labels)
+    where = exact_path(settings.labels)
     try:
         if settings.labels.lower().endswith((".parquet", ".pq")):
             table = spark.read.parquet(where)
         else:
-            table = spark.read.csv(where, header=True)
+            # A blank after a comma belongs to no name, unless it is quoted.
+            table = spark.read.csv(
+                where, header=True, escape='"', ignoreLeadingWhiteSpace=True, ignoreTrailingWhiteSpace=True
+            )
         missing = [name for name in (settings.path_column, settings.label_column) if name not in table.columns]
-    except PySparkException as error:
-        raise SourceError(
-            f"{settings.labels} cannot be read as a table of labels: {str(error).splitlines()[0]}"
-        ) from None
+    except spark_failures() as error:
+        raise SourceError(f"{settings.labels} cannot be read as a table of labels: {first_line(error)}") from None
     if missing:
         raise SourceError(f"{settings.labels} has no column {missing[0]!r}; it has {', '.join(table.columns)}")
-    path = F.regexp_replace(F.col(f"`{settings.path_column}`").cast("string"), r"^(\./)+|^/+", "")
-    return table.select(path.alias("path"), F.col(f"`{settings.label_column}`").cast("string").alias("label_name"))
+    path = F.regexp_replace(F.col(f"`{settings.path_column}`").cast("string"), r"^(\.?/)+", "")
+    return table.select(path.alias("path"), label_name(F.col(f"`{settings.label_column}`")).alias("label_name"))
 
 
 def _read_files(items: pa.RecordBatch, *, root: str, split_folders: bool) -> Iterator[pa.RecordBatch]:

@@ -32,10 +32,13 @@ MISSING_SPLIT = "unknown_split"
 DUPLICATE = "duplicate"
 
 # What is decoded at all: each further parser is one more that a damaged file can attack.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Spark's image source says how pixels are stored by OpenCV's type number: 8-bit unsigned, 1, 3 (BGR) or 4 (BGRA).
+_SPARK_UNDECODABLE = -1
 _OPENCV_CHANNELS = {0: 1, 16: 3, 24: 4}
+# EXIF's tag for which way is up, 1 to 8.
+_ORIENTATION = 0x0112
 
 
 class BadImageError(ValueError):
@@ -77,7 +80,9 @@ def from_file(payload: bytes | None, spec: ImageSpec) -> bytes:
         raise BadImageError(MISSING_IMAGE)
     if not payload:
         raise BadImageError(EMPTY)
-    return _finish(_decode(payload, spec), spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow warns of is refused, or does not matter
+        return _finish(_decode(payload, spec), spec)
 
 
 def from_spark_image(value: dict[str, Any] | None, spec: ImageSpec) -> bytes:
@@ -86,6 +91,8 @@ def from_spark_image(value: dict[str, Any] | None, spec: ImageSpec) -> bytes:
 
     if value is None or value["data"] is None:
         raise BadImageError(MISSING_IMAGE)
+    if value["mode"] == _SPARK_UNDECODABLE:
+        raise BadImageError(UNDECODABLE)
     height, width, channels = value["height"] or 0, value["width"] or 0, _OPENCV_CHANNELS.get(value["mode"])
     if channels is None:
         raise BadImageError(UNSUPPORTED_PIXELS)
@@ -123,8 +130,8 @@ def decode_stored(payload: bytes, encoding: str, shape: tuple[int, int, int]) ->
         if len(payload) != int(np.prod(shape)):
             raise BadImageError(WRONG_SIZE)
         return np.frombuffer(payload, np.uint8).reshape(shape)
-    image = _open(payload, int(np.prod(shape)))
-    if image.size != (shape[2], shape[1]) or len(image.getbands()) != shape[0]:
+    image = _open(payload)
+    if image.size != (shape[2], shape[1]) or image.mode != _mode_of(shape):
         raise BadImageError(WRONG_SIZE)
     return _as_chw(_load(image))
 
@@ -161,40 +168,32 @@ def channel_sums(pixels: np.ndarray) -> np.ndarray:
 
 def _decode(payload: bytes, spec: ImageSpec) -> Image:
     """Decoded, upright pixels."""
-    from PIL import ImageOps
-
-    image = _open(payload, spec.max_pixels)
+    image = _open(payload)
     _check_size(*image.size, spec)
     if image.format == "PNG":
-        _check_png(payload, spec.max_pixels)
-    image = _load(image)
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - damaged EXIF data says nothing about the pixels, which were decoded
-        return image
+        _check_png(payload)
+    return _upright(_load(image))
 
 
-def _open(payload: bytes, max_pixels: int) -> Image:
+def _open(payload: bytes) -> Image:
     """Read the header only."""
     from PIL import Image, UnidentifiedImageError
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # our own limit is stricter, or else meant
-        try:
-            return Image.open(io.BytesIO(payload), formats=FORMATS)
-        except Image.DecompressionBombError:
-            raise BadImageError(TOO_MANY_PIXELS) from None
-        except UnidentifiedImageError:
-            raise BadImageError(UNDECODABLE) from None
-        except MemoryError:
-            raise
-        except Exception:  # noqa: BLE001 - what parsers raise on damaged headers is not limited to a few classes
-            raise BadImageError(UNDECODABLE) from None
+    try:
+        return Image.open(io.BytesIO(payload), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise BadImageError(TOO_MANY_PIXELS) from None
+    except UnidentifiedImageError:
+        raise BadImageError(UNDECODABLE) from None
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - what parsers raise on damaged headers is not limited to a few classes
+        raise BadImageError(UNDECODABLE) from None
 
 
-def _check_png(payload: bytes, max_pixels: int) -> None:
+def _check_png(payload: bytes) -> None:
     """PNG has a checksum of every chunk, and decoding does not look at those of the pixels."""
-    image = _open(payload, max_pixels)
+    image = _open(payload)
     try:
         image.verify()
     except Exception as error:  # noqa: BLE001
@@ -202,15 +201,26 @@ def _check_png(payload: bytes, max_pixels: int) -> None:
 
 
 def _load(image: Image) -> Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image.load()
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - as in _open
-            raise BadImageError(_damage(error)) from None
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as in _open
+        raise BadImageError(_damage(error)) from None
     return image
+
+
+def _upright(image: Image) -> Image:
+    """The image as EXIF says to show it."""
+    from PIL.Image import Transpose as To
+
+    turns = {2: To.FLIP_LEFT_RIGHT, 3: To.ROTATE_180, 4: To.FLIP_TOP_BOTTOM, 5: To.TRANSPOSE,
+             6: To.ROTATE_270, 7: To.TRANSVERSE, 8: To.ROTATE_90}  # fmt: skip
+    try:
+        turn = turns.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - damaged EXIF data says nothing about the pixels, which were decoded
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _damage(error: Exception) -> str:
@@ -226,7 +236,7 @@ def _check_size(width: int, height: int, spec: ImageSpec) -> None:
 
 def _finish(image: Image, spec: ImageSpec) -> bytes:
     """Colours, size, encoding."""
-    image = _fit(_as_mode(image, "L" if spec.shape[0] == 1 else "RGB", spec.background), spec)
+    image = _fit(_as_mode(image, _mode_of(spec.shape), spec.background), spec)
     if spec.encoding == "raw":
         return _as_chw(image).tobytes()
     buffer = io.BytesIO()
@@ -238,11 +248,15 @@ def _finish(image: Image, spec: ImageSpec) -> bytes:
     return buffer.getvalue()
 
 
+def _mode_of(shape: tuple[int, int, int]) -> str:
+    return "L" if shape[0] == 1 else "RGB"
+
+
 def _as_mode(image: Image, mode: str, background: int) -> Image:
     """Grey or RGB; what is transparent shows the background."""
     from PIL import Image as Pillow
 
-    if image.mode == mode:
+    if image.mode == mode and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):  # 16-bit grey: 0..65535 -> 0..255
         wide = np.asarray(image).astype(np.uint16)
@@ -272,7 +286,7 @@ def _fit(image: Image, spec: ImageSpec) -> Image:
     if spec.resize == "crop":
         # The box of the source that fills the target, resampled in one go.
         scale = max(scales)
-        box = [want / scale for want in size]
+        box = [min(have, want / scale) for want, have in zip(size, image.size, strict=True)]
         left, top = [(have - part) / 2 for have, part in zip(image.size, box, strict=True)]
         return image.resize(size, Pillow.Resampling.BILINEAR, box=(left, top, left + box[0], top + box[1]))
     scale = min(scales)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,19 +24,19 @@ from pipeline.manifest import DatasetError, Ingested, Manifest, Shard, Split
 from pipeline.progress import spark_tasks
 from pipeline.session import spark_reason
 from pipeline.shard_writer import QUARANTINE, Layout
-from pipeline.sources import Source, open_source
+from pipeline.sources import Source, exact_path, open_source, spark_failures
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
-
-log = logging.getLogger(__name__)
 
 # A share of rows is compared as hash % this.
 _SHARE_STEPS = 1_000_000
 # Bytes of an encoded image for each byte of pixels, about: only the number of shards hangs on it.
 _ENCODED_SHARE = {"raw": 1.0, "png": 0.7, "jpeg": 0.25}
 # A row group is the unit of reading. Smaller ones cost requests, larger ones memory and shuffling.
-_ROW_GROUP_BYTES, _ROW_GROUP_ROWS = 4 << 20, (32, 2_048)
+_ROW_GROUP_BYTES, _ROW_GROUP_ROWS, _FEWEST_ROW_GROUPS = 4 << 20, (32, 2_048), 64
+# Rows of a batch whose images may have any size, where Spark does not count bytes.
+_UNKNOWN_BATCH_ROWS = 64
 # Which of two equal images stays: an image that is judged by must not be trained on.
 _KEEP_FIRST = ("test", "validation", "train")
 
@@ -63,9 +62,9 @@ def ingest(spark: SparkSession, settings: DatasetSettings, *, cache: str) -> tup
         The Spark job failed.
     """
     dataset = storage.absolute(settings.path)
-    before = manifest.load(dataset) if storage.exists(storage.join(dataset, manifest.FILE_NAME)) else None
+    before = versions.published(dataset)
     added_to = before if settings.append else None
-    try:
+    with _plain_errors():
         source = open_source(
             spark,
             settings.source,
@@ -73,12 +72,10 @@ def ingest(spark: SparkSession, settings: DatasetSettings, *, cache: str) -> tup
             first_id=sum(made.rows for made in added_to.sources) if added_to else 0,
             known_classes=added_to.classes if added_to else None,
         )
-    except Exception as error:
-        raise _plain(error) from error
-    try:
-        return _ingest(spark, settings, source, dataset, before)
-    finally:
-        source.close()
+        try:
+            return _ingest(spark, settings, source, dataset, before)
+        finally:
+            source.close()
 
 
 def _ingest(
@@ -108,6 +105,10 @@ def _ingest(
         added = _added(records, source, settings, layout, coming, spark.sparkContext.applicationId)
         _check_bad_share(added, settings, dataset)
         made = added if before is None else manifest.joined(before, added)
+        if "train" not in made.splits:
+            raise DatasetError(
+                f"no row of {settings.source.path or settings.source.kind} is left for the split `train`"
+            )
         if missing := versions.missing_shard(dataset, made):
             raise DatasetError(
                 f"an executor wrote {missing}, but the driver does not see it: "
@@ -115,18 +116,17 @@ def _ingest(
             )
         return manifest.publish(dataset, made, before=before), True
     except BaseException:
-        versions.remove_leftovers(dataset, before, keep_quarantine=True)
+        versions.clean_up(dataset)
         raise
 
 
-def _plain(error: Exception) -> Exception:
-    """An error of a Spark job as one line; others as they are."""
-    from py4j.protocol import Py4JError
-    from pyspark.errors import PySparkException
-
-    if isinstance(error, (PySparkException, Py4JError)):
-        return IngestError(f"the Spark job failed: {spark_reason(error)}")
-    return error
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """An error of Spark as one line; others as they are."""
+    try:
+        yield
+    except spark_failures() as error:
+        raise IngestError(f"the Spark job failed: {spark_reason(error)}") from error
 
 
 def _image(settings: DatasetSettings, source: Source) -> ImageSpec:
@@ -139,12 +139,9 @@ def _image(settings: DatasetSettings, source: Source) -> ImageSpec:
 def _layout(dataset: str, settings: DatasetSettings, source: Source, before: Manifest | None) -> Layout:
     image = _image(settings, source)
     stored = image.raw_bytes * _ENCODED_SHARE[image.encoding]
-    splits = [
-        (name, max(1, round(rows * stored / settings.shard_bytes)))
-        for name, rows in _expected_rows(settings, source).items()
-        if rows
-    ]
-    low, high = _ROW_GROUP_ROWS
+    expected = _expected_rows(settings, source)
+    splits = [(name, max(1, round(rows * stored / settings.shard_bytes))) for name, rows in expected.items() if rows]
+    there = before.splits["train"].rows if before else 0
     name = digest_of([versions.settings_digest(settings, source), before.digest if before else None])
     return Layout(
         dataset=dataset,
@@ -154,12 +151,18 @@ def _layout(dataset: str, settings: DatasetSettings, source: Source, before: Man
         pixel_shape=source.pixel_shape,
         image=image,
         num_classes=len(source.classes),
-        row_group_rows=settings.row_group_rows or max(low, min(high, _ROW_GROUP_BYTES // image.raw_bytes)),
+        row_group_rows=settings.row_group_rows or _row_group_rows(image, there + expected["train"]),
         compression=settings.compression,
         expand=settings.source.expand,
         deform=settings.source.deform,
         seed=settings.seed,
     )
+
+
+def _row_group_rows(image: ImageSpec, train_rows: float) -> int:
+    """Rows for about `_ROW_GROUP_BYTES`, or fewer where a small dataset would have too few groups to shuffle."""
+    low, high = _ROW_GROUP_ROWS
+    return max(1, min(max(low, min(high, _ROW_GROUP_BYTES // image.raw_bytes)), int(train_rows) // _FEWEST_ROW_GROUPS))
 
 
 def _expected_rows(settings: DatasetSettings, source: Source) -> dict[str, float]:
@@ -169,7 +172,7 @@ def _expected_rows(settings: DatasetSettings, source: Source) -> dict[str, float
     else:
         whole = source.rows[""]
         rows = {"train": whole * (1 - settings.test_share), "validation": 0, "test": whole * settings.test_share}
-    if not rows["validation"]:
+    if "validation" not in source.rows:
         share = (
             settings.validation_share if source.own_splits else settings.validation_share / (1 - settings.test_share)
         )
@@ -183,19 +186,19 @@ def _run(
     spark: SparkSession, source: Source, settings: DatasetSettings, layout: Layout, before: Manifest | None
 ) -> list[dict[str, Any]]:
     """Run the job; the records of all files that were written."""
-    try:
-        with _batch_rows(spark, layout), spark_tasks(spark, f"ingest {settings.name}"):
-            return [json.loads(row.record) for row in _job(spark, source, settings, layout, before).collect()]
-    except Exception as error:
-        raise _plain(error) from error
+    with _batch_rows(spark, layout), spark_tasks(spark, f"ingest {settings.name}"):
+        return [json.loads(row.record) for row in _job(spark, source, settings, layout, before).collect()]
 
 
 @contextmanager
 def _batch_rows(spark: SparkSession, layout: Layout) -> Iterator[None]:
-    """Spark counts the rows of what it hands to Python, not (before 4.0) their bytes: large images need few rows."""
+    """Spark counts the rows of what it hands to Python, not (before 4.1) their bytes: large images need few rows."""
     setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
     before = spark.conf.get(setting)
-    spark.conf.set(setting, str(layout.batch_rows))
+    # A table's images may be far larger than what becomes of them.
+    counts_bytes = not (spark.conf.get("spark.sql.execution.arrow.maxBytesPerBatch", None) or "-1").startswith("-")
+    rows = layout.batch_rows if layout.form == "pixels" or counts_bytes else min(layout.batch_rows, _UNKNOWN_BATCH_ROWS)
+    spark.conf.set(setting, str(rows))
     try:
         yield
     finally:
@@ -262,15 +265,17 @@ def _without_duplicates(spark: SparkSession, rows: DataFrame, layout: Layout, be
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
-    from pipeline.sources import spark_path
-
-    content = F.coalesce(F.sha2("image", 256), F.concat(F.lit("row "), F.col("id").cast("string")))
+    image = F.col("image")
+    if before is not None and layout.expand > 1 and layout.image.encoding != "raw":
+        # Images stay raw until their copies are made; those of the earlier version are not.
+        image = F.udf(lambda raw: shard_writer.encode(raw, layout.image), "binary")(image)
+    content = F.coalesce(F.sha2(image, 256), F.concat(F.lit("row "), F.col("id").cast("string")))
     rank = F.array_position(F.array(*[F.lit(name) for name in _KEEP_FIRST]), F.col("split"))
     number = F.row_number().over(Window.partitionBy("content").orderBy(rank, "id"))
     marked = rows.withColumn("content", content).withColumn("number", number)
     again = F.col("reason").isNull() & (F.col("number") > 1)
     if before is not None:
-        files = [spark_path(storage.join(layout.dataset, s.path)) for p in before.splits.values() for s in p.shards]
+        files = [exact_path(storage.join(layout.dataset, s.path)) for p in before.splits.values() for s in p.shards]
         known = spark.read.schema("image binary").parquet(*files).select(F.sha2("image", 256).alias("content"))
         marked = marked.join(known.distinct().withColumn("known", F.lit(True)), "content", "left")
         again = again | (F.col("reason").isNull() & F.col("known").isNotNull())
@@ -339,5 +344,3 @@ def _check_bad_share(made: Manifest, settings: DatasetSettings, dataset: str) ->
             f"{bad.total()} of {rows} rows cannot be used ({most}), more than dataset.max_bad_share "
             f"{settings.max_bad_share}: see {storage.join(dataset, QUARANTINE)} for each, mend the source or raise it"
         )
-    if not made.splits.get("train"):
-        raise DatasetError("no row is left for the split `train`")

@@ -214,8 +214,10 @@ def load(dataset: str, version: int | None = None) -> Manifest:
     newest = _load(dataset, FILE_NAME)
     if version is None or version == newest.version:
         return newest
-    if version > newest.version:
+    if not 1 <= version <= newest.version:
         raise DatasetError(f"{dataset} has versions 1 to {newest.version}; dataset.version is {version}")
+    if not storage.exists(storage.join(dataset, file_name(version))):
+        raise DatasetError(f"{dataset}: version {version} cannot be read, {file_name(version)} is missing")
     return _load(dataset, file_name(version))
 
 
@@ -232,7 +234,15 @@ def _load(dataset: str, name: str) -> Manifest:
     try:
         manifest = Manifest.model_validate(tree)
     except ValidationError as error:
-        raise DatasetError(f"{path} is damaged, or was written by an older sparknorm: {error}") from None
-    if seal(manifest).digest != manifest.digest:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DatasetError(
+            f"{path} is damaged, or was written by an older sparknorm: {where}: {first['msg']}"
+        ) from None
+    try:
+        digest = seal(manifest).digest
+    except DatasetError as error:
+        raise DatasetError(f"{path} was altered: {error}") from None
+    if digest != manifest.digest:
         raise DatasetError(f"{path} was altered: its content does not match its digest {manifest.digest}")
     return manifest

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import gzip
 import hashlib
 import math
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import SparkSession
 
-# Images that one task makes of its slice of a file, and the fewest it reads.
+# Images that one task makes of its slice of a file, the fewest it reads, and the bytes it holds.
 SLICE_ROWS = 10_000
 _FEWEST_ROWS = 500
+_SLICE_BYTES = 64 << 20
 # The four files of MNIST and everything made like it: (split, images, labels).
 IDX_FILES = (
     ("train", "train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -88,8 +89,9 @@ def open_record_files(spark: SparkSession, settings: SourceSettings, cache: str,
 
 def _slices(parts: list[Part], first_id: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
     for number, part in enumerate(parts):
-        for start in range(0, part.images.rows, rows):
-            yield first_id + start, number, start, min(start + rows, part.images.rows)
+        step = max(1, min(rows, _SLICE_BYTES // part.images.size))
+        for start in range(0, part.images.rows, step):
+            yield first_id + start, number, start, min(start + step, part.images.rows)
         first_id += part.images.rows
 
 
@@ -114,6 +116,8 @@ def _idx(settings: SourceSettings, cache: str) -> tuple[list[Part], tuple[int, i
             raise SourceError(f"{images.path} has {images.rows} images, but {labels.path} has {labels.rows} labels")
         if not images.rows:
             raise SourceError(f"{images.path} has no images")
+        if not images.size:
+            raise SourceError(f"{images.path} has images without a pixel: {found[images_name][1]}")
         parts.append(Part(split, images, labels, 0))
     height, width = shapes.pop()
     return parts, (1, height, width), classes
@@ -187,7 +191,7 @@ def _read_whole(path: str, header_bytes: int) -> tuple[bytes, int, str]:
             while block := file.read(1 << 20):
                 digest.update(block)
                 length += len(block)
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise SourceError(f"{path} is cut or damaged: {error}") from None
     return header, length, digest.hexdigest()
 

@@ -66,4 +66,7 @@ def spark_reason(error: Exception) -> str:
     if any(line.startswith("Traceback") for line in lines):
         return next(line for line in reversed(lines) if not line[0].isspace())
     failed = [line.strip() for line in lines if "Could not recover" in line or "failed" in line.lower()]
+    java = getattr(error, "java_exception", None)  # py4j's own text says only which call it was
+    if not failed and java is not None and java.getMessage():
+        return str(java.getMessage()).splitlines()[0]
     return (failed or lines or [type(error).__name__])[0]

@@ -172,13 +172,12 @@ def _copies(rows: pa.RecordBatch, stored: pa.Array, copy: int) -> pa.RecordBatch
 
 
 def _encoded(raw: pa.Array, spec: ImageSpec) -> pa.Array:
-    if spec.encoding == "raw":
-        return raw
-    made = [
-        images.from_pixels(np.frombuffer(value, np.uint8).reshape(spec.shape), spec) if value else None
-        for value in raw.to_pylist()
-    ]
-    return pa.array(made, pa.binary())
+    return raw if spec.encoding == "raw" else pa.array([encode(value, spec) for value in raw.to_pylist()], pa.binary())
+
+
+def encode(raw: bytes | None, spec: ImageSpec) -> bytes | None:
+    """Raw pixels of the spec's shape as they are stored."""
+    return None if raw is None else images.from_pixels(np.frombuffer(raw, np.uint8).reshape(spec.shape), spec)
 
 
 def _deformed(pixels: np.ndarray, ids: np.ndarray, copy: int, layout: Layout) -> pa.Array:

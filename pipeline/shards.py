@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +31,10 @@ PREFIX = 4
 _LABEL_BYTES, _BYTES_OBJECT = 8, 64
 # A page header is a few dozen bytes; where more is left over, the row group is no single page.
 _LARGEST_PAGE_HEADER = 256
+_IS_RIGHT_TYPE: dict[str, Callable[[pa.DataType], bool]] = {
+    "label": pa.types.is_integer,
+    "image": lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
+}
 # What pyarrow raises on files that are no Parquet, or damaged.
 _DAMAGE = (OSError, pa.ArrowException, ValueError, RuntimeError, ArithmeticError, LookupError)
 
@@ -81,7 +87,10 @@ class SplitFiles:
 
     def read_labels(self, number: int, first: int, end: int) -> np.ndarray:
         """Labels of rows [first, end) of a row group: int64 (rows,)."""
-        return self._column(number, "label").slice(first, end - first).to_numpy().astype(np.int64)
+        known, group = self._shard(number).labels, self.places[number][1]
+        if group not in known:
+            known[group] = self._column(number, "label").to_numpy().astype(np.int64)
+        return known[group][first:end]
 
     def read_raw(self, number: int, first: int, end: int, target: np.ndarray | None = None) -> np.ndarray:
         """Rows [first, end) of a row group of raw images: a view of ``target``, uint8 (rows, image_bytes).
@@ -93,7 +102,11 @@ class SplitFiles:
         if target is None:
             target = np.empty((end - first, PREFIX + self.image_bytes), np.uint8)
         shard, group = self.places[number]
-        start = self._shard(number).raw_start(group, shard.row_groups[group], self.image_bytes)
+        with self._naming(number):
+            known = self._shard(number).raw_starts
+            if group not in known:
+                known[group] = self._shard(number).raw_start(group, shard.row_groups[group], self.image_bytes)
+            start = known[group]
         if start is not None and self._read_piece(number, start, first, target):
             return target[:, PREFIX:]
         column = self._column(number, "image").slice(first, end - first)
@@ -125,27 +138,32 @@ class SplitFiles:
 
     def _read_piece(self, number: int, start: int, first: int, target: np.ndarray) -> bool:
         """Read rows from ``first`` on as they lie in the file; False where they do not lie as a single page would."""
-        shard = self._shard(number)
-        try:
-            shard.read_into(start + first * target.shape[1], target)
-        except OSError as error:
-            raise DatasetError(f"{self.name(number)}: cannot be read: {error}") from error
+        with self._naming(number):
+            self._shard(number).read_into(start + first * target.shape[1], target)
         length = np.frombuffer(self.image_bytes.to_bytes(PREFIX, "little"), np.uint8)
         return bool((target[:, :PREFIX] == length).all())
 
     def _column(self, number: int, column: str) -> pa.ChunkedArray:
         place, group = self.places[number]
+        with self._naming(number):
+            values = self._shard(number).read_column(group, column).column(column)
+        if len(values) != place.row_groups[group]:
+            raise DatasetError(
+                f"{self.name(number)}: has {len(values)} rows, the manifest says {place.row_groups[group]}"
+            )
+        if not _IS_RIGHT_TYPE[column](values.type) or values.null_count:
+            raise DatasetError(f"{self.name(number)}: `{column}` is {values.type} with {values.null_count} nulls")
+        return values
+
+    @contextmanager
+    def _naming(self, number: int) -> Iterator[None]:
+        """What a damaged file raises, as an error that names the row group."""
         try:
-            table = self._shard(number).read_column(group, column)
+            yield
         except DatasetError:
             raise
         except _DAMAGE as error:
             raise DatasetError(f"{self.name(number)}: cannot be read: {error}") from error
-        if table.num_rows != place.row_groups[group]:
-            raise DatasetError(
-                f"{self.name(number)}: has {table.num_rows} rows, the manifest says {place.row_groups[group]}"
-            )
-        return table.column(column)
 
     def _shard(self, number: int) -> _Shard:
         """The open shard of a row group. Of many files the longest unused one is closed once nobody reads it."""
@@ -173,10 +191,13 @@ class _Shard:
 
     def __init__(self, path: str, shard: Shard, settings: ReaderSettings):
         self._path, self._shard, self._settings = path, shard, settings
+        # By row group, kept while the file is open: what is small and asked for in every epoch.
+        self.labels: dict[int, np.ndarray] = {}
+        self.raw_starts: dict[int, int | None] = {}
         self._lock = threading.Lock()
-        self._file: BinaryIO | None = None  # of a local file
+        self._file: BinaryIO | None = None
         self._parquet: pq.ParquetFile | None = None
-        self._fs: Any = None
+        self._fs: Any = None  # where the file is read from by its address
         self._inner = ""
 
     def ready(self, *, verify: bool) -> None:
@@ -184,37 +205,39 @@ class _Shard:
         with self._lock:
             if self._parquet is not None:
                 return
-            cached = self._settings.cache is not None and not storage.is_local(self._path)
-            try:
-                self._open(self._local_copy() if cached else self._path, verify=verify)
-            except DatasetError:
-                if not cached:
-                    raise
-                Path(self._inner).unlink(missing_ok=True)  # a copy that was damaged on this disk: fetched again
-                self._open(self._local_copy(), verify=verify)
+            if storage.is_local(self._path):
+                # Closed when the last thread lets go of this object, so that none reads from another's descriptor.
+                self._open(Path(storage.absolute(self._path)).open("rb"), verify=verify)  # noqa: SIM115
+            elif self._settings.cache is None:
+                self._fs, self._inner = storage.filesystem(self._path)
+                self._open(self._fs.open(self._inner, "rb"), verify=verify)
+            else:
+                self._open_copy(self._settings.cache, verify=verify)
 
-    def _local_copy(self) -> str:
-        assert self._settings.cache is not None
-        return shard_cache.local_copy(self._path, self._shard, self._settings.cache, self._settings.cache_bytes)
+    def _open_copy(self, folder: str, *, verify: bool) -> None:
+        try:
+            self._open(self._copy(folder), verify=verify)
+        except DatasetError:
+            copy = shard_cache.copy_path(self._shard, folder)
+            if not copy.exists():
+                raise
+            copy.unlink(missing_ok=True)  # it was damaged on this disk: fetched again
+            self._open(self._copy(folder), verify=verify)
 
-    def _open(self, path: str, *, verify: bool) -> None:
-        self._fs, self._inner = storage.filesystem(path)
-        if storage.is_local(path):
-            # Closed when the last thread lets go of this object, so that none reads from another's descriptor.
-            self._file = Path(self._inner).open("rb")  # noqa: SIM115
-            size = os.fstat(self._file.fileno()).st_size
-        else:
-            size = self._fs.size(self._inner)
+    def _copy(self, folder: str) -> BinaryIO:
+        return shard_cache.open_copy(self._path, self._shard, folder, self._settings.cache_bytes)
+
+    def _open(self, file: BinaryIO, *, verify: bool) -> None:
+        size = file.seek(0, os.SEEK_END)
         if size != self._shard.bytes:
             state = "cut" if size < self._shard.bytes else "too long"
             raise DatasetError(f"is {state}: {size} bytes, the manifest says {self._shard.bytes}")
         if verify:
-            with self._fs.open(self._inner, "rb") as file:
-                found = shard_cache.sha256_of(file)
+            found = shard_cache.sha256_of(file)
             if found != self._shard.sha256:
                 raise DatasetError(f"was altered: its SHA-256 is {found}, the manifest says {self._shard.sha256}")
-        source = self._inner if self._file else self._fs.open(self._inner, "rb")
-        self._parquet = pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True)
+        self._parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+        self._file = file
 
     def raw_start(self, group: int, rows: int, image_bytes: int) -> int | None:
         """Where the row group's first value starts in the file, if its images seem to lie in one uncompressed page."""
@@ -233,7 +256,8 @@ class _Shard:
 
     def read_into(self, start: int, target: np.ndarray) -> None:
         """Bytes of the file from ``start`` on, as many as ``target`` has."""
-        if self._file is None:
+        assert self._file is not None
+        if self._fs is not None:
             data = self._fs.cat_file(self._inner, start=start, end=start + target.nbytes)
             if len(data) != target.nbytes:
                 raise OSError(f"{len(data)} bytes came instead of {target.nbytes}")

@@ -6,6 +6,8 @@ the same every time the source is read, and the same when images are added besid
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,6 +42,7 @@ class Source:
     read : on an executor, a record batch of items -> record batches of id (int64), split (string, null where ingest
         splits), label (int32, null where missing, -1 where unknown), payload (binary or struct), origin (string),
         problem (string, a reason to set the row aside, or null)
+    kept : the DataFrame that was persisted for the job, if any
     """
 
     classes: tuple[str, ...]
@@ -51,6 +54,7 @@ class Source:
     numbered: bool
     items: DataFrame
     read: Callable[[pa.RecordBatch], Iterator[pa.RecordBatch]]
+    kept: DataFrame | None = None
 
     @property
     def own_splits(self) -> bool:
@@ -58,7 +62,9 @@ class Source:
 
     def close(self) -> None:
         """Let go of what was kept for the job."""
-        self.items.unpersist()
+        if self.kept is not None:
+            with contextlib.suppress(*spark_failures()):  # a session that died keeps nothing
+                self.kept.unpersist()
 
 
 def open_source(
@@ -99,6 +105,14 @@ def class_number(label: Column, classes: tuple[str, ...]) -> Column:
     return (F.array_position(known, label) - 1).cast("int")
 
 
+def label_name(label: Column) -> Column:
+    """A label as a string, null where it is blank."""
+    from pyspark.sql import functions as F
+
+    name = label.cast("string")
+    return F.when(F.trim(name) != "", name)
+
+
 def in_label_order(labels: list[str]) -> tuple[str, ...]:
     """Distinct labels as classes: by number where all are whole numbers, else alphabetically."""
     if all(label.isdecimal() for label in labels):
@@ -110,6 +124,26 @@ def spark_path(path: str) -> str:
     """A path as Spark's own readers want it."""
     absolute = storage.absolute(path)
     return f"file://{absolute}" if absolute.startswith("/") else absolute
+
+
+def exact_path(path: str) -> str:
+    """The same for one file whose name may have characters that Spark takes for a pattern."""
+    return re.sub(r"([\[\]{}*?\\])", r"\\\1", spark_path(path))
+
+
+def spark_failures() -> tuple[type[Exception], ...]:
+    """What Spark raises; some errors of the JVM arrive as Py4J's."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    return PySparkException, Py4JError
+
+
+def first_line(error: Exception) -> str:
+    """What a Spark error says, without its plan and stack trace."""
+    java = getattr(error, "java_exception", None)
+    text = str(java.getMessage() if java is not None else error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def to_batch(columns: dict[str, Any]) -> pa.RecordBatch:

@@ -48,6 +48,7 @@ def read_bytes(path: str) -> bytes:
 
 def exists(path: str) -> bool:
     fs, inner = filesystem(path)
+    fs.invalidate_cache(inner)
     return fs.exists(inner)
 
 

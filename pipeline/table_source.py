@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any
 from pipeline import images
 from pipeline.data_settings import SourceSettings
 from pipeline.folder_source import SPLIT_NAMES
-from pipeline.sources import NO_SPLIT, Form, Source, SourceError, class_number, in_label_order, spark_path
+from pipeline.sources import (
+    NO_SPLIT,
+    Form,
+    Source,
+    SourceError,
+    class_number,
+    first_line,
+    in_label_order,
+    label_name,
+    spark_failures,
+    spark_path,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,9 +46,12 @@ def open_table(spark: SparkSession, settings: SourceSettings, *, known_classes: 
     table = _table(spark, settings)
     form = _check_columns(table, settings)
     image, label = F.col(f"`{settings.image_column}`"), F.col(f"`{settings.label_column}`")
-    row_id = F.col(f"`{settings.id_column}`").cast("long") if settings.id_column else F.xxhash64(label, image)
+    name, content = label_name(label), _content(image, form)
+    row_id = F.col(f"`{settings.id_column}`").cast("long") if settings.id_column else F.xxhash64(name, *content)
     split = _split(settings)
-    totals = _totals(table, settings, label)
+    files, times = _files(table)
+    # Where files say when images changed, their names and sizes stand for the images, which are not read twice.
+    totals = _totals(table, settings, [name] if files else [name, *content])
     classes = settings.classes or known_classes or _classes(table, label, settings)
     items = table.select(
         row_id.alias("id"),
@@ -46,24 +60,43 @@ def open_table(spark: SparkSession, settings: SourceSettings, *, known_classes: 
         image.alias("payload"),
         F.concat(F.lit(f"{settings.path}#"), row_id.cast("string")).alias("origin"),
     )
-    files = sorted(name.rsplit("/", 1)[-1] for name in table.inputFiles())
-    fingerprint = "sha256:" + hashlib.sha256(repr((totals, table.schema.simpleString(), files)).encode()).hexdigest()
+    known = (totals, table.schema.simpleString(), files)
     return Source(
         classes,
         _rows(table, settings, split, totals[0]),
         form,
         None,
-        fingerprint,
-        fingerprint,
+        _digest(known),
+        _digest((*known, times)),
         False,
         items,
         functools.partial(_pass_on, has_splits=settings.split_column is not None),
     )
 
 
-def _table(spark: SparkSession, settings: SourceSettings) -> DataFrame:
-    from pyspark.errors import PySparkException
+def _digest(known: tuple[Any, ...]) -> str:
+    return "sha256:" + hashlib.sha256(repr(known).encode()).hexdigest()
 
+
+def _content(image: Column, form: Form) -> list[Column]:
+    """What makes two images the same: not where Spark's image source found them."""
+    return [image.getField(name) for name in SPARK_IMAGE] if form == "spark_image" else [image]
+
+
+def _files(table: DataFrame) -> tuple[list[tuple[str, int]], list[str]]:
+    """Names and sizes of the table's files, and when they were written; nothing for a table that has none."""
+    if not table.inputFiles():
+        return [], []
+    try:
+        columns = [f"_metadata.{name}" for name in ("file_path", "file_size", "file_modification_time")]
+        found = table.select(*columns).distinct().collect()
+    except spark_failures():
+        return [], []  # a view that joins or aggregates files
+    files = sorted((row[0].rsplit("/", 1)[-1], row[1]) for row in found)
+    return files, sorted(f"{row[0].rsplit('/', 1)[-1]} {row[2].timestamp()}" for row in found)
+
+
+def _table(spark: SparkSession, settings: SourceSettings) -> DataFrame:
     path = settings.path or ""
     try:
         if settings.kind == "table":
@@ -71,9 +104,9 @@ def _table(spark: SparkSession, settings: SourceSettings) -> DataFrame:
         else:
             table = spark.read.format(settings.kind).load(spark_path(path))
         table.schema  # noqa: B018 - over Connect only this asks the server
-    except PySparkException as error:
-        reason = str(error).strip().splitlines()[0]
-        if settings.kind == "delta" and ("DATA_SOURCE_NOT_FOUND" in reason or "ClassNotFound" in reason):
+    except spark_failures() as error:
+        reason = first_line(error)
+        if settings.kind == "delta" and any(word in str(error) for word in ("DATA_SOURCE_NOT_FOUND", "ClassNotFound")):
             raise SourceError(
                 f"{path}: Spark has no Delta Lake here. Start it with the jars made for this Spark "
                 "(spark.jars.packages=io.delta:delta-spark_2.13:VERSION), "
@@ -115,13 +148,12 @@ def _check_columns(table: DataFrame, settings: SourceSettings) -> Form:
     )
 
 
-def _totals(table: DataFrame, settings: SourceSettings, label: Column) -> tuple[Any, ...]:
-    """Rows, and what stands for ids and labels in the fingerprint."""
+def _totals(table: DataFrame, settings: SourceSettings, columns: list[Column]) -> tuple[Any, ...]:
+    """Rows, and what stands for the columns, ids and splits in the fingerprint."""
     from pyspark.sql import functions as F
 
-    # Without an id column only labels are hashed: hashing the images would read all of them once more.
-    columns = [label, F.col(f"`{settings.id_column}`")] if settings.id_column else [label]
-    value = F.xxhash64(*columns)
+    more = [F.col(f"`{name}`") for name in (settings.id_column, settings.split_column) if name]
+    value = F.xxhash64(*columns, *more)
     wanted = [F.count("*"), F.sum(value.cast("decimal(38,0)")), F.bit_xor(value)]
     if settings.id_column:
         wanted.append(F.countDistinct(f"`{settings.id_column}`"))
@@ -143,13 +175,13 @@ def _label_number(table: DataFrame, settings: SourceSettings, label: Column, cla
     if table.schema[settings.label_column].dataType.simpleString() != "string" and settings.classes:
         # Whole numbers beside given names are places among them.
         return F.when((label >= 0) & (label < len(classes)), label.cast("int")).when(label.isNotNull(), F.lit(-1))
-    return class_number(label.cast("string"), classes)
+    return class_number(label_name(label), classes)
 
 
 def _classes(table: DataFrame, label: Column, settings: SourceSettings) -> tuple[str, ...]:
-    found = [row.label for row in table.select(label.cast("string").alias("label")).distinct().collect()]
+    found = [row.label for row in table.select(label_name(label).alias("label")).distinct().collect()]
     if not any(value is not None for value in found):
-        raise SourceError(f"{settings.path}: column {settings.label_column!r} is null in every row")
+        raise SourceError(f"{settings.path}: column {settings.label_column!r} is null or blank in every row")
     return in_label_order([value for value in found if value is not None])
 
 

@@ -28,6 +28,7 @@ from pipeline.evaluate import evaluate, reduce_running_statistics
 from pipeline.events import EventWriter
 from pipeline.feed import TrainingFeed
 from pipeline.manifest import load as load_manifest
+from pipeline.prefetch import Prefetch
 from pipeline.shards import SplitFiles
 from pipeline.worker import Worker
 
@@ -175,7 +176,7 @@ class _Trainer:
             epochs=self.train.epochs,
             force=True,
         )
-        with reader.Prefetch(self.feed.blocks(self.progress.step), self.feed.blocks_ahead) as ready:
+        with Prefetch(self.feed.blocks(self.progress.step), self.feed.blocks_ahead) as ready:
             while self.progress.step < self.total_steps and not self.progress.diverged:
                 self._epoch(ready)
                 self._save()
@@ -261,7 +262,7 @@ class _Trainer:
             batch_size=self.train.evaluation_batch_size,
             pin=self.feed.pin,
         )
-        with reader.Prefetch(batches) as ready:
+        with Prefetch(batches) as ready:
             result = evaluate(
                 self.worker,
                 self.model,

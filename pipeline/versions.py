@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,20 @@ from pipeline.data_settings import DatasetSettings
 from pipeline.images import ImageSpec
 from pipeline.manifest import DatasetError, Manifest
 from pipeline.shard_writer import QUARANTINE
-from pipeline.sources import NO_SPLIT, Source, spark_path
+from pipeline.sources import NO_SPLIT, Source, exact_path
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 log = logging.getLogger(__name__)
+
+# Names that `ingest` gives to shards; Spark's own start alike.
+_SHARD_NAME = re.compile(r"part-[0-9a-f]{8}-\d{5,}\.parquet")
+
+
+def published(dataset: str) -> Manifest | None:
+    """The newest version of the dataset, if there is one."""
+    return manifest.load(dataset) if storage.exists(storage.join(dataset, manifest.FILE_NAME)) else None
 
 
 def settings_digest(settings: DatasetSettings, source: Source) -> str:
@@ -75,6 +84,11 @@ def check_append(
             f"{dataset} has the classes {', '.join(found.classes)}; the source has {', '.join(source.classes)}: "
             "set dataset.source.classes to those of the dataset (images of others are then set aside)"
         )
+    if source.numbered and any(ingested.state == source.state for ingested in found.sources):
+        raise DatasetError(
+            f"{dataset} has all images of {settings.source.kind} {settings.source.path or ''} already, ingested with "
+            "other settings: they would be in it twice"
+        )
     if missing := missing_shard(dataset, found):
         raise DatasetError(f"{missing} is missing or cut: restore it before anything is appended to {dataset}")
 
@@ -84,36 +98,56 @@ def only_new(spark: SparkSession, source: Source, dataset: str, before: Manifest
     from pyspark.sql import functions as F
 
     there = [shard.path for split in before.splits.values() for shard in split.shards] + list(before.quarantine)
-    files = [spark_path(storage.join(dataset, path)) for path in there]
+    files = [exact_path(storage.join(dataset, path)) for path in there]
     known = spark.read.schema("id long").parquet(*files).distinct()
-    new = source.items.join(known, "id", "left_anti").persist()
+    new = source.items.join(known, "id", "left_anti")
     key = F.coalesce(F.col("split"), F.lit(NO_SPLIT)) if source.own_splits else F.lit("")
     counts = {row["key"]: row["count"] for row in new.groupBy(key.alias("key")).count().collect()}
     if not counts:
         raise DatasetError(
             f"{dataset} already has all {sum(source.rows.values())} images of the source: nothing to append"
         )
-    return replace(source, items=new, rows=counts), sum(source.rows.values()) - sum(counts.values())
+    # A split of which nothing is new is one that the source has, still.
+    rows = {split: counts.get(split, 0) for split in source.rows}
+    return replace(source, items=new, rows=rows), sum(source.rows.values()) - sum(rows.values())
 
 
 def missing_shard(dataset: str, made: Manifest) -> str | None:
     """The first shard that is not there with all its bytes, as the driver sees it."""
-    for split in made.splits.values():
+    for name, split in made.splits.items():
+        sizes = _sizes(storage.join(dataset, name))
         for shard in split.shards:
-            fs, path = storage.filesystem(storage.join(dataset, shard.path))
-            if not fs.exists(path) or fs.size(path) != shard.bytes:
-                return path
+            if sizes.get(shard.path.rpartition("/")[2]) != shard.bytes:
+                return storage.join(dataset, shard.path)
     return None
 
 
-def remove_leftovers(dataset: str, published: Manifest | None, *, keep_quarantine: bool = False) -> None:
+def _sizes(folder: str) -> dict[str, int]:
+    """Bytes of each file in a folder as it is now: executors have written since it was last looked at."""
+    fs, inner = storage.filesystem(folder)
+    fs.invalidate_cache(inner)
+    try:
+        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in fs.ls(inner, detail=True)}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def remove_leftovers(dataset: str, found: Manifest | None, *, keep_quarantine: bool = False) -> None:
     """Delete what a job that did not finish has left, nothing that ingest does not write, and nothing published."""
-    kept = set(published.quarantine) if published else set()
-    if published is None:
+    kept = set(found.quarantine) if found else set()
+    if found is None:
         storage.remove(storage.join(dataset, manifest.FILE_NAME))
     else:
-        kept |= {shard.path for split in published.splits.values() for shard in split.shards}
+        kept |= {shard.path for split in found.splits.values() for shard in split.shards}
     for folder in manifest.SPLITS if keep_quarantine else (*manifest.SPLITS, QUARANTINE):
         for name in storage.names(storage.join(dataset, folder)):
-            if name.startswith("part-") and name.endswith(".parquet") and f"{folder}/{name}" not in kept:
+            if _SHARD_NAME.fullmatch(name) and f"{folder}/{name}" not in kept:
                 storage.remove(storage.join(dataset, folder, name))
+
+
+def clean_up(dataset: str) -> None:
+    """Delete the shards of a job that failed, unless it failed after its manifest was published."""
+    try:
+        remove_leftovers(dataset, published(dataset), keep_quarantine=True)
+    except (OSError, ValueError) as error:  # the error that led here is the one to see; the next run cleans up
+        log.warning("shards of the failed job are still in %s: %s", dataset, error)

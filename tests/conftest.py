@@ -23,11 +23,15 @@ def idx_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def spark():
-    """A real session with two slots."""
+def spark(tmp_path_factory):
+    """A real session with two slots; few partitions, since the tests' tables are small."""
     from pipeline.session import get_session
 
-    session = get_session(SparkSettings(master="local[2]"), "sparknorm tests")
+    conf = {
+        "spark.sql.shuffle.partitions": "4",
+        "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse")),
+    }
+    session = get_session(SparkSettings(master="local[2]", conf=conf), "sparknorm tests")
     yield session
     session.stop()
 

@@ -107,7 +107,7 @@ def test_another_seed_is_another_order(spark, idx_folder, dataset, tmp_path):
 
 def test_other_settings_at_the_same_place_are_refused(spark, idx_folder, dataset):
     before = files_of(Path(dataset))
-    with pytest.raises(DatasetError, match=r"other settings .*choose another dataset.path, or delete that folder"):
+    with pytest.raises(DatasetError, match=r"other settings .*choose another dataset.path, delete that folder first"):
         ingest(spark, dataset_settings(Path(dataset), idx_folder, row_group_rows=31), cache="unused")
     assert files_of(Path(dataset)) == before
 
@@ -142,7 +142,7 @@ def test_too_many_bad_rows_fail_the_job_and_leave_no_dataset(spark, folder_with_
 
 
 def test_a_job_that_dies_leaves_no_dataset_and_can_be_run_again(spark, idx_folder, tmp_path, monkeypatch):
-    def disk_full(*_):
+    def disk_full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(manifest, "publish", disk_full)
@@ -162,7 +162,7 @@ def test_storage_that_executors_do_not_share_is_noticed(spark, idx_folder, tmp_p
     real = storage.filesystem
 
     def elsewhere(path):
-        return real(path.replace("/data/", "/of-another-host/") if path.endswith(".parquet") else path)
+        return real(path if path.endswith(".json") else path.replace("/data/", "/of-another-host/"))
 
     monkeypatch.setattr(storage, "filesystem", elsewhere)
     with pytest.raises(DatasetError, match=r"an executor wrote .* the driver does not see it: set dataset.path"):

@@ -10,7 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 BARE = ["plan", "manifest", "storage", "config", "images", "reader", "worker", "augment", "train", "evaluate"]
 BARE += ["checkpoint", "events", "shards", "shard_cache", "feed", "data_settings", "deform", "petastorm_reader"]
-BARE += ["petastorm_compat"]
+BARE += ["petastorm_compat", "prefetch"]
 SPARK_SIDE = ["__main__", "session", "sources", "ingest", "barrier", "trial", "compare", "fashion_mnist", "progress"]
 SPARK_SIDE += [
     "java",

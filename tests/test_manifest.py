@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from pipeline import manifest, storage
@@ -63,14 +64,54 @@ def test_what_is_wrong_with_a_manifest_is_said(tmp_path):
         ('{"format": 1}', "damaged"),
     ):
         path.write_text(text)
-        with pytest.raises(DatasetError, match=message):
+        with pytest.raises(DatasetError, match=message) as error:
             manifest.load(str(tmp_path))
+        assert "\n" not in str(error.value)
     manifest.publish(str(tmp_path), make())
-    tree = json.loads(path.read_text())
-    tree["splits"]["train"]["mean"] = [0.6]
-    path.write_text(json.dumps(tree))
-    with pytest.raises(DatasetError, match="was altered"):
-        manifest.load(str(tmp_path))
+    whole = path.read_text()
+    for change, message in (
+        ({"mean": [0.6]}, "its content does not match its digest"),
+        ({"rows": 11}, r"manifest\.json was altered: split train: 11 rows, but its shards hold 10"),
+        ({"rows": "many"}, r"manifest\.json is damaged, .*: splits\.train\.rows: Input should be a valid integer"),
+    ):
+        tree = json.loads(whole)
+        tree["splits"]["train"] |= change
+        path.write_text(json.dumps(tree))
+        with pytest.raises(DatasetError, match=message) as error:
+            manifest.load(str(tmp_path))
+        assert "\n" not in str(error.value)
+
+
+def test_an_earlier_version_stays_readable(tmp_path):
+    first = manifest.publish(str(tmp_path), make())
+    added = make().model_copy(update={"splits": {}, "input_rows": 2})  # nothing but rows that were set aside
+    second = manifest.publish(str(tmp_path), manifest.joined(first, added), before=first)
+    assert (second.version, second.previous, second.input_rows) == (2, first.digest, 14)
+    assert second.set_aside == {"wrong_size": 4}
+    assert second.split("train").rows == 10
+    assert [manifest.load(str(tmp_path), version) for version in (None, 1, 2)] == [second, first, second]
+    for version in (0, 3):
+        with pytest.raises(DatasetError, match=rf"has versions 1 to 2; dataset\.version is {version}"):
+            manifest.load(str(tmp_path), version)
+
+
+def test_statistics_of_joined_splits_are_those_of_all_pixels():
+    pixels = [np.random.default_rng(seed).integers(0, 256, (rows, 3, 4, 5)) for seed, rows in ((1, 7), (2, 30))]
+
+    def split(images):
+        sums = [images.sum((0, 2, 3)).tolist(), (images**2).sum((0, 2, 3)).tolist()]
+        shard = Shard(path="train/x.parquet", rows=len(images), bytes=1, sha256="00", row_groups=(len(images),))
+        return manifest.with_statistics([len(images), 0], sums, (shard,), (3, 4, 5))
+
+    parts = [
+        make().model_copy(update={"image": Image(encoding="raw", shape=(3, 4, 5)), "splits": {"train": split(images)}})
+        for images in pixels
+    ]
+    joined = manifest.joined(*parts).split("train")
+    values = np.concatenate(pixels) / 255
+    np.testing.assert_allclose(joined.mean, values.mean((0, 2, 3)), rtol=1e-13)
+    np.testing.assert_allclose(joined.std, values.std((0, 2, 3)), rtol=1e-10)
+    assert (joined.rows, joined.label_counts) == (37, (37, 0))
 
 
 def test_an_unknown_split_lists_the_known():

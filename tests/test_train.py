@@ -4,11 +4,12 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from pipeline import checkpoint, plan, reader, storage
+from pipeline import checkpoint, plan, storage
 from pipeline.config import AugmentSettings, ModelSettings, TrainSettings
 from pipeline.data_settings import ReaderSettings
 from pipeline.events import EventReader
 from pipeline.feed import check_data
+from pipeline.prefetch import Prefetch
 from pipeline.train import Job, _Trainer, facts, fit, learning_rate_factor, make_optimizer
 from pipeline.worker import alone
 
@@ -50,7 +51,7 @@ def test_events_tell_each_step_once(dataset, tmp_path):
 def gradients(worker, job):
     """Gradients of the first global batch, and this rank's loss."""
     trainer = _Trainer(worker, job)
-    with reader.Prefetch(trainer.feed.blocks(0)) as batches:
+    with Prefetch(trainer.feed.blocks(0)) as batches:
         loss = trainer._loss(next(batches), step=0)
     loss.backward()
     trainer.close()

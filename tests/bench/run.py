@@ -1,0 +1,37 @@
+"""`make bench`: the loader part, then the ingest part. Benchmarks are no tests: nothing here passes or fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# Spark's Python workers import the benchmark's functions too.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH", "")])
+os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+WORK = Path("runs/bench/work")
+
+
+def main() -> None:
+    import ingest
+    import loader
+
+    parts = sys.argv[1:] or ["loader", "ingest", "scale"]
+    unknown = set(parts) - {"loader", "ingest", "scale"}
+    if unknown:
+        sys.exit(f"no part {', '.join(sorted(unknown))}: there are loader, ingest and scale")
+    spark = ingest.start()
+    try:
+        if "loader" in parts:
+            loader.run(ingest.fashion_mnist(spark, WORK))
+        if "ingest" in parts:
+            ingest.run(spark, WORK)
+        if "scale" in parts:
+            ingest.run_scale(spark, WORK)
+    finally:
+        spark.stop()
+
+
+if __name__ == "__main__":
+    main()
