@@ -41,12 +41,14 @@ class EpochPlan:
 
     group_rows : int64 array of shape (row groups,), rows of each row group in the manifest's order
     group_order : int64 array of shape (row groups,), this epoch's permutation of them
+    ends : int64 array of shape (row groups,), where each of them ends in that order, in rows
     lane_rows : rows of each lane; fewer than ``lanes`` rows of the split are left out of this epoch's lanes
     steps : global batches in the epoch, the same for every rank
     """
 
     group_rows: np.ndarray
     group_order: np.ndarray
+    ends: np.ndarray
     lanes: int
     lane_batch: int
     lane_rows: int
@@ -94,7 +96,8 @@ def plan_epoch(
     if steps < 1:
         raise ValueError(f"batch_size {batch_size} is larger than the split: {total} rows in {lanes} lanes")
     order = np.random.default_rng([_GROUPS, seed, epoch]).permutation(len(group_rows))
-    return EpochPlan(group_rows, order, lanes, lane_batch, lane_rows, steps, shuffle_row_groups, seed, epoch)
+    ends = np.cumsum(group_rows[order])
+    return EpochPlan(group_rows, order, ends, lanes, lane_batch, lane_rows, steps, shuffle_row_groups, seed, epoch)
 
 
 def lane_windows(plan: EpochPlan, lane: int, *, first_step: int = 0) -> Iterator[Window]:
@@ -113,8 +116,9 @@ def lane_windows(plan: EpochPlan, lane: int, *, first_step: int = 0) -> Iterator
 
 def _lane_segments(plan: EpochPlan, lane: int) -> np.ndarray:
     """Row groups, or parts of them, of one lane: int64 (n, 3) of (row group, first row, end row)."""
-    in_order = slice_segments(plan.group_rows[plan.group_order], lane * plan.lane_rows, (lane + 1) * plan.lane_rows)
-    return np.column_stack([plan.group_order[in_order[:, 0]], in_order[:, 1:]])
+    segments = _segments(plan.ends, lane * plan.lane_rows, (lane + 1) * plan.lane_rows)
+    segments[:, 0] = plan.group_order[segments[:, 0]]
+    return segments
 
 
 def step_rows(plan: EpochPlan) -> np.ndarray:
@@ -142,11 +146,17 @@ def rank_slice(rows: int, rank: int, world_size: int) -> tuple[int, int]:
 
 def slice_segments(group_rows: np.ndarray, first: int, end: int) -> np.ndarray:
     """The row groups that rows [first, end) lie in: int64 (n, 3) of (row group, first row, end row)."""
-    group_rows = np.asarray(group_rows, dtype=np.int64)
-    ends = np.cumsum(group_rows)
-    starts = ends - group_rows
-    touched = np.flatnonzero((ends > first) & (starts < end) & (first < end))
-    return np.stack(
-        [touched, np.maximum(first - starts[touched], 0), np.minimum(end, ends[touched]) - starts[touched]],
-        axis=1,
-    )
+    return _segments(np.cumsum(group_rows, dtype=np.int64), first, end)
+
+
+def _segments(ends: np.ndarray, first: int, end: int) -> np.ndarray:
+    """`slice_segments` for row groups that end at these rows."""
+    if first >= end:
+        return np.empty((0, 3), np.int64)
+    touched = np.arange(np.searchsorted(ends, first, "right"), np.searchsorted(ends, end, "left") + 1)
+    segments = np.empty((len(touched), 3), np.int64)
+    segments[:, 0] = touched
+    starts = np.where(touched > 0, ends[touched - 1], 0)
+    segments[:, 1] = np.maximum(first - starts, 0)
+    segments[:, 2] = np.minimum(end, ends[touched]) - starts
+    return segments

@@ -84,9 +84,10 @@ def train_batches(*args: Any, **options: Any) -> Iterator[Batch]:
 
 
 def _epoch(pool: _Pool, lanes: list[_Lane], steps: int, lane_batch: int, pin: bool) -> Iterator[Block]:
-    batch_bytes = len(lanes) * lane_batch * pool.files.image_bytes
+    shape = (len(lanes) * lane_batch, *pool.files.shape)
     together = 1  # a batch that is used at once is still in the processor's cache
     if blocks_ahead(pool.files):
+        batch_bytes = shape[0] * pool.files.image_bytes
         together = max(1, min(pool.files.settings.prefetch_batches // 2, _BLOCK_BYTES // batch_bytes))
     done = 0
     while done < steps:
@@ -95,8 +96,9 @@ def _epoch(pool: _Pool, lanes: list[_Lane], steps: int, lane_batch: int, pin: bo
         rows = np.stack(parts, axis=1).reshape(count, -1)
         labels = pool.labels_at(rows, pin)
         for start in range(0, count, together):
-            images = pool.images_at(rows[start : start + together], pin)
-            yield [Batch(*pair) for pair in zip(images, labels[start : start + together], strict=True)]
+            images = pool.gather(rows[start : start + together].reshape(-1), pin)
+            batches = (images.view(shape),) if together == 1 else images.view(-1, *shape).unbind()
+            yield [Batch(*pair) for pair in zip(batches, labels[start : start + together], strict=True)]
         for lane in lanes:
             lane.fill()
         done += count
@@ -204,13 +206,6 @@ class _Pool:
         parts = [np.arange(first, end) + self._starts[number] for number, first, end in load.segments.tolist()]
         return _joined(parts)[load.order]
 
-    def images_at(self, rows: np.ndarray, pin: bool) -> Sequence[torch.Tensor]:
-        """Batches of the images at these places, int64 (batches, rows of each)."""
-        images = self.gather(rows.reshape(-1), pin)
-        if len(rows) == 1:
-            return [images.view(-1, *self.files.shape)]
-        return images.view(*rows.shape, *self.files.shape).unbind()
-
     def labels_at(self, rows: np.ndarray, pin: bool) -> Sequence[torch.Tensor]:
         labels = torch.from_numpy(self._labels[rows])
         return (labels.pin_memory() if pin else labels).unbind()
@@ -251,8 +246,9 @@ class _RawPool(_Pool):
     def __init__(self, files: SplitFiles, rows: int, executor: ThreadPoolExecutor):
         super().__init__(files, rows, executor)
         self._prefix = 0 if self.resident else PREFIX
-        self._memory = torch.empty((self.rows, self._prefix + files.image_bytes), dtype=torch.uint8)
-        self._rows = self._memory.numpy()
+        # numpy asks for huge pages, torch does not: random rows then miss the address cache less often.
+        self._rows = np.empty((self.rows, self._prefix + files.image_bytes), np.uint8)
+        self._pixels = torch.from_numpy(self._rows)[:, self._prefix :]
 
     def load_images(self, number: int, first: int, end: int, rows: slice) -> None:
         target = self._rows[rows]
@@ -264,8 +260,7 @@ class _RawPool(_Pool):
     def gather(self, places: np.ndarray, pin: bool) -> torch.Tensor:
         # Whole rows are copied; torch's own indexing of uint8, element by element, takes ten times as long.
         if not self.resident:
-            pixels = self._memory[:, PREFIX:]
-            return torch.index_select(pixels, 0, torch.from_numpy(places), out=self.empty(len(places), pin))
+            return torch.index_select(self._pixels, 0, torch.from_numpy(places), out=self.empty(len(places), pin))
         if not pin:
             return torch.from_numpy(self._rows.take(places, axis=0))
         images = self.empty(len(places), pin)
@@ -317,5 +312,5 @@ def is_resident(files: SplitFiles) -> bool:
 
 
 def blocks_ahead(files: SplitFiles) -> int:
-    """Blocks that are worth making ahead. Gathering raw images from memory takes less time than passing them on."""
-    return 0 if is_resident(files) and files.encoding == "raw" else 2
+    """Blocks that are worth making ahead. Gathering raw images takes less time than passing them to another thread."""
+    return 0 if files.encoding == "raw" else 2

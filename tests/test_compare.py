@@ -36,6 +36,7 @@ def study(spark, fashion_mnist_part, tmp_path_factory):
         f"dataset.source.path={fashion_mnist_part}",
         f"dataset.source.classes={classes}",
         "train.epochs=2",
+        "dataset.row_group_rows=250",
         "train.batch_size=64",
         "compare.learning_rates=[0.02, 0.2]",
         "compare.norms=[none, batch]",
