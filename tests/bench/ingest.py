@@ -30,7 +30,7 @@ from pipeline.sources import open_source
 
 CACHE = "runs/cache"
 PASSES = 3
-JPEG_FILES, JPEG_SHAPE = int(os.environ.get("BENCH_JPEG_FILES", "8000")), (3, 64, 64)
+JPEG_FILES, JPEG_SHAPE = int(os.environ.get("BENCH_JPEG_FILES", "12000")), (3, 64, 64)
 SMALL_IMAGES, COPIES = 600, int(os.environ.get("BENCH_COPIES", "100"))
 OURS, PETASTORM = "sparknorm ingest, Fashion-MNIST", "Petastorm materialize_dataset, Fashion-MNIST"
 JPEG, PILLOW = "sparknorm ingest, JPEG files", "limit: Pillow in two bare processes"

@@ -26,7 +26,7 @@ from pipeline.prefetch import Prefetch
 from pipeline.shards import SplitFiles
 from pipeline.worker import alone
 
-BATCH, ROUNDS, PASSES = 256, 3, 4
+BATCH, ROUNDS, PASSES = 256, 3, 8
 TRAIN = TrainSettings(batch_size=BATCH, epochs=PASSES + 1)
 OURS, STREAMED = "sparknorm", "sparknorm, shards read in every pass"
 OURS_PETASTORM = "sparknorm, reader: petastorm"
