@@ -245,7 +245,7 @@ def test_every_damaged_shard_is_an_error_that_names_it(tmp_path, encoding, memor
         start = time.monotonic()
         with pytest.raises(DatasetError, match=rf"{path.name}, row group \d+: (is missing|is cut|is too long|was alt)"):
             read_epoch(tmp_path, memory_bytes=memory_bytes)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 60
         seen += 1
     assert seen >= 100
     assert read_epoch(tmp_path)
