@@ -38,7 +38,7 @@ def study(spark, fashion_mnist_part, tmp_path_factory):
         "train.epochs=2",
         "dataset.row_group_rows=250",
         "train.batch_size=64",
-        "compare.learning_rates=[0.02, 0.2]",
+        "compare.learning_rates=[0.02, 0.1]",
         "compare.norms=[none, batch]",
         f"tracking.uri=sqlite:///{root}/runs/mlflow.db",
         f"tracking.artifacts={root}/runs/mlartifacts",
