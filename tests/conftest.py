@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import struct
+import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_data import dataset_settings, write_idx, write_idx_folder
 
-from pipeline import fashion_mnist
+from pipeline import fashion_mnist, storage
 from pipeline.config import Settings, SparkSettings, TrackingSettings
 
 REPOSITORY = Path(__file__).parents[1]
@@ -62,6 +63,16 @@ def settings(dataset, idx_folder, tmp_path) -> Settings:
             ).model_dump(),
         }
     )
+
+
+@pytest.fixture
+def remote():
+    """The address of a folder in memory, which fsspec treats as it treats an object store."""
+    root = f"memory://{uuid.uuid4().hex}"
+    yield root
+    fs, inner = storage.filesystem(root)
+    if fs.exists(inner):
+        fs.rm(inner, recursive=True)
 
 
 @pytest.fixture(scope="session")

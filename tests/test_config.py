@@ -61,3 +61,11 @@ def test_settings_are_frozen():
 def test_digest_depends_on_values_and_not_on_order():
     assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
     assert digest_of(Settings(name="x")) != digest_of(Settings(name="y"))
+
+
+def test_the_name_of_a_reader_is_short_for_its_section():
+    short = load_settings(QUICKSTART, ["reader=petastorm"]).reader
+    assert short.kind == "petastorm"
+    assert short == load_settings(QUICKSTART, ["reader.kind=petastorm"]).reader
+    with pytest.raises(SettingsError, match=r"reader.kind: .*'arrow' or 'petastorm'"):
+        load_settings(QUICKSTART, ["reader=parquet"])

@@ -1,7 +1,6 @@
 import multiprocessing
 import os
 import threading
-import uuid
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,16 +10,6 @@ from small_shards import open_files, read_all, write_dataset
 
 from pipeline import manifest, shard_cache, storage
 from pipeline.manifest import DatasetError
-
-
-@pytest.fixture
-def remote():
-    """The address of a folder in memory, which fsspec treats as it treats an object store."""
-    root = f"memory://{uuid.uuid4().hex}"
-    yield root
-    fs, inner = storage.filesystem(root)
-    if fs.exists(inner):
-        fs.rm(inner, recursive=True)
 
 
 def shards_of(path):

@@ -1,5 +1,4 @@
 import threading
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,16 +36,6 @@ def flipped(data: bytes, place: int) -> bytes:
 
 def shard_of(path, number=0) -> Path:
     return Path(path, manifest.load(str(path)).split("train").shards[number].path)
-
-
-@pytest.fixture
-def remote():
-    """The address of a folder in memory, which fsspec treats as it treats an object store."""
-    root = f"memory://{uuid.uuid4().hex}"
-    yield root
-    fs, inner = storage.filesystem(root)
-    if fs.exists(inner):
-        fs.rm(inner, recursive=True)
 
 
 def raw_start(files, number):
