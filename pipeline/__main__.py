@@ -10,11 +10,13 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import storage
 from pipeline.config import Settings, load_settings
@@ -36,7 +38,7 @@ def ingest(config: Config, override: Overrides = None) -> None:
     from pipeline.ingest import ingest as job
 
     settings = _start("ingest", config, override)
-    manifest, written = job(_session(settings), settings.dataset, cache=f"{settings.output}/cache")
+    manifest, written = job(_session(settings, trains=False), settings.dataset, cache=f"{settings.output}/cache")
     kept = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
     aside = sum(manifest.set_aside.values())
     state = "written" if written else "unchanged: the same input and settings were ingested before"
@@ -77,6 +79,25 @@ def compare(config: Config, override: Overrides = None) -> None:
     sys.stdout.write(f"{settings.output}/comparison.json\n")
 
 
+@app.command()
+def doctor(config: Config, override: Overrides = None) -> None:
+    """Look whether a training can run here: Spark, slots, versions, storage, disk, GPUs, dataset, tracking."""
+    from pipeline.preflight import examine, healthy
+
+    settings = _start("doctor", config, override)
+    findings = examine(_session(settings), settings)
+    table = Table(title=f"{settings.name}: can it train here?", show_lines=False)
+    for heading in ("check", "state", "seen, and what to do"):
+        table.add_column(heading, overflow="fold")
+    colours = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
+    for finding in findings:
+        table.add_row(finding.check, Text(finding.state, colours[finding.state]), Text(finding.detail))
+    console.print(table)
+    _leave(settings, "doctor", {"healthy": healthy(findings), "findings": [asdict(finding) for finding in findings]})
+    if not healthy(findings):
+        sys.exit(1)
+
+
 def _start(command: str, config: Path, overrides: list[str] | None) -> Settings:
     """The settings; what an earlier call left is removed, so that a failure cannot look like its result."""
     settings = load_settings(config, overrides or [])
@@ -84,10 +105,10 @@ def _start(command: str, config: Path, overrides: list[str] | None) -> Settings:
     return settings
 
 
-def _session(settings: Settings) -> Any:
+def _session(settings: Settings, *, trains: bool = True) -> Any:
     from pipeline.session import get_session
 
-    return get_session(settings.spark, f"sparknorm {settings.name}")
+    return get_session(settings.spark, f"sparknorm {settings.name}", trains=trains)
 
 
 def _table(comparison: dict[str, Any]) -> Table:

@@ -23,13 +23,19 @@ class CheckpointError(ValueError):
     """A checkpoint belongs to another run."""
 
 
-def save(folder: str, state: dict[str, Any], *, step: int, identity: dict[str, str], keep: int) -> str:
-    """Publish the state after ``step`` optimizer steps and delete all but the newest ``keep``. Returns the path.
+def save(folder: str, state: dict[str, Any], *, step: int, identity: dict[str, Any], keep: int) -> tuple[str, int]:
+    """Publish the state after ``step`` optimizer steps and delete all but the newest ``keep``.
 
     Parameters
     ----------
     state : nested dicts, lists, numbers, strings and tensors (what ``torch.load(weights_only=True)`` reads back)
-    identity : digests of the settings and the dataset; `load_newest` refuses a checkpoint with others
+    identity : settings and digests, nested dicts of JSON values; `load_newest` refuses a checkpoint with others
+
+    Returns
+    -------
+    path : str
+    size : int
+        in bytes
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -47,10 +53,16 @@ def save(folder: str, state: dict[str, Any], *, step: int, identity: dict[str, s
     for old in _names(folder)[:-keep]:
         storage.remove(storage.join(folder, f"{old}.json"))
         storage.remove(storage.join(folder, f"{old}.pt"))
-    return path
+    return path, len(data)
 
 
-def load_newest(folder: str, *, identity: dict[str, str], device: torch.device) -> dict[str, Any] | None:
+def newest_step(folder: str) -> int:
+    """Step of the newest checkpoint there is, whole or not; 0 where there is none. Reads no checkpoint."""
+    names = _names(folder)
+    return int(names[-1].removeprefix("step-")) if names else 0
+
+
+def load_newest(folder: str, *, identity: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
     """The newest whole state in the folder, or None where there is none. A damaged one is passed over with a warning.
 
     Raises
@@ -68,7 +80,7 @@ def load_newest(folder: str, *, identity: dict[str, str], device: torch.device) 
     return None
 
 
-def load_step(folder: str, step: int, *, identity: dict[str, str], device: torch.device) -> dict[str, Any]:
+def load_step(folder: str, step: int, *, identity: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The state after ``step`` steps, which another rank has found to be the newest whole one.
 
     Raises
@@ -95,16 +107,24 @@ def _read(folder: str, name: str) -> tuple[dict[str, Any], bytes]:
 
 
 def _unpack(
-    folder: str, name: str, seal: dict[str, Any], data: bytes, identity: dict[str, str], device: torch.device
+    folder: str, name: str, seal: dict[str, Any], data: bytes, identity: dict[str, Any], device: torch.device
 ) -> dict[str, Any]:
-    theirs = seal["identity"]
-    different = [key for key in identity if theirs.get(key) != identity[key]]
+    different = differences(seal["identity"], identity)
     if different:
         raise CheckpointError(
-            f"checkpoint {folder}/{name} belongs to other {' and '.join(different)}: "
-            + "; ".join(f"{key} {theirs.get(key)} there, {identity[key]} here" for key in different)
+            f"checkpoint {folder}/{name} belongs to another run: {'; '.join(different)}. "
+            "Use those settings, or another folder"
         )
     return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+
+
+def differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
+    """Where two nested dicts differ, as ``train.learning_rate is 0.1 there, 0.2 here``."""
+    if not (isinstance(theirs, dict) and isinstance(ours, dict)):
+        return [] if theirs == ours else [f"{name} is {theirs!r} there, {ours!r} here"]
+    keys = [*ours, *(key for key in theirs if key not in ours)]
+    parts = [differences(theirs.get(key), ours.get(key), f"{name}.{key}" if name else str(key)) for key in keys]
+    return [text for part in parts for text in part]
 
 
 def _names(folder: str) -> list[str]:

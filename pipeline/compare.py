@@ -15,6 +15,7 @@ from pipeline import storage
 from pipeline.config import Settings
 from pipeline.manifest import load as load_manifest
 from pipeline.progress import console
+from pipeline.record import Record, find_record
 from pipeline.report import render
 from pipeline.tracking import Tracker
 from pipeline.trial import check_trial, run_trial
@@ -29,6 +30,8 @@ FILES = ("comparison.json", "report.html")
 def compare(spark: SparkSession, settings: Settings) -> dict[str, Any]:
     """Run the comparison, write ``comparison.json`` and ``report.html`` into the output folder, log all to MLflow.
 
+    The same command after a driver that was killed goes on with the trial it was at; finished trials are not repeated.
+
     Returns
     -------
     dict
@@ -37,9 +40,12 @@ def compare(spark: SparkSession, settings: Settings) -> dict[str, Any]:
     options = settings.compare
     _check(spark, settings)
     tracker = Tracker(settings.tracking)
+    record = _begin(settings)
     for stale in FILES:  # a study that fails must not look like the one before it
         storage.remove(storage.join(settings.output, stale))
-    with tracker.run(settings.name, settings=settings, kind="comparison") as parent:
+    run_id = record.data.get("run_id")
+    with tracker.run(settings.name, settings=settings, run_id=run_id, kind="comparison") as parent:
+        record.update(run_id=parent.run_id)
         search = [
             _search(spark, settings, tracker, parent.run_id, norm, rate)
             for norm in options.norms
@@ -63,7 +69,18 @@ def compare(spark: SparkSession, settings: Settings) -> dict[str, Any]:
             parent.log_summary(
                 {f"{arm['norm']}/{key}": value for key, value in arm.items() if isinstance(value, (int, float))}
             )
+    record.update(result=storage.join(settings.output, FILES[0]))
     return comparison
+
+
+def _begin(settings: Settings) -> Record:
+    """What was begun of this very study and not finished, or a new record; claimed for this process."""
+    manifest = load_manifest(settings.dataset.path, settings.dataset.version)
+    parts = settings.model_dump(mode="json", include={"model", "train", "reader", "compare"})
+    studies = storage.join(storage.absolute(settings.output), "studies")
+    record = find_record(studies, settings.name, {**parts, "dataset": manifest.digest})
+    record.claim(name=settings.name)
+    return record
 
 
 def _check(spark: SparkSession, settings: Settings) -> None:

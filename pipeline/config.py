@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from pipeline.data_settings import DatasetSettings, ReaderSettings, Section
 
@@ -62,7 +62,15 @@ class TrainSettings(Section):
     evaluation_batch_size: int = Field(500, ge=1, description="images in a forward pass of evaluation, per worker")
     bf16: bool = Field(False, description="autocast the forward pass to bfloat16")
     channels_last: bool = Field(True, description="NHWC memory layout")
-    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    accumulate: int = Field(
+        1, ge=1, description="parts of a worker's batch that are computed one after the other, to save memory"
+    )
+    gradient_compression: Literal["none", "bf16"] = Field(
+        "none", description="bf16: workers exchange gradients in half the bytes, rounded to bfloat16"
+    )
+    on_divergence: Literal["mark", "fail"] = Field(
+        "mark", description="a loss that is not finite ends the run; mark: as diverged, and a comparison goes on; fail"
+    )
 
     @model_validator(mode="after")
     def _batch_is_cut_into_lanes(self) -> TrainSettings:
@@ -74,6 +82,14 @@ class TrainSettings(Section):
         return self
 
 
+class CheckpointSettings(Section):
+    """When the state of a training is saved, beside the training. One more is saved at the end of every epoch."""
+
+    every_steps: int | None = Field(None, ge=1, description="optimizer steps between two checkpoints; null: by time")
+    every_seconds: float = Field(60, gt=0, description="seconds between two checkpoints, where every_steps is null")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+
+
 class WorkerSettings(Section):
     """The barrier stage."""
 
@@ -82,8 +98,30 @@ class WorkerSettings(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU that Spark assigned to the task, else CPU"
     )
+    task_cpus: int | None = Field(
+        None, ge=1, description="cores that each worker takes of its executor; null: as every task, spark.task.cpus"
+    )
+    task_gpus: int | None = Field(
+        None,
+        ge=1,
+        description="GPUs that Spark assigns to each worker, which computes on the first; null: as every task",
+    )
+    min_count: int | None = Field(
+        None, ge=1, description="go on with fewer workers, down to this many, when executors are gone; null: fail"
+    )
     collective_timeout_seconds: float = Field(300, gt=0, description="bound on every wait of one rank for the others")
+    stall_seconds: float = Field(
+        180, gt=0, description="a worker that makes no progress for this long fails the job, with its stack"
+    )
+    heartbeat_seconds: float = Field(1, gt=0, description="time between two signs of life of a worker")
     slots_wait_seconds: float = Field(60, ge=0, description="how long to wait for executors to register")
+    port: int = Field(0, ge=0, le=65535, description="port of the rendezvous on rank 0's host; 0: any free one")
+
+    @model_validator(mode="after")
+    def _fits(self) -> WorkerSettings:
+        if self.min_count is not None and self.min_count > self.count:
+            raise ValueError(f"min_count {self.min_count} is above count {self.count}: use at most {self.count}")
+        return self
 
 
 class CompareSettings(Section):
@@ -114,13 +152,38 @@ class TrackingSettings(Section):
     experiment: str = Field("sparknorm", min_length=1)
     artifacts: str = Field("runs/mlartifacts", description="artifact root of a new experiment in a local store")
     system_metrics: bool = Field(True, description="let MLflow sample CPU, memory and disk of the driver")
+    outage_seconds: float = Field(
+        120, ge=0, description="how long to wait at the start or end of a run for a tracking server that is down"
+    )
 
 
 class SparkSettings(Section):
     """How to get a session where none is given (spark-submit, a notebook and Databricks bring their own)."""
 
-    master: str = Field("local[2]", description="used only when no master is set from outside")
+    master: str = Field(
+        "local[2]",
+        description="used only when no master is set from outside; sc://HOST:15002 is a Spark Connect server, as is "
+        "the environment's SPARK_REMOTE",
+    )
     conf: dict[str, str] = Field(default_factory=dict, description="more Spark properties")
+    py_files: tuple[str, ...] = Field(
+        (), description="zips and .py files, on the driver's disk, that executors import from: dist/sparknorm.zip"
+    )
+
+    @field_validator("py_files")
+    @classmethod
+    def _can_be_imported_from(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        for file in files:
+            if not file.endswith((".zip", ".egg", ".py")):
+                raise ValueError(f"{file} is no .zip, .egg or .py file, and Python imports from no other on executors")
+        return files
+
+    @field_validator("master")
+    @classmethod
+    def _no_secret(cls, master: str) -> str:
+        if "token=" in master:
+            raise ValueError("has a token, and settings are logged: set SPARK_REMOTE in the environment instead")
+        return master
 
 
 class Settings(Section):
@@ -132,6 +195,7 @@ class Settings(Section):
     reader: ReaderSettings = ReaderSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
     workers: WorkerSettings = WorkerSettings()
     compare: CompareSettings = CompareSettings()
     tracking: TrackingSettings = TrackingSettings()
@@ -143,6 +207,11 @@ class Settings(Section):
             fits = [n for n in range(1, self.train.lanes + 1) if self.train.lanes % n == 0]
             raise ValueError(
                 f"workers.count {self.workers.count} does not divide train.lanes {self.train.lanes}: use one of {fits}"
+            )
+        rows = self.train.batch_size // self.workers.count
+        if rows % self.train.accumulate:
+            raise ValueError(
+                f"train.accumulate {self.train.accumulate} does not divide a worker's {rows} images of a batch"
             )
         return self
 

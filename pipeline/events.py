@@ -7,10 +7,13 @@ a restarted attempt sort after those of the one before.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Any
 
 from pipeline import storage
+
+log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 
@@ -19,7 +22,7 @@ class EventWriter:
     """Events of one attempt of one rank. `emit` buffers; a file is published at most once a ``flush_seconds``."""
 
     def __init__(self, folder: str, rank: int, *, flush_seconds: float = 1.0):
-        self._prefix = f"{time.time_ns():020d}-{rank:05d}"
+        self._prefix = f"{_after_all(folder):020d}-{rank:05d}"
         self._folder = folder
         self._flush_seconds = flush_seconds
         self._lines: list[str] = []
@@ -27,11 +30,22 @@ class EventWriter:
         self._flushed_at = time.monotonic()
 
     def emit(self, kind: str, **fields: Any) -> None:
+        """Keep one event. Storage that fails here is no error: the lines are kept, and go with a later flush."""
         self._lines.append(json.dumps({"kind": kind, "time": time.time(), **fields}))
         if time.monotonic() - self._flushed_at >= self._flush_seconds:
-            self.flush()
+            try:
+                self.flush()
+            except OSError as error:
+                log.warning("events could not be written to %s and are kept: %s", self._folder, error)
 
     def flush(self) -> None:
+        """Publish what was kept.
+
+        Raises
+        ------
+        OSError
+            The storage does not take it; nothing is lost, and a later call tries again.
+        """
         self._flushed_at = time.monotonic()
         if self._lines:
             name = f"{self._prefix}-{self._files:06d}.jsonl"
@@ -40,19 +54,92 @@ class EventWriter:
             self._lines.clear()
 
 
+def _after_all(folder: str) -> int:
+    """The time in ns, or more where a file there is from a host whose clock is ahead: the order is that of attempts."""
+    try:
+        stamps = [name.partition("-")[0] for name in storage.names(folder) if name.endswith(".jsonl")]
+    except OSError:
+        stamps = []
+    return max([time.time_ns(), *(int(stamp) + 1 for stamp in stamps if stamp.isdecimal() and len(stamp) == 20)])
+
+
 class EventReader:
-    """Every event of a folder once, over as many calls of `new` as it takes."""
+    """Every event of a folder once, over as many calls of `new` as it takes.
+
+    ``complete`` says whether the last call read all there was, ``failure`` what kept it from that.
+    """
 
     def __init__(self, folder: str):
         self._folder = folder
         self._seen: set[str] = set()
+        self.complete = False
+        self.failure: Exception | None = None
 
-    def new(self) -> list[Event]:
-        """The events published since the last call."""
+    def new(self, max_files: int | None = None) -> list[Event]:
+        """The events published since the last call, of the first ``max_files`` files.
+
+        Storage that fails, or a file that vanishes after it was listed, ends the call early: later files wait for the
+        next call, so that the order stays that of writing. A damaged file gives its whole lines up to the damage.
+        """
         events: list[Event] = []
-        for name in storage.names(self._folder):
-            if name.endswith(".jsonl") and name not in self._seen:
-                lines = storage.read_bytes(storage.join(self._folder, name)).decode().splitlines()
-                events += [json.loads(line) for line in lines]
+        self.complete, self.failure = False, None
+        try:
+            names = [n for n in storage.names(self._folder) if n.endswith(".jsonl") and n not in self._seen]
+            for name in names[:max_files]:
+                data = storage.read_bytes(storage.join(self._folder, name))
                 self._seen.add(name)
+                events += self._events(name, data)
+            self.complete = len(names) <= (max_files or len(names))
+        except Exception as error:  # noqa: BLE001 - drivers of remote storage raise kinds of their own
+            self.failure = error
         return events
+
+    def _events(self, name: str, data: bytes) -> list[Event]:
+        """The events of one file, up to the first line that is none."""
+        *lines, rest = data.split(b"\n")
+        events: list[Event] = []
+        try:
+            for line in lines:
+                events.append(_event(line))
+            if rest or not lines:
+                raise ValueError("its end is missing" if rest else "it is empty")
+        except (ValueError, RecursionError) as error:
+            path = storage.join(self._folder, name)
+            log.warning("event file %s is damaged: %d events of it are used; %s", path, len(events), error)
+        return events
+
+
+def _event(line: bytes) -> Event:
+    """One line. Raises ValueError if it is not an event."""
+    event = json.loads(line.decode())
+    if not (isinstance(event, dict) and isinstance(event.get("kind"), str)):
+        raise ValueError("a line is not an event")
+    if not isinstance(event.get("time"), (int, float)):
+        raise ValueError("an event has no time")
+    return event
+
+
+def metric_values(event: Event) -> dict[str, float | None]:
+    """The metrics of one event, by name; none where its kind has none. KeyError: the event lacks what its kind has."""
+    if event["kind"] == "step":
+        return {"train/loss": event["loss"], "train/learning_rate": event["learning_rate"]}
+    if event["kind"] == "evaluation":
+        return {
+            f"{event['split']}/accuracy": event["accuracy"],
+            f"{event['split']}/loss": event["loss"],
+            "train/mean_loss": event["train_loss"],
+            "train/images_per_second": event["images_per_second"],
+            "epoch": event["epoch"],
+            **_timings(event.get("ranks") or []),
+        }
+    return {}
+
+
+def _timings(ranks: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Where the time of each rank went since the evaluation before, in ms for each step."""
+    return {
+        f"rank_{rank['rank']}/{part}_ms": 1000 * seconds / rank["steps"]
+        for rank in ranks
+        for part in ("data_wait", "compute", "all_reduce")
+        if (seconds := rank.get(f"{part}_seconds")) is not None and rank["steps"]
+    }

@@ -233,7 +233,14 @@ def _with_labels(spark: SparkSession, listing: DataFrame, settings: SourceSettin
     if twice is not None:
         raise SourceError(f"{settings.labels} has {twice['count']} rows for {twice['path']}: one is right")
     # What is persisted keeps the partitions of the join: 200 of them, unless set, for a table of any size.
-    return listing.join(labels, "path", "full_outer").coalesce(spark.sparkContext.defaultParallelism)
+    return listing.join(labels, "path", "full_outer").coalesce(_parallelism(spark))
+
+
+def _parallelism(spark: SparkSession) -> int:
+    """Tasks that Spark cuts work into by default. Only a query can tell over Spark Connect too."""
+    from pyspark.sql import functions as F
+
+    return spark.range(1 << 16).select(F.spark_partition_id()).distinct().count()
 
 
 def _read_labels(spark: SparkSession, settings: SourceSettings) -> DataFrame:

@@ -11,7 +11,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,7 +102,7 @@ def _ingest(
     layout = _layout(dataset, settings, source, before)
     try:
         records = _run(spark, source, settings, layout, before)
-        added = _added(records, source, settings, layout, coming, spark.sparkContext.applicationId)
+        added = _added(records, source, settings, layout, coming, spark.conf.get("spark.app.id", None) or "")
         _check_bad_share(added, settings, dataset)
         made = added if before is None else manifest.joined(before, added)
         if "train" not in made.splits:
@@ -202,7 +202,8 @@ def _batch_rows(spark: SparkSession, layout: Layout) -> Iterator[None]:
     try:
         yield
     finally:
-        spark.conf.set(setting, str(before))
+        with suppress(*spark_failures()):  # of a session that died; why it did is the error to show
+            spark.conf.set(setting, str(before))
 
 
 def _job(

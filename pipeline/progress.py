@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,12 @@ from rich.progress import (
 )
 
 from pipeline.events import Event
+from pipeline.session import is_connect
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+log = logging.getLogger(__name__)
 
 # Eighty columns is what rich assumes of a file or a CI log; our tables want more.
 console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 120)
@@ -32,30 +36,55 @@ LINE_SECONDS = 15.0
 @contextmanager
 def spark_tasks(spark: SparkSession, title: str) -> Iterator[None]:
     """Show how many tasks of the running stages are done until the block ends."""
-    tracker = spark.sparkContext.statusTracker()
-    stop = threading.Event()
     started = time.monotonic()
+    follow = _follow_server if is_connect(spark) else _follow_context
     with _bar() as bar:
         task = bar.add_task(title, total=None, detail="")
-
-        def poll() -> None:
-            while not stop.wait(0.3):
-                stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
-                done = sum(stage.numCompletedTasks for stage in stages if stage)
-                bar.update(task, completed=done, total=sum(stage.numTasks for stage in stages if stage) or None)
-
-        thread = threading.Thread(target=poll, name="sparknorm-progress", daemon=True)
-        thread.start()
-        try:
+        with follow(spark, lambda done, total: bar.update(task, completed=done, total=total or None)):
             yield
-        finally:
-            stop.set()
-            thread.join(timeout=5)
     console.print(f"{title}: done in {time.monotonic() - started:.1f} s")
 
 
+@contextmanager
+def _follow_context(spark: SparkSession, show: Callable[[int, int], None]) -> Iterator[None]:
+    tracker = spark.sparkContext.statusTracker()
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(0.3):
+            stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+            done = sum(stage.numCompletedTasks for stage in stages if stage)
+            show(done, sum(stage.numTasks for stage in stages if stage))
+
+    thread = threading.Thread(target=poll, name="sparknorm-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+@contextmanager
+def _follow_server(spark: SparkSession, show: Callable[[int, int], None]) -> Iterator[None]:
+    """Over Spark Connect the server reports, every two seconds, all stages of a query. Those of which no task is done
+    may be ones that it skips."""
+
+    def report(*, stages: Iterable[Any] | None, inflight_tasks: int, **_: Any) -> None:
+        begun = [stage for stage in stages or () if stage.num_completed_tasks]
+        done = sum(stage.num_completed_tasks for stage in begun)
+        show(done, max(done + inflight_tasks, sum(stage.num_tasks for stage in begun)))
+
+    handler: Any = report  # pyspark's type is a class, but it only calls it
+    spark.registerProgressHandler(handler)
+    try:
+        yield
+    finally:
+        spark.removeProgressHandler(handler)
+
+
 class TrainingBar:
-    """Follows the events of one training: epoch, step, loss, images/s, time left."""
+    """Follows the events of one training: epoch, step, loss, images/s, time left; warnings, each text once."""
 
     def __init__(self, title: str, batch_size: int):
         self._title, self._batch_size = title, batch_size
@@ -65,6 +94,7 @@ class TrainingBar:
         self._line_at = time.monotonic()
         self._first: tuple[float, int] | None = None
         self._accuracy = ""
+        self._warned: set[str] = set()
 
     def __enter__(self) -> TrainingBar:
         self._bar.start()
@@ -81,9 +111,23 @@ class TrainingBar:
                 self._accuracy = f", {event['split']} accuracy {event['accuracy']:.2%}"
             elif event["kind"] == "step":
                 self._first = self._first or (event["time"], event["step"])
+            elif event["kind"] == "warning" and (text := str(event.get("text"))) not in self._warned:
+                self._warned.add(text)
+                log.warning("%s: %s", self._title, text)
+        starts = [event for event in events if event["kind"] == "start"]
+        if starts:
+            self._begin(starts[-1])
         steps = [event for event in events if event["kind"] == "step"]
         if steps:
             self._update(steps[-1])
+
+    def _begin(self, event: Event) -> None:
+        """Say it when a training does not begin with its first step: after a restart, or from a checkpoint."""
+        attempt, step = event.get("attempt") or 1, event.get("restored_from") or 0
+        if attempt > 1 or step > 0:
+            detail = f"attempt {attempt}, from step {step}"
+            self._bar.update(self._task, completed=step, total=self._total, detail=detail)
+            console.print(f"{self._title}: {detail}", highlight=False, markup=False, soft_wrap=True)
 
     def _update(self, event: Event) -> None:
         first_time, first_step = self._first or (event["time"], event["step"])

@@ -133,9 +133,12 @@ def exact_path(path: str) -> str:
 
 def spark_failures() -> tuple[type[Exception], ...]:
     """What Spark raises; some errors of the JVM arrive as Py4J's."""
-    from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
+    try:
+        from py4j.protocol import Py4JError
+    except ImportError:  # a client of Spark Connect needs no JVM
+        return (PySparkException,)
     return PySparkException, Py4JError
 
 

@@ -63,8 +63,12 @@ def names(folder: str) -> list[str]:
     return sorted(name for name in (path.rstrip("/").rsplit("/", 1)[-1] for path in found) if name[:1] != ".")
 
 
-def publish(path: str, data: bytes) -> None:
-    """Write a whole file so that a reader sees all of it or nothing, also when this process dies here."""
+def publish(path: str, data: bytes, *, durable: bool = True) -> None:
+    """Write a whole file so that a reader sees all of it or nothing, also when this process dies here.
+
+    ``durable=False`` is for what is written often and may be lost when the machine itself dies: it does not wait for
+    the disk.
+    """
     fs, inner = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
         if _PUT_IS_ATOMIC.isdisjoint(fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
@@ -81,7 +85,8 @@ def publish(path: str, data: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,83 +8,36 @@ By hand, in a world of one::
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import math
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from models import build_model
-from pipeline import checkpoint, reader, storage
+from pipeline import checkpoint, rank_state, reader, storage
 from pipeline.augment import augment
-from pipeline.config import ModelSettings, TrainSettings, digest_of
-from pipeline.data_settings import ReaderSettings
+from pipeline.checkpoint_writer import CheckpointWriter
 from pipeline.evaluate import evaluate, reduce_running_statistics
 from pipeline.events import EventWriter
+from pipeline.exchange import GradientExchange
 from pipeline.feed import TrainingFeed
+from pipeline.job import Job, Progress, identity
 from pipeline.manifest import load as load_manifest
+from pipeline.optimizer import learning_rate_factor, make_optimizer
 from pipeline.prefetch import Prefetch
 from pipeline.shards import SplitFiles
+from pipeline.step_times import Spent, StepTimes
 from pipeline.worker import Worker
 
-# Steps at the start of an attempt that a throughput figure leaves out: memory is allocated, kernels are chosen.
-WARM_UP_STEPS = 10
-TOKEN = "launch-token"
 
-
-@dataclass(frozen=True)
-class Job:
-    """What to train. ``folder`` gets the checkpoints and events; a job that finds its checkpoints there goes on."""
-
-    dataset: str
-    folder: str
-    model: ModelSettings
-    train: TrainSettings
-    reader: ReaderSettings = field(default_factory=ReaderSettings)
-    version: int | None = None  # of the dataset; None is the newest
-    token: str = ""  # what the driver wrote into the file `TOKEN` of the folder, to see that every rank sees it
-
-
-@dataclass
-class Progress:
-    """What a run has reached; part of every checkpoint.
-
-    curve : one entry for each evaluation: step, epoch, accuracy, loss
-    train_loss : mean loss of the steps since the evaluation before, one entry for each evaluation
-    """
-
-    step: int = 0
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    train_loss: list[float | None] = field(default_factory=list)
-    timed_images: int = 0
-    timed_seconds: float = 0.0
-    data_wait_seconds: float = 0.0
-    diverged: bool = False
-
-
-def facts(job: Job) -> dict[str, Any]:
-    """What every rank must see alike before step one; a launcher compares them over the ranks.
-
-    Raises
-    ------
-    ValueError
-        The job's folder here is not the one that the driver sees.
-    """
-    if job.token:
-        path = storage.join(job.folder, TOKEN)
-        if not storage.exists(path) or storage.read_bytes(path).decode() != job.token:
-            raise ValueError(f"{path}, written by the driver, is not seen here: set `output` to a place that all share")
-    return {
-        "settings": digest_of(
-            {"model": job.model.model_dump(), "train": job.train.model_dump(), "reader": job.reader.kind}
-        ),
-        "dataset": load_manifest(job.dataset, job.version).digest,
-    }
+class DivergedError(RuntimeError):
+    """The loss of a run whose ``train.on_divergence`` is ``fail`` was not finite."""
 
 
 def fit(worker: Worker, job: Job) -> dict[str, Any]:
@@ -94,43 +47,24 @@ def fit(worker: Worker, job: Job) -> dict[str, Any]:
     -------
     dict
         best_accuracy, final_accuracy, steps, images_per_second, data_wait_share, diverged, curve, train_loss,
-        checkpoint (path of the last one)
+        checkpoint (path of the last one), world_size, attempts, ranks (seconds of each, see `StepTimes`)
+
+    Raises
+    ------
+    DivergedError
+        The loss was not finite and ``train.on_divergence`` is ``fail``.
     """
     trainer = _Trainer(worker, job)
     try:
         return trainer.run()
     finally:
-        trainer.close()
-
-
-def learning_rate_factor(step: int, *, total_steps: int, warmup_steps: int) -> float:
-    """Share of the peak learning rate at a step: linear warm-up (Goyal et al. 2017, section 2.2), then a cosine to 0
-    (Loshchilov & Hutter 2017, equation 5)."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
-def make_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.SGD:
-    """SGD with Nesterov momentum. Norm parameters and biases, the ones with a single axis, do not decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": train.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum, nesterov=train.momentum > 0)
-
-
-def _without_buffer_sync() -> dict[str, Any]:
-    """DDP's setting under its current name, or the one it had before torch 2.13."""
-    known = inspect.signature(DistributedDataParallel).parameters
-    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+        with contextlib.suppress(OSError):  # the error that ends the training is the one to show
+            trainer.close()
 
 
 class _Trainer:
     def __init__(self, worker: Worker, job: Job):
-        self.worker, self.job, self.train = worker, job, job.train
+        self.worker, self.job, self.train, self.status = worker, job, job.train, worker.status
         self.manifest = load_manifest(job.dataset, job.version)
         self.feed = TrainingFeed(job.dataset, self.manifest, self.train, job.reader, worker)
         self.steps_per_epoch = self.feed.steps_per_epoch
@@ -150,28 +84,25 @@ class _Trainer:
         self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.model, self.train)
         # Each rank keeps its own running statistics; `reduce_running_statistics` joins them for evaluation.
-        self.forward: nn.Module = self.model
-        if worker.world_size > 1:
-            self.forward = DistributedDataParallel(
-                self.model,
-                device_ids=[worker.device.index] if worker.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                **_without_buffer_sync(),
-            )
+        self.exchange = GradientExchange(worker, self.model, self.train.gradient_compression)
         self.progress = Progress()
+        self.times = StepTimes()
+        self.spent = [Spent() for _ in range(worker.world_size)]
         self.checkpoints = storage.join(job.folder, "checkpoints")
-        self.checkpoint_path = ""
-        self.identity = facts(job)
+        self.identity = identity(job)
+        self.writer = CheckpointWriter(self.checkpoints, self.identity, keep=job.checkpoint.keep, tell=self._emit)
+        self.saved_at = time.monotonic()
+        self.emitting = threading.Lock()
         self.events = EventWriter(storage.join(job.folder, "events"), worker.rank) if worker.rank == 0 else None
-        self.attempt_steps = 0
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=worker.device)
-        self.loss_steps = 0
 
     def run(self) -> dict[str, Any]:
         self._restore()
         self._emit(
             "start",
             step=self.progress.step,
+            restored_from=self.progress.step,
+            attempt=self.worker.attempt,
+            world_size=self.worker.world_size,
             total_steps=self.total_steps,
             epochs=self.train.epochs,
             force=True,
@@ -180,6 +111,12 @@ class _Trainer:
             while self.progress.step < self.total_steps and not self.progress.diverged:
                 self._epoch(ready)
                 self._save()
+        self.status.enter("checkpoint")
+        self.writer.finish()
+        self.worker.wait_for_all()
+        self.status.enter("end")
+        if self.events:
+            self.events.flush()
         return self._result()
 
     def close(self) -> None:
@@ -195,18 +132,24 @@ class _Trainer:
             for part in range(1, self.train.evaluations_per_epoch + 1)
         }
         for step_in_epoch in range(first_step, self.steps_per_epoch):
-            self._step(ready)
+            save = self._step(ready)
             if self.progress.diverged or step_in_epoch + 1 in evaluate_after:
                 self._evaluate(epoch)
             if self.progress.diverged:
                 return
+            if save and step_in_epoch + 1 < self.steps_per_epoch:
+                self._save()
 
-    def _step(self, batches: Iterator[reader.Batch]) -> None:
-        """One optimizer step on one global batch; a loss that is not finite on any rank stops all before it."""
-        started = time.perf_counter()
+    def _step(self, batches: Iterator[reader.Batch]) -> bool:
+        """One optimizer step on one global batch; a loss that is not finite on any rank stops all before it.
+
+        Returns whether a checkpoint is due, which rank 0 decides and all ranks learn with the loss.
+        """
+        step, times = self.progress.step, self.times
+        self.status.enter("data loading", epoch=step // self.steps_per_epoch, step=step)
+        times.begin()
         batch = next(batches)
-        waited = time.perf_counter() - started
-        step = self.progress.step
+        times.data_is_there()
         rate = self.train.learning_rate * learning_rate_factor(
             step,
             total_steps=self.total_steps,
@@ -215,22 +158,51 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(batch, step)
-        loss.backward()
-        global_loss = self.worker.all_reduce_sum(loss.detach().double()) / self.worker.world_size
-        if not torch.isfinite(global_loss):
-            self.progress.diverged = True
-            self._emit("diverged", step=step, learning_rate=rate, force=True)
-            return
+        loss, save = self._gradients(batch, step)
+        if not math.isfinite(loss):
+            self._diverge(step, rate)
+            return False
+        self.status.enter("optimizer step")
         self.optimizer.step()
         self.progress.step += 1
-        self.loss_sum += global_loss
-        self.loss_steps += 1
-        self._time(started, waited)
-        self._emit("step", step=self.progress.step, loss=float(global_loss), learning_rate=rate)
+        self.progress.loss_sum += loss
+        self.progress.loss_steps += 1
+        times.end()
+        if times.steady:
+            self.progress.timed_images += self.train.batch_size
+            self.progress.timed_seconds += times.last_seconds
+            self.progress.data_wait_seconds += times.last_data_wait_seconds
+        self._emit("step", step=self.progress.step, loss=loss, learning_rate=rate)
+        return save
 
-    def _loss(self, batch: reader.Batch, step: int) -> torch.Tensor:
-        """Mean cross-entropy over this rank's part of the global batch; parts are of one size on all ranks."""
+    def _gradients(self, batch: reader.Batch, step: int) -> tuple[float, bool]:
+        """Forward and backward: (the mean loss of the global batch, whether a checkpoint is due)."""
+        parts = self._parts(batch, step)
+        # The loss travels while the backward pass computes, and with it rank 0's word on a checkpoint.
+        shared = torch.zeros(2, dtype=torch.float64, device=self.worker.device)
+        pending = None
+        for number, (images, labels) in enumerate(parts):
+            last = number + 1 == len(parts)
+            with contextlib.nullcontext() if last else self.exchange.local():
+                self.status.enter("forward")
+                loss = self._loss(images, labels) / len(parts)
+                shared[0] += loss.detach()
+                if last:
+                    shared[1] = float(self.worker.rank == 0 and self._is_due(step + 1))
+                    self.own_loss = shared[0].clone()
+                    pending = self.worker.all_reduce_start(shared)
+                self.status.enter("backward")
+                loss.backward()
+        computed = self.exchange.ready_at or time.perf_counter()
+        self.status.enter("all-reduce")
+        if pending is not None:
+            pending.wait()
+        loss_sum, due = shared.tolist()
+        self.times.gradients_are_there(computed if self.worker.world_size > 1 else None)
+        return loss_sum / self.worker.world_size, due > 0
+
+    def _parts(self, batch: reader.Batch, step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """This rank's part of the global batch on its device, augmented, in ``train.accumulate`` parts of one size."""
         device = self.worker.device
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
@@ -242,18 +214,27 @@ class _Trainer:
             lanes=self.feed.lanes,
             num_lanes=self.train.lanes,
         ).contiguous(memory_format=self.memory_format)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.train.bf16):
-            logits = self.forward(images)
+        count = self.train.accumulate
+        return list(zip(images.chunk(count), labels.chunk(count), strict=True))
+
+    def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy."""
+        with torch.autocast(self.worker.device.type, torch.bfloat16, enabled=self.train.bf16):
+            logits = self.exchange.forward(images)
         return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.train.label_smoothing)
 
-    def _time(self, started: float, waited: float) -> None:
-        self.attempt_steps += 1
-        if self.attempt_steps > WARM_UP_STEPS:
-            self.progress.timed_images += self.train.batch_size
-            self.progress.timed_seconds += time.perf_counter() - started
-            self.progress.data_wait_seconds += waited
+    def _diverge(self, step: int, rate: float) -> None:
+        """All ranks are here, and none has changed a weight."""
+        losses = self.worker.gather(float(self.own_loss))
+        ranks = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+        text = f"the loss of rank {', '.join(map(str, ranks))} is not finite at step {step}, learning rate {rate:g}"
+        self._emit("diverged", step=step, learning_rate=rate, text=text, force=True)
+        if self.train.on_divergence == "fail":
+            raise DivergedError(f"{text}: lower train.learning_rate, or set train.on_divergence to mark")
+        self.progress.diverged = True
 
     def _evaluate(self, epoch: int) -> None:
+        self.status.enter("evaluation")
         reduce_running_statistics(self.worker, self.model)
         batches = reader.evaluation_blocks(
             self.evaluation_files,
@@ -266,69 +247,101 @@ class _Trainer:
             result = evaluate(
                 self.worker,
                 self.model,
-                ready,
+                self._getting_on(ready),
                 split_rows=self.manifest.split(self.train.evaluate_on).rows,
                 channels_last=self.train.channels_last,
             )
-        step = self.progress.step
-        train_loss = float(self.loss_sum) / self.loss_steps if self.loss_steps else None
-        self.loss_sum.zero_()
-        self.loss_steps = 0
+        progress = self.progress
+        train_loss = progress.loss_sum / progress.loss_steps if progress.loss_steps else None
+        progress.loss_sum, progress.loss_steps = 0.0, 0
         point = {
-            "step": step,
-            "epoch": step / self.steps_per_epoch,
+            "step": progress.step,
+            "epoch": progress.step / self.steps_per_epoch,
             "accuracy": result.accuracy,
             "loss": result.loss if math.isfinite(result.loss) else None,  # JSON has no infinity
         }
-        self.progress.curve.append(point)
-        self.progress.train_loss.append(train_loss)
+        progress.curve.append(point)
+        progress.train_loss.append(train_loss)
+        ranks = self._gather_times()
         self._emit(
             "evaluation",
             **point,
             train_loss=train_loss,
             split=self.train.evaluate_on,
             images_per_second=self._images_per_second(),
+            ranks=ranks,
             force=True,
         )
 
+    def _getting_on(self, batches: Iterator[reader.Batch]) -> Iterator[reader.Batch]:
+        """Each batch of an evaluation is progress."""
+        for batch in batches:
+            self.status.enter("evaluation")
+            yield batch
+
+    def _gather_times(self) -> list[dict[str, Any]]:
+        """What each rank spent its time on since the last evaluation."""
+        spent = self.worker.gather(self.times.take())
+        for total, new in zip(self.spent, spent, strict=True):
+            total.add(new)
+        return [{"rank": rank, **asdict(new)} for rank, new in enumerate(spent)]
+
     def _save(self) -> None:
-        """Rank 0 writes; the others wait, so that no rank runs ahead of what a restart would find."""
+        """All ranks give what they alone know; rank 0 writes, while training goes on."""
+        self.status.enter("checkpoint")
+        ranks = self.worker.gather(rank_state.capture(self.worker, self.model))
         if self.worker.rank == 0:
             state = {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "progress": asdict(self.progress),
+                "ranks": ranks,
             }
-            self.checkpoint_path = checkpoint.save(
-                self.checkpoints,
-                state,
-                step=self.progress.step,
-                identity=self.identity,
-                keep=self.train.keep_checkpoints,
-            )
-        self.worker.wait_for_all()
+            self.writer.begin(state, self.progress.step)
+        self.saved_at = time.monotonic()
+
+    def _is_due(self, step: int) -> bool:
+        """Rank 0's word on whether to save after this step; not before the last state is written."""
+        when = self.job.checkpoint
+        if self.writer.busy:
+            return False
+        if when.every_steps is not None:
+            return step % when.every_steps == 0
+        return time.monotonic() - self.saved_at >= when.every_seconds
 
     def _restore(self) -> None:
         """Rank 0 finds the newest whole checkpoint and the others load that very one, or fail."""
-        identity, device = self.identity, self.worker.device
-        state = None
+        self._warm_up()
+        self.status.enter("restore")
+        rank_state.seed_all(self.worker, self.train.seed)
+        device, state = self.worker.device, None
         if self.worker.rank == 0:
-            state = checkpoint.load_newest(self.checkpoints, identity=identity, device=device)
+            state = checkpoint.load_newest(self.checkpoints, identity=self.identity, device=device)
         found = torch.tensor(state["progress"]["step"] if state else 0, device=device)
         step = int(self.worker.all_reduce_sum(found))
         if step and self.worker.rank > 0:
-            state = checkpoint.load_step(self.checkpoints, step, identity=identity, device=device)
+            state = checkpoint.load_step(self.checkpoints, step, identity=self.identity, device=device)
         if state is not None:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
-            self.checkpoint_path = storage.join(self.checkpoints, f"step-{self.progress.step:08d}.pt")
+            rank_state.restore(self.worker, self.model, state["ranks"], seed=self.train.seed, step=step)
+            self.writer.path = storage.join(self.checkpoints, f"step-{step:08d}.pt")
+
+    def _warm_up(self) -> None:
+        """See `GradientExchange.warm_up`; what it changes in the norms' buffers is undone."""
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        images = torch.zeros(2, *self.manifest.image.shape, dtype=torch.uint8, device=self.worker.device)
+        self.exchange.warm_up(images.contiguous(memory_format=self.memory_format))
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
 
     def _emit(self, kind: str, *, force: bool = False, **fields: Any) -> None:
         if self.events:
-            self.events.emit(kind, **fields)
-            if force:
-                self.events.flush()
+            with self.emitting:  # the checkpoint's thread has something to tell too
+                self.events.emit(kind, **fields)
+                if force:
+                    self.events.flush()
 
     def _images_per_second(self) -> float | None:
         seconds = self.progress.timed_seconds
@@ -347,5 +360,8 @@ class _Trainer:
             "diverged": progress.diverged,
             "curve": progress.curve,
             "train_loss": progress.train_loss,
-            "checkpoint": self.checkpoint_path,
+            "checkpoint": self.worker.gather(self.writer.path)[0],
+            "world_size": self.worker.world_size,
+            "attempts": self.worker.attempt,
+            "ranks": [{"rank": rank, **asdict(spent)} for rank, spent in enumerate(self.spent)],
         }

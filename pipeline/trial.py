@@ -1,27 +1,24 @@
-"""One training as the driver sees it: launch the barrier stage, relay its events, log the run."""
+"""One training as the driver sees it: what was begun before, the launch, the relay of its events, the MLflow run."""
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline import barrier, storage
+from pipeline import elastic, storage
 from pipeline.config import Settings
-from pipeline.events import Event, EventReader
 from pipeline.manifest import Manifest
 from pipeline.manifest import load as load_manifest
 from pipeline.progress import TrainingBar
+from pipeline.record import Record, find_record
+from pipeline.relay import Relay
 from pipeline.tracking import TrackedRun, Tracker
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-log = logging.getLogger(__name__)
-
-RELAY_SECONDS = 0.5
+    from pipeline.job import Job
 
 
 def check_trial(spark: SparkSession, settings: Settings) -> Manifest:
@@ -40,7 +37,7 @@ def check_trial(spark: SparkSession, settings: Settings) -> Manifest:
     manifest = load_manifest(settings.dataset.path, settings.dataset.version)
     check_data(manifest, settings.train, settings.reader, settings.workers.count)
     build_model(settings.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
-    barrier.wait_for_slots(spark, settings.workers)
+    elastic.world_size(spark, settings.workers, settings.train.lanes)
     return manifest
 
 
@@ -54,91 +51,77 @@ def run_trial(
     log_model: bool = True,
     **tags: Any,
 ) -> dict[str, Any]:
-    """Train once and log it as one MLflow run, whatever the number of ranks or restarts.
+    """Train once and log it as one MLflow run, whatever the number of ranks or restarts, also of the driver.
+
+    A trial of the same name, settings and dataset that was begun and not finished is continued, in its MLflow run. One
+    that was finished is trained again, but within one parent run its result is returned.
 
     Returns
     -------
     dict
         What `train.fit` returns, and ``run_id``.
+
+    Raises
+    ------
+    BusyError
+        Another process is training it now.
     """
-    from pipeline.train import TOKEN, Job, facts, fit
+    from pipeline.job import TOKEN
 
     manifest = check_trial(spark, settings)
-    with tracker.run(name, settings=settings, parent=parent, **tags) as run:
+    record, job = _begin(settings, manifest, name, parent)
+    if record.finished:
+        return record.data["result"]
+    record.claim(name=name)
+    with tracker.run(name, settings=settings, parent=parent, run_id=record.data.get("run_id"), **tags) as run:
+        record.update(run_id=run.run_id)
         run.log_dataset(manifest, settings.dataset.path, context="training")
-        folder = storage.join(storage.absolute(settings.output), "trials", run.run_id)
-        job = Job(
-            storage.absolute(settings.dataset.path),
-            folder,
-            settings.model,
-            settings.train,
-            reader=settings.reader,
-            version=manifest.version,  # also after a restart, whatever is appended meanwhile
-            token=run.run_id,
-        )
-        storage.publish(storage.join(folder, TOKEN), job.token.encode())
+        storage.publish(storage.join(job.folder, TOKEN), job.token.encode())
         with (
             TrainingBar(name, settings.train.batch_size) as bar,
-            _relay(storage.join(folder, "events"), run, bar),
+            Relay(storage.join(job.folder, "events"), run, bar),
         ):
-            result = barrier.run(spark, fit, (job,), workers=settings.workers, facts=facts)[0]
+            result = elastic.train(spark, job, settings.workers)
         run.log_summary({key: value for key, value in result.items() if not isinstance(value, list)})
-        if log_model and not result["diverged"]:
+        if log_model and not result["diverged"] and "model" not in record.data:
             _log_model(run, job, manifest)
-        return {**result, "run_id": run.run_id}
+            record.update(model=True)
+    result = {**result, "run_id": run.run_id}
+    record.update(result=result)
+    return result
 
 
-@contextmanager
-def _relay(folder: str, run: TrackedRun, bar: TrainingBar) -> Iterator[None]:
-    """Hand the events that workers publish to MLflow and to the bar while the block runs, and the rest when it ends.
+def _begin(settings: Settings, manifest: Manifest, name: str, parent: str | None) -> tuple[Record, Job]:
+    """The record of this trial, and its job in the record's folder.
 
-    Events that MLflow does not take are kept and offered again; only if it takes none at the very end is that an error.
+    What the folder is called after does not depend on the number of workers: a training goes on when that is changed.
     """
-    reader, stop = EventReader(folder), threading.Event()
-    waiting: list[Event] = []
+    from pipeline.job import Job, identity
 
-    def pass_on() -> None:
-        events = reader.new()
-        waiting.extend(events)
-        bar.show(events)
-        if waiting:
-            run.log_events(waiting)
-            waiting.clear()
-
-    def loop() -> None:
-        warned = False
-        while not stop.wait(RELAY_SECONDS):
-            try:
-                pass_on()
-            except Exception as error:  # noqa: BLE001 - offered again, and raised by the last call
-                if not warned:
-                    log.warning("metrics could not be passed on and will be offered again: %s", error)
-                warned = True
-
-    thread = threading.Thread(target=loop, name="sparknorm-relay", daemon=True)
-    thread.start()
-    try:
-        yield
-    except BaseException:
-        stop.set()
-        thread.join()
-        with suppress(Exception):  # the training's own error is the one to show
-            pass_on()
-        raise
-    stop.set()
-    thread.join()  # bounded by the storage's and MLflow's own timeouts
-    pass_on()
+    job = Job(
+        storage.absolute(settings.dataset.path),
+        "",
+        settings.model,
+        settings.train,
+        reader=settings.reader,
+        version=manifest.version,  # also after a restart, whatever is appended meanwhile
+        token=uuid.uuid4().hex,
+        checkpoint=settings.checkpoint,
+    )
+    trials = storage.join(storage.absolute(settings.output), "trials")
+    record = find_record(trials, name, {"parent": parent, **identity(job)}, finished_too=parent is not None)
+    return record, replace(job, folder=record.folder)
 
 
-def _log_model(run: TrackedRun, job: Any, manifest: Manifest) -> None:
+def _log_model(run: TrackedRun, job: Job, manifest: Manifest) -> None:
     import torch
 
     from models import build_model
     from pipeline import checkpoint
-    from pipeline.train import facts
+    from pipeline.job import identity
 
     state = checkpoint.load_newest(
-        storage.join(job.folder, "checkpoints"), identity=facts(job), device=torch.device("cpu")
+        storage.join(job.folder, "checkpoints"), identity=identity(job), device=torch.device("cpu")
     )
     if state is None:
         raise checkpoint.CheckpointError(f"{job.folder}/checkpoints has no whole checkpoint after training")

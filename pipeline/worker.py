@@ -10,11 +10,15 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from pipeline.gpu import choose_device
+from pipeline.heartbeat import Status
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,9 @@ class Worker:
     rank, world_size : this process among all
     local_rank, local_world_size : this process among those on its host
     device : where the model and the batches live
+    gpu : the address of the GPU that Spark assigned, if it assigned one
+    attempt : number of this gang among those started for the same job, from 1
+    status : where this rank says what it is doing
     """
 
     rank: int
@@ -32,6 +39,9 @@ class Worker:
     local_world_size: int
     device: torch.device
     host: str
+    gpu: str | None = None
+    attempt: int = 1
+    status: Status = field(default_factory=Status, compare=False)
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks, in place; the tensor must have the same shape and dtype on every rank."""
@@ -39,29 +49,21 @@ class Worker:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
         return tensor
 
+    def all_reduce_start(self, tensor: torch.Tensor) -> dist.Work | None:
+        """Begin `all_reduce_sum`; the tensor holds the sum once ``wait()`` of what is returned has returned."""
+        return dist.all_reduce(tensor, op=dist.ReduceOp.SUM, async_op=True) if self.world_size > 1 else None
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in rank order, on every rank. Anything that pickles; for small things."""
+        values: list[Any] = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def wait_for_all(self) -> None:
         """Return once every rank is here, or raise after the collective timeout."""
         if self.world_size > 1:
             dist.barrier(device_ids=[self.device.index or 0] if self.device.type == "cuda" else None)
-
-
-def choose_device(requested: str, gpu: str | None, local_rank: int) -> torch.device:
-    """The device of one rank.
-
-    Parameters
-    ----------
-    requested : "auto", "cpu" or "cuda"
-    gpu : the address that Spark assigned to the task, if it assigned one
-    """
-    if requested == "cpu" or (requested == "auto" and gpu is None and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ValueError(f"workers.device is {requested}, but torch sees no CUDA device on {socket.gethostname()}")
-    index = int(gpu) if gpu is not None and gpu.isdigit() else local_rank
-    if index >= torch.cuda.device_count():
-        raise ValueError(f"GPU {index} was asked for, but {socket.gethostname()} has {torch.cuda.device_count()}")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
 
 
 def alone(device: str = "auto") -> Worker:

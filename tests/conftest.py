@@ -32,7 +32,7 @@ def spark(tmp_path_factory):
         "spark.sql.shuffle.partitions": "4",
         "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse")),
     }
-    session = get_session(SparkSettings(master="local[2]", conf=conf), "sparknorm tests")
+    session = get_session(SparkSettings(master="local[2]", conf=conf), "sparknorm tests", trains=True)
     yield session
     session.stop()
 

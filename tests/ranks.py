@@ -19,7 +19,9 @@ def run_ranks(fn: Any, world_size: int, *args: Any) -> list[Any]:
     if world_size == 1:
         return [fn(alone("cpu"), *args)]
     store = dist.TCPStore("127.0.0.1", 0, world_size + 1, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
-    with multiprocessing.get_context("spawn").Pool(world_size) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.train"])  # torch is imported once, not by every rank of every test
+    with context.Pool(world_size) as pool:
         calls = [(fn, rank, world_size, store.port, args) for rank in range(world_size)]
         return pool.starmap_async(_one_rank, calls, chunksize=1).get(timeout=240)
 

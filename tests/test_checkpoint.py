@@ -30,7 +30,7 @@ def test_the_newest_comes_back_and_the_old_go(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "altered", "no seal", "broken seal", "gone"])
 def test_a_damaged_one_is_passed_over(tmp_path, caplog, damage):
     save(tmp_path, 5)
-    path = tmp_path / save(tmp_path, 10)
+    path = tmp_path / save(tmp_path, 10)[0]
     seal, data = path.with_suffix(".json"), path.read_bytes()
     if damage == "cut":
         path.write_bytes(data[:-10])
@@ -49,7 +49,7 @@ def test_a_damaged_one_is_passed_over(tmp_path, caplog, damage):
 
 def test_that_of_another_run_is_refused(tmp_path):
     save(tmp_path, 5)
-    with pytest.raises(checkpoint.CheckpointError, match="belongs to other dataset: dataset d there, e here"):
+    with pytest.raises(checkpoint.CheckpointError, match="belongs to another run: dataset is 'd' there, 'e' here"):
         load(tmp_path, dataset="e")
 
 

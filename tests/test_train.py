@@ -9,8 +9,10 @@ from pipeline.config import AugmentSettings, ModelSettings, TrainSettings
 from pipeline.data_settings import ReaderSettings
 from pipeline.events import EventReader
 from pipeline.feed import check_data
+from pipeline.job import Job, identity
+from pipeline.optimizer import learning_rate_factor, make_optimizer
 from pipeline.prefetch import Prefetch
-from pipeline.train import Job, _Trainer, facts, fit, learning_rate_factor, make_optimizer
+from pipeline.train import DivergedError, _Trainer, fit
 from pipeline.worker import alone
 
 
@@ -21,7 +23,7 @@ def make_job(dataset, folder, norm="group", **changes) -> Job:
 
 def weights_after(job: Job) -> dict:
     state = checkpoint.load_newest(
-        storage.join(job.folder, "checkpoints"), identity=facts(job), device=torch.device("cpu")
+        storage.join(job.folder, "checkpoints"), identity=identity(job), device=torch.device("cpu")
     )
     return state["model"]
 
@@ -49,13 +51,12 @@ def test_events_tell_each_step_once(dataset, tmp_path):
 
 
 def gradients(worker, job):
-    """Gradients of the first global batch, and this rank's loss."""
+    """Gradients of the first global batch, and its loss."""
     trainer = _Trainer(worker, job)
     with Prefetch(trainer.feed.blocks(0)) as batches:
-        loss = trainer._loss(next(batches), step=0)
-    loss.backward()
+        loss, _ = trainer._gradients(next(batches), step=0)
     trainer.close()
-    return {name: p.grad.clone() for name, p in trainer.model.named_parameters()}, loss.item()
+    return {name: p.grad.clone() for name, p in trainer.model.named_parameters()}, loss
 
 
 @pytest.mark.parametrize("norm", ["none", "group", "layer"])
@@ -64,8 +65,8 @@ def test_gradients_of_one_global_batch_do_not_depend_on_the_number_of_ranks(data
     (reference, loss), *_ = run_ranks(gradients, 1, job)
     for world_size in (2, 4):
         results = run_ranks(gradients, world_size, job)
-        assert sum(rank_loss for _, rank_loss in results) / world_size == pytest.approx(loss, rel=1e-5)
-        for found, _ in results:
+        for found, global_loss in results:
+            assert global_loss == pytest.approx(loss, rel=1e-5)
             for name, gradient in reference.items():
                 scale = gradient.abs().max().item()
                 torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * scale, msg=name)
@@ -98,7 +99,7 @@ def test_going_on_from_a_checkpoint_ends_with_the_same_bits(dataset, tmp_path, m
     def dying_step(self, batches):
         if self.progress.step == self.steps_per_epoch + 3:
             raise Killed
-        step(self, batches)
+        return step(self, batches)
 
     monkeypatch.setattr(_Trainer, "_step", dying_step)
     with pytest.raises(Killed):
@@ -119,7 +120,7 @@ def test_a_finished_run_is_not_trained_again(dataset, tmp_path, monkeypatch):
 
 def test_checkpoints_of_other_settings_are_refused(dataset, tmp_path):
     fit(alone("cpu"), make_job(dataset, tmp_path, epochs=1))
-    with pytest.raises(checkpoint.CheckpointError, match="belongs to other settings"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"train\.epochs is 1 there, 2 here"):
         fit(alone("cpu"), make_job(dataset, tmp_path, epochs=2))
 
 
@@ -200,3 +201,70 @@ def test_what_does_not_fit_is_said_before_the_start(dataset, tmp_path, changes, 
 
 def test_lanes_of_a_rank_are_those_of_the_plan():
     assert list(plan.rank_lanes(1, 2, 8)) == [1, 3, 5, 7]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_accumulated_parts_give_the_gradients_of_the_whole_batch(dataset, tmp_path, world_size):
+    whole, parts = (make_job(dataset, tmp_path, "group", accumulate=count) for count in (1, 4))
+    expected, loss = run_ranks(gradients, world_size, whole)[0]
+    found, same_loss = run_ranks(gradients, world_size, parts)[0]
+    assert same_loss == pytest.approx(loss, rel=1e-5)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item(), msg=name)
+
+
+def test_compressed_gradients_are_the_exact_ones_rounded(dataset, tmp_path):
+    exact, rounded = (make_job(dataset, tmp_path, "group", gradient_compression=c) for c in ("none", "bf16"))
+    expected, _ = run_ranks(gradients, 2, exact)[0]
+    results = run_ranks(gradients, 2, rounded)
+    for name, gradient in expected.items():
+        assert torch.equal(results[0][0][name], results[1][0][name])
+        assert not torch.equal(results[0][0][name], gradient)
+        # bfloat16 has 8 bits: each of two addends and their sum is off by at most 2^-9 of its size.
+        torch.testing.assert_close(results[0][0][name], gradient, rtol=0.02, atol=0.02 * gradient.abs().max().item())
+    assert run_ranks(fit, 2, make_job(dataset, tmp_path / "r", gradient_compression="bf16"))[0]["best_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_loss_that_is_not_finite_fails_where_that_is_asked_for(dataset, tmp_path, world_size):
+    job = make_job(dataset, tmp_path, "none", learning_rate=1e30, warmup_epochs=0, on_divergence="fail")
+    with pytest.raises(
+        DivergedError, match=r"the loss of rank [\d, ]+ is not finite at step \d+, learning rate \d"
+    ):
+        run_ranks(fit, world_size, job)
+
+
+def test_every_rank_says_what_its_time_went_into(dataset, tmp_path):
+    result = run_ranks(fit, 2, make_job(dataset, tmp_path, epochs=1))[0]
+    assert [rank["rank"] for rank in result["ranks"]] == [0, 1]
+    for rank in result["ranks"]:
+        assert rank["steps"] == result["steps"]
+        assert rank["compute_seconds"] > 0
+        assert rank["all_reduce_seconds"] > 0
+        assert rank["data_wait_seconds"] > 0
+    evaluations = [e for e in EventReader(str(tmp_path / "events")).new() if e["kind"] == "evaluation"]
+    assert sum(e["ranks"][1]["steps"] for e in evaluations) == result["steps"]
+
+
+def test_a_state_that_cannot_be_written_is_told_and_the_last_one_is_an_error(dataset, tmp_path, monkeypatch):
+    save, failing = checkpoint.save, [True]
+
+    def full(*args, **options):
+        if failing[0]:
+            raise OSError(28, "No space left on device")
+        return save(*args, **options)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        fit(alone("cpu"), make_job(dataset, tmp_path / "full"))
+    warnings = [e for e in EventReader(str(tmp_path / "full" / "events")).new() if e["kind"] == "warning"]
+    assert "No space left on device; training goes on" in warnings[0]["text"]
+    evaluate = _Trainer._evaluate
+
+    def then_there_is_room(self, epoch):
+        evaluate(self, epoch)
+        failing[0] = epoch == 0
+
+    monkeypatch.setattr(_Trainer, "_evaluate", then_there_is_room)
+    failing[0] = True
+    assert fit(alone("cpu"), make_job(dataset, tmp_path / "room"))["checkpoint"]

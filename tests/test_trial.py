@@ -10,10 +10,12 @@ import pytest
 import torch
 from pyspark import cloudpickle
 
-from pipeline import checkpoint, train, trial
+from pipeline import checkpoint, job, record, train, trial
 from pipeline.barrier import WorkerError
-from pipeline.progress import TrainingBar
-from pipeline.tracking import TrackedRun, Tracker
+from pipeline.config import AugmentSettings, CheckpointSettings
+from pipeline.events import EventReader
+from pipeline.manifest import load as load_manifest
+from pipeline.tracking import Tracker
 from pipeline.trial import run_trial
 
 pytestmark = pytest.mark.spark
@@ -29,7 +31,7 @@ def fit_and_die(worker, job):
         def dying_step(self, batches):
             if self.progress.step == self.steps_per_epoch + 5:
                 os.kill(os.getpid(), signal.SIGKILL)
-            step(self, batches)
+            return step(self, batches)
 
         train._Trainer._step = dying_step
     mark.write_text(mark.read_text() + "x" if mark.exists() else "x")
@@ -38,21 +40,29 @@ def fit_and_die(worker, job):
 
 def weights(settings, result):
     folder = Path(result["checkpoint"]).parent
-    job = train.Job(settings.dataset.path, str(folder.parent), settings.model, settings.train)
-    return checkpoint.load_newest(str(folder), identity=train.facts(job), device=torch.device("cpu"))["model"]
+    key = job.Job(settings.dataset.path, str(folder.parent), settings.model, settings.train)
+    return checkpoint.load_newest(str(folder), identity=job.identity(key), device=torch.device("cpu"))["model"]
 
 
 def test_a_killed_worker_changes_nothing_but_the_time(spark, settings, monkeypatch):
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 3})})
+    train_settings = settings.train.model_copy(update={"epochs": 3, "augment": AugmentSettings(flip=True, shift=1)})
+    when = CheckpointSettings(every_steps=2)
+    settings = settings.model_copy(update={"train": train_settings, "checkpoint": when})
     tracker = Tracker(settings.tracking)
     expected = run_trial(spark, settings, tracker, name="undisturbed")
     monkeypatch.setattr(train, "fit", fit_and_die)
     result = run_trial(spark, settings, tracker, name="killed")
-    folder = Path(settings.output) / "trials" / result["run_id"]
+    folder = Path(result["checkpoint"]).parents[1]
     assert (folder / "attempt-of-rank-0").read_text() == "xx"
+    assert (expected["attempts"], result["attempts"]) == (1, 2)
     assert result["curve"] == expected["curve"]
     before, after = weights(settings, expected), weights(settings, result)
     assert all(torch.equal(before[name], after[name]) for name in before)
+    # It went on from the middle of an epoch.
+    starts = [event for event in EventReader(str(folder / "events")).new() if event["kind"] == "start"]
+    assert [start["attempt"] for start in starts] == [1, 2]
+    steps_per_epoch = result["steps"] // 3
+    assert steps_per_epoch < starts[1]["restored_from"] <= steps_per_epoch + 5
     # One run, each step once.
     client = mlflow.MlflowClient(settings.tracking.uri)
     for metric, steps in (
@@ -65,7 +75,7 @@ def test_a_killed_worker_changes_nothing_but_the_time(spark, settings, monkeypat
 def test_an_output_that_workers_do_not_see_is_refused_before_step_one(spark, settings, monkeypatch):
     publish = trial.storage.publish
     monkeypatch.setattr(
-        trial.storage, "publish", lambda path, data: None if path.endswith(train.TOKEN) else publish(path, data)
+        trial.storage, "publish", lambda path, data: None if path.endswith(job.TOKEN) else publish(path, data)
     )
     with pytest.raises(WorkerError, match="written by the driver, is not seen here: set `output` to a place"):
         run_trial(spark, settings, Tracker(settings.tracking), name="unshared")
@@ -74,36 +84,49 @@ def test_an_output_that_workers_do_not_see_is_refused_before_step_one(spark, set
     assert "set `output` to a place" in run.data.tags["failure"]
 
 
-STEPS = [{"kind": "step", "time": float(n), "step": n, "loss": 1.0, "learning_rate": 0.1} for n in range(1, 4)]
+def forget(result):
+    """A result without what differs from run to run: its id, its folder and its times."""
+    return {key: result[key] for key in ("best_accuracy", "final_accuracy", "steps", "curve", "train_loss")}
 
 
-def test_metrics_that_mlflow_does_not_take_are_offered_again(settings, monkeypatch):
+def test_the_same_command_goes_on_with_what_it_did_not_finish(spark, settings, monkeypatch):
+    """The driver fails in the middle; the next call continues in the same run and folder, and a third starts anew."""
     tracker = Tracker(settings.tracking)
-    with tracker.run("flaky", settings=settings) as run:
-        take = run._client.log_batch
-        answers = iter([OSError("database is locked"), None])
-
-        def sometimes(*args, **kwargs):
-            if (answer := next(answers)) is not None:
-                raise answer
-            return take(*args, **kwargs)
-
-        monkeypatch.setattr(run._client, "log_batch", sometimes)
-        with pytest.raises(OSError, match="locked"):
-            run.log_events(STEPS)
-        run.log_events(STEPS)
-        assert len(run._client.get_metric_history(run.run_id, "train/loss")) == 3
-
-
-def test_steps_that_a_restarted_gang_repeats_are_logged_once(settings):
-    with Tracker(settings.tracking).run("repeated", settings=settings) as run:
-        assert isinstance(run, TrackedRun)
-        run.log_events(STEPS)
-        run.log_events(STEPS[1:])
-        assert [m.step for m in run._client.get_metric_history(run.run_id, "train/loss")] == [1, 2, 3]
+    monkeypatch.setattr(train, "fit", fit_and_fail)
+    with pytest.raises(WorkerError, match=r"in data loading, epoch 1, step \d+: RuntimeError: the disk of a worker"):
+        run_trial(spark, settings, tracker, name="begun")
+    (begun,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    monkeypatch.undo()
+    result = run_trial(spark, settings, tracker, name="begun")
+    assert result["run_id"] == begun.info.run_id
+    assert result["attempts"] == 2
+    again = run_trial(spark, settings, tracker, name="begun")
+    assert again["run_id"] != result["run_id"]
+    assert forget(again) == forget(result)
+    before, after = weights(settings, again), weights(settings, result)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_bar_takes_old_steps_and_a_restart_at_once():
-    with TrainingBar("x", batch_size=32) as bar:
-        bar.show([*STEPS, {"kind": "start", "total_steps": 10, "epochs": 2}])
-        bar.show(STEPS)
+def fit_and_fail(worker, job):
+    step = train._Trainer._step
+
+    def failing_step(self, batches):
+        if self.progress.step == self.steps_per_epoch + 1:
+            self.status.enter("data loading", epoch=1, step=self.progress.step)
+            raise RuntimeError("the disk of a worker is gone")
+        return step(self, batches)
+
+    train._Trainer._step = failing_step
+    try:
+        return train.fit(worker, job)
+    finally:
+        train._Trainer._step = step
+
+
+def test_a_trial_that_another_process_trains_is_refused(spark, settings, monkeypatch):
+    monkeypatch.setattr(record.os, "getpid", os.getppid)  # as if the process that started this one had begun it
+    folder = trial._begin(settings, load_manifest(settings.dataset.path), "busy", None)[0]
+    folder.claim(name="busy")
+    monkeypatch.undo()
+    with pytest.raises(record.BusyError, match=rf"is being trained by process {os.getppid()} on"):
+        run_trial(spark, settings, Tracker(settings.tracking), name="busy")

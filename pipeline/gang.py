@@ -1,0 +1,301 @@
+"""One barrier task on an executor: rendezvous, agreement, the user's function, its result or its failure as a row.
+
+The one place where Spark and torch.distributed meet. `barrier.run` is its other half, on the driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import pickle
+import platform
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from pipeline import heartbeat, storage
+from pipeline.config import WorkerSettings
+
+SCHEMA = "rank int, failed boolean, payload binary"
+# How long rank 0 keeps the store open for the others to say why they left.
+FAREWELL_SECONDS = 10
+
+Facts = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every rank runs. Only plain values: it is pickled into the stage.
+
+    folder : of the job, for heartbeats and failures; None for a function that has none
+    """
+
+    fn: Callable[..., Any]
+    args: tuple
+    workers: WorkerSettings
+    facts: Facts | None = None
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one rank stopped; an echo is the broken connection that another rank's failure left behind.
+
+    where : what the rank was doing
+    """
+
+    rank: int
+    host: str
+    error: str
+    traceback: str
+    echo: bool
+    time: float
+    device: str = ""
+    where: str = ""
+
+
+@dataclass
+class _Self:
+    """What a rank knows of itself by the time it fails."""
+
+    rank: int
+    hosts: list[str]
+    status: heartbeat.Status = field(default_factory=heartbeat.Status)
+    device: Any = None
+    gpu: str | None = None
+
+    @property
+    def local_rank(self) -> int:
+        return self.hosts[: self.rank].count(self.hosts[self.rank])
+
+
+class _FailedError(Exception):
+    def __init__(self, failure: Failure):
+        super().__init__(failure.error)
+        self.failure = failure
+
+
+def run_task(task: Task, batches: Iterator[Any]) -> Iterator[Any]:
+    """The body of one barrier task: one row with the pickled result or `Failure`."""
+    import pyarrow as pa
+    from pyspark import BarrierTaskContext
+
+    for _ in batches:  # Spark keeps a Python worker, and the torch it has imported, only if its input is used up
+        pass
+    context = BarrierTaskContext.get()
+    me = _Self(context.partitionId(), [info.address.rpartition(":")[0] or info.address
+                                       for info in context.getTaskInfos()])  # fmt: skip
+    try:
+        payload, failed = pickle.dumps(_rendezvous_and_call(context, me, task)), False
+    except _FailedError as error:
+        payload, failed = pickle.dumps(error.failure), True
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - reported to the driver, which raises it
+        payload, failed = pickle.dumps(_failure(me, error, echo=False)), True
+    yield pa.RecordBatch.from_pydict(
+        {
+            "rank": pa.array([me.rank], pa.int32()),
+            "failed": pa.array([failed]),
+            "payload": pa.array([payload], pa.binary()),
+        }
+    )
+
+
+def _rendezvous_and_call(context: Any, me: _Self, task: Task) -> Any:
+    store, first = _introduce(context, me, task)
+    # Only now, when all ranks are known to be able to: an import that fails must not leave the others waiting.
+    import torch.distributed as dist
+
+    from pipeline.worker import Worker, process_group
+
+    timeout = timedelta(seconds=task.workers.collective_timeout_seconds)
+    world_size = len(me.hosts)
+    if store is None:
+        store = dist.TCPStore(me.hosts[0], first["port"], world_size, is_master=False, timeout=timeout)
+    attempt = heartbeat.Attempt(**first["attempt"]) if "attempt" in first else heartbeat.Attempt(1, "")
+    worker = Worker(me.rank, world_size, me.local_rank, me.hosts.count(me.hosts[me.rank]), me.device,
+                    socket.gethostname(), me.gpu, attempt.number, me.status)  # fmt: skip
+    try:
+        with (
+            _beating(me, task, attempt),
+            process_group(store, me.rank, world_size, me.device, timeout),
+            _announced_failure(store, me, task, attempt),
+        ):
+            return task.fn(worker, *task.args)
+    finally:
+        _farewell(store, me.rank, world_size)
+
+
+def _introduce(context: Any, me: _Self, task: Task) -> tuple[Any, dict[str, Any]]:
+    """Tell all ranks who this one is and hear who they are: (the store on rank 0 or None, what rank 0 said).
+
+    Every rank takes part in the exchange, also one that has failed: the others learn of it here instead of waiting.
+    """
+    store, error = None, None
+    try:
+        store, message = _prepare(context, me, task)
+        text = json.dumps(message)
+    except (Exception, SystemExit) as raised:  # noqa: BLE001 - told to the other ranks first, then to the driver
+        error, text = raised, json.dumps({"error": str(raised)})
+    messages = [json.loads(other) for other in context.allGather(text)]
+    if error is not None:
+        raise _FailedError(_failure(me, error, echo=False)) from error
+    if any("error" in other for other in messages):
+        raise _FailedError(_failure(me, RuntimeError("another rank failed before the start"), echo=True))
+    _agree([other["facts"] for other in messages], me.hosts)
+    return store, messages[0]
+
+
+def _prepare(context: Any, me: _Self, task: Task) -> tuple[Any, dict[str, Any]]:
+    """What can fail on one rank alone: imports, device, facts and, on rank 0, the store."""
+    import torch
+
+    from pipeline.gpu import choose_device
+
+    workers = task.workers
+    torch.set_num_threads(workers.threads)
+    assigned = context.resources().get("gpu")
+    me.gpu = assigned.addresses[0] if assigned else None
+    # A GPU that Spark did not assign belongs to somebody else, so `auto` leaves it alone.
+    requested = "cpu" if workers.device == "auto" and me.gpu is None else workers.device
+    me.device = choose_device(requested, me.gpu, me.local_rank)
+    facts = {**_versions(), "device": me.device.type, **(task.facts(*task.args) if task.facts else {})}
+    message: dict[str, Any] = {"facts": facts}
+    if me.rank > 0:
+        return None, message
+    store = _open_store(me.hosts, workers)
+    message["port"] = store.port
+    if task.folder is not None:
+        attempt = heartbeat.next_attempt(task.folder)
+        message["attempt"] = {"number": attempt.number, "id": attempt.id}
+    return store, message
+
+
+def _open_store(hosts: list[str], workers: WorkerSettings) -> Any:
+    """Rank 0's store. Port 0: the system picks a free one, so two launches never race for the same."""
+    import torch.distributed as dist
+
+    timeout = timedelta(seconds=workers.collective_timeout_seconds)
+    try:
+        return dist.TCPStore(
+            hosts[0], workers.port, len(hosts), is_master=True, wait_for_workers=False, timeout=timeout
+        )
+    except RuntimeError as error:  # torch's DistNetworkError
+        if workers.port == 0:
+            raise
+        raise ValueError(
+            f"workers.port {workers.port} cannot be opened on {hosts[0]}: choose another, or 0 for a free one ({error})"
+        ) from error
+
+
+@contextlib.contextmanager
+def _beating(me: _Self, task: Task, attempt: heartbeat.Attempt) -> Iterator[None]:
+    if task.folder is None:
+        yield
+        return
+    who = {
+        "rank": me.rank,
+        "world_size": len(me.hosts),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "device": str(me.device),
+    }
+    beat = heartbeat.Heartbeat(
+        task.folder, me.status, attempt, who,
+        seconds=task.workers.heartbeat_seconds, stall_seconds=task.workers.stall_seconds,
+    )  # fmt: skip
+    with beat.running():
+        yield
+
+
+@contextlib.contextmanager
+def _announced_failure(store: Any, me: _Self, task: Task, attempt: heartbeat.Attempt) -> Iterator[None]:
+    """Turn an exception into a `_FailedError` that knows whether it was the first.
+
+    The store remembers the first rank that failed. That rank writes its name before it leaves the process group, so
+    those that then find their connections broken see that theirs is an echo. It also publishes its failure: where the
+    others do not notice (they wait in a collective of NCCL, or in native code), the driver ends the stage.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - raised again with what it is known to be
+        try:
+            echo = store.compare_set("first_failure", "", str(me.rank)).decode() != str(me.rank)
+        except Exception:  # noqa: BLE001 - the store is gone, and rank 0, its host, with it
+            echo = me.rank != 0
+        failure = _failure(me, error, echo)
+        if task.folder is not None and not echo:
+            with contextlib.suppress(Exception):  # it also travels as a row
+                storage.publish(failure_path(task.folder, attempt.id), json.dumps(failure.__dict__).encode())
+        _let_go(error)
+        raise _FailedError(failure) from None
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Forget what an exception's frames hold: as long as a DDP model lives, so do its connections, and the other ranks
+    go on waiting for this one."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+
+
+def failure_path(folder: str, attempt: str) -> str:
+    """Where the first rank of an attempt that fails says so."""
+    return storage.join(folder, "failures", f"{attempt}.json")
+
+
+def _farewell(store: Any, rank: int, world_size: int) -> None:
+    """Rank 0 holds the store open until all have left, for a bounded time."""
+    with contextlib.suppress(Exception):
+        store.set(f"left/{rank}", "1")
+        if rank == 0:
+            store.wait([f"left/{other}" for other in range(world_size)], timedelta(seconds=FAREWELL_SECONDS))
+
+
+def _versions() -> dict[str, str]:
+    import numpy
+    import pyarrow
+    import torch
+
+    from pipeline import __version__
+
+    return {
+        "sparknorm": __version__,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "pyarrow": pyarrow.__version__,
+    }
+
+
+def _agree(facts: list[dict[str, Any]], hosts: list[str]) -> None:
+    """Raise where a rank's facts are not those of rank 0, naming the fact and both values."""
+    for name in sorted({name for fact in facts for name in fact}):
+        for rank, fact in enumerate(facts):
+            if fact.get(name) != facts[0].get(name):
+                raise ValueError(
+                    f"ranks disagree about {name}: rank 0 on {hosts[0]} has {facts[0].get(name)}, "
+                    f"rank {rank} on {hosts[rank]} has {fact.get(name)}"
+                )
+
+
+def _failure(me: _Self, error: BaseException, echo: bool) -> Failure:
+    text = "".join(traceback.format_exception(error))
+    return Failure(me.rank, socket.gethostname(), f"{type(error).__name__}: {error}", text, echo, time.time(),
+                   str(me.device or ""), str(me.status.position))  # fmt: skip
+
+
+def describe(failures: list[Failure]) -> str:
+    """The first failure that is no echo, in full; equal failures of other ranks are only counted."""
+    first = min(failures, key=lambda failure: (failure.echo, failure.time))
+    others = [f.rank for f in failures if not f.echo and f.rank != first.rank]
+    also = f" (also on ranks {sorted(others)})" if others else ""
+    device = f" ({first.device})" if first.device else ""
+    where = f" in {first.where}" if first.where else ""
+    return f"rank {first.rank} on {first.host}{device}{also}{where}: {first.error}\n{first.traceback.rstrip()}"

@@ -1,0 +1,193 @@
+"""What a rank is doing, published every second or so, and its stack where it has stopped doing anything.
+
+The training loop says where it is (`Status.enter`, one assignment); a thread publishes that as a small file that is
+overwritten. If the position does not change for ``stall_seconds``, faulthandler writes the stacks of all threads from
+a thread of its own in C, so that also a rank that hangs in native code and holds the interpreter lock tells where.
+The driver reads the files (`watch.py`) and decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline import storage
+
+log = logging.getLogger(__name__)
+
+# What a rank can be in, in the order of one step.
+PHASES = ("start", "restore", "data loading", "forward", "backward", "all-reduce", "optimizer step", "evaluation",
+          "checkpoint", "end")  # fmt: skip
+# Exit code of a process whose gang was replaced by a newer one.
+SUPERSEDED = 75
+RANKS = "ranks"  # folder of the heartbeats
+
+
+class Position(NamedTuple):
+    """phase : one of `PHASES`; step : optimizer steps done; since : time.monotonic() at which it began"""
+
+    phase: str = "start"
+    epoch: int = 0
+    step: int = 0
+    since: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.phase}, epoch {self.epoch}, step {self.step}"
+
+
+class Status:
+    """Where a rank is. Written by the training loop, read by the heartbeat and by whoever reports an error."""
+
+    def __init__(self) -> None:
+        self.position = Position(since=time.monotonic())
+
+    def enter(self, phase: str, *, epoch: int | None = None, step: int | None = None) -> None:
+        """The rank begins a phase, or gets on in the one it is in."""
+        now = self.position
+        self.position = Position(
+            phase, now.epoch if epoch is None else epoch, now.step if step is None else step, time.monotonic()
+        )
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One gang that was started for a job. ``number`` counts them from 1, over restarts of Spark and of the driver."""
+
+    number: int
+    id: str
+
+
+def next_attempt(folder: str) -> Attempt:
+    """Publish a new attempt in the folder of a job; a gang of an older one ends itself when it sees it."""
+    before = read_attempt(folder)
+    attempt = Attempt((before.number if before else 0) + 1, uuid.uuid4().hex)
+    path = storage.join(folder, "attempt.json")
+    storage.publish(path, json.dumps({"number": attempt.number, "id": attempt.id}).encode())
+    return attempt
+
+
+def read_attempt(folder: str) -> Attempt | None:
+    """The newest attempt; None where there is none, or its file is damaged."""
+    try:
+        return Attempt(**json.loads(storage.read_bytes(storage.join(folder, "attempt.json"))))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def beat_path(folder: str, rank: int) -> str:
+    return storage.join(folder, RANKS, f"rank-{rank:05d}.json")
+
+
+def stack_path(folder: str, rank: int) -> str:
+    return storage.join(folder, RANKS, f"rank-{rank:05d}.stack")
+
+
+class Heartbeat:
+    """Publishes the status of one rank while its ``with`` block runs.
+
+    Parameters
+    ----------
+    folder : of the job, seen by all ranks and the driver
+    who : what else to publish: rank, host, device, ...
+    seconds : between two beats
+    stall_seconds : without a new position for this long, stacks are dumped
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        status: Status,
+        attempt: Attempt,
+        who: dict[str, Any],
+        *,
+        seconds: float,
+        stall_seconds: float,
+    ):
+        self._folder, self._status, self._attempt, self._who = folder, status, attempt, who
+        self._seconds, self._stall_seconds = seconds, stall_seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="sparknorm-heartbeat", daemon=True)
+        self._armed_at = -1.0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        with _stack_file(self._folder, self._who["rank"]) as self._stack:
+            self._beat()
+            self._thread.start()
+            try:
+                yield
+            finally:
+                self._stop.set()
+                faulthandler.cancel_dump_traceback_later()
+                self._thread.join(timeout=5)
+                with contextlib.suppress(Exception):  # the error that ends the block is the one to show
+                    self._publish(ended=True)
+
+    def _loop(self) -> None:
+        warned = False
+        while not self._stop.wait(self._seconds):
+            try:
+                self._beat()
+            except Exception as error:  # noqa: BLE001 - a beat that is missed is no reason to end a training
+                if not warned:
+                    log.warning("a heartbeat could not be published: %s", error)
+                warned = True
+
+    def _beat(self) -> None:
+        newest = read_attempt(self._folder)
+        if newest is not None and newest.id != self._attempt.id:
+            # Spark or the driver gave this gang up, and another trains in its place: nothing here may be published.
+            sys.stderr.write(f"attempt {self._attempt.number} was replaced by {newest.number}: this worker ends\n")
+            sys.stderr.flush()
+            os._exit(SUPERSEDED)
+        since = self._status.position.since
+        if since != self._armed_at:
+            self._stack.seek(0)
+            self._stack.truncate()  # of an earlier stall, which is over
+            faulthandler.dump_traceback_later(self._stall_seconds, file=self._stack)
+            self._armed_at = since
+        self._publish()
+
+    def _publish(self, *, ended: bool = False) -> None:
+        position = self._status.position
+        beat = {
+            **self._who,
+            "attempt": self._attempt.id,
+            "phase": position.phase,
+            "epoch": position.epoch,
+            "step": position.step,
+            "for_seconds": time.monotonic() - position.since,
+            "time": time.time(),
+            "ended": ended,
+        }
+        if beat["for_seconds"] > self._stall_seconds and not storage.is_local(self._folder):
+            beat["stack"] = Path(self._stack.name).read_text(errors="replace")
+        storage.publish(beat_path(self._folder, self._who["rank"]), json.dumps(beat).encode(), durable=False)
+
+
+@contextlib.contextmanager
+def _stack_file(folder: str, rank: int) -> Iterator[Any]:
+    """An open file for faulthandler: in the job's folder where that is a mounted path, else on the local disk.
+
+    Only the first also reaches the driver when no Python code can run any more.
+    """
+    if storage.is_local(folder):
+        path = Path(storage.absolute(stack_path(folder, rank)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w+") as file:
+            yield file
+    else:
+        with tempfile.NamedTemporaryFile("w+", suffix=".stack") as file:
+            yield file

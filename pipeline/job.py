@@ -1,0 +1,74 @@
+"""What a training is asked to do, what it has reached, and what two of them must share to be the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import CheckpointSettings, ModelSettings, TrainSettings
+from pipeline.data_settings import ReaderSettings
+from pipeline.manifest import load as load_manifest
+
+TOKEN = "launch-token"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train. ``folder`` gets the checkpoints and events; a job that finds its checkpoints there goes on."""
+
+    dataset: str
+    folder: str
+    model: ModelSettings
+    train: TrainSettings
+    reader: ReaderSettings = field(default_factory=ReaderSettings)
+    version: int | None = None  # of the dataset; None is the newest
+    token: str = ""  # what the driver wrote into the file `TOKEN` of the folder, to see that every rank sees it
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+
+
+@dataclass
+class Progress:
+    """What a run has reached; part of every checkpoint.
+
+    curve : one entry for each evaluation: step, epoch, accuracy, loss
+    train_loss : mean loss of the steps since the evaluation before, one entry for each evaluation
+    loss_sum, loss_steps : of the steps since the last evaluation
+    timed_* : of steps in a steady state, over all attempts
+    """
+
+    step: int = 0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    train_loss: list[float | None] = field(default_factory=list)
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    timed_images: int = 0
+    timed_seconds: float = 0.0
+    data_wait_seconds: float = 0.0
+    diverged: bool = False
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What two runs must share for one to go on from the other's checkpoint: all that changes a result but the number
+    of workers, which may change on the way."""
+    return {
+        "model": job.model.model_dump(mode="json"),
+        "train": job.train.model_dump(mode="json", exclude={"on_divergence"}),
+        "reader": job.reader.kind,
+        "dataset": load_manifest(job.dataset, job.version).digest,
+    }
+
+
+def facts(job: Job) -> dict[str, Any]:
+    """What every rank must see alike before step one; a launcher compares them over the ranks.
+
+    Raises
+    ------
+    ValueError
+        The job's folder here is not the one that the driver sees, or cannot be written.
+    """
+    if job.token:
+        path = storage.join(job.folder, TOKEN)
+        if not storage.exists(path) or storage.read_bytes(path).decode() != job.token:
+            raise ValueError(f"{path}, written by the driver, is not seen here: set `output` to a place that all share")
+    return identity(job)
