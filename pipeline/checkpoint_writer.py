@@ -47,11 +47,12 @@ class CheckpointWriter:
         Raises
         ------
         OSError
-            The last state could not be written.
+            The last state could not be written; the folder is named.
         """
         self._wait()
         if self._error is not None:
-            raise self._error
+            reason = f"{type(self._error).__name__}: {self._error}"
+            raise OSError(f"the last checkpoint could not be written to {self._folder}: {reason}") from self._error
 
     def _wait(self) -> None:
         if self._thread is not None:

@@ -6,7 +6,6 @@ The one place where Spark and torch.distributed meet. `barrier.run` is its other
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import pickle
@@ -25,6 +24,8 @@ from pipeline.config import WorkerSettings
 SCHEMA = "rank int, failed boolean, payload binary"
 # How long rank 0 keeps the store open for the others to say why they left.
 FAREWELL_SECONDS = 10
+# How long a port of the user's choice may still be held by the gang that was there before a restart.
+PORT_SECONDS = 12
 
 Facts = Callable[..., dict[str, Any]]
 
@@ -181,16 +182,21 @@ def _open_store(hosts: list[str], workers: WorkerSettings) -> Any:
     import torch.distributed as dist
 
     timeout = timedelta(seconds=workers.collective_timeout_seconds)
-    try:
-        return dist.TCPStore(
-            hosts[0], workers.port, len(hosts), is_master=True, wait_for_workers=False, timeout=timeout
-        )
-    except RuntimeError as error:  # torch's DistNetworkError
-        if workers.port == 0:
-            raise
-        raise ValueError(
-            f"workers.port {workers.port} cannot be opened on {hosts[0]}: choose another, or 0 for a free one ({error})"
-        ) from error
+    give_up_at = time.monotonic() + PORT_SECONDS
+    while True:
+        try:
+            return dist.TCPStore(
+                hosts[0], workers.port, len(hosts), is_master=True, wait_for_workers=False, timeout=timeout
+            )
+        except RuntimeError as error:  # torch's DistNetworkError
+            if workers.port == 0:
+                raise
+            if time.monotonic() > give_up_at:
+                raise ValueError(
+                    f"workers.port {workers.port} cannot be opened on {hosts[0]}: "
+                    f"choose another, or 0 for a free one ({error})"
+                ) from error
+        time.sleep(0.5)
 
 
 @contextlib.contextmanager
@@ -223,7 +229,7 @@ def _announced_failure(store: Any, me: _Self, task: Task, attempt: heartbeat.Att
     """
     try:
         yield
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - raised again with what it is known to be
+    except (Exception, SystemExit) as error:
         try:
             echo = store.compare_set("first_failure", "", str(me.rank)).decode() != str(me.rank)
         except Exception:  # noqa: BLE001 - the store is gone, and rank 0, its host, with it
@@ -232,17 +238,7 @@ def _announced_failure(store: Any, me: _Self, task: Task, attempt: heartbeat.Att
         if task.folder is not None and not echo:
             with contextlib.suppress(Exception):  # it also travels as a row
                 storage.publish(failure_path(task.folder, attempt.id), json.dumps(failure.__dict__).encode())
-        _let_go(error)
-        raise _FailedError(failure) from None
-
-
-def _let_go(error: BaseException | None) -> None:
-    """Forget what an exception's frames hold: as long as a DDP model lives, so do its connections, and the other ranks
-    go on waiting for this one."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
-    gc.collect()
+        raise _FailedError(failure) from error
 
 
 def failure_path(folder: str, attempt: str) -> str:

@@ -16,8 +16,9 @@ from pipeline.config import WorkerSettings
 
 # A rank whose heartbeat is this many beats old is taken for gone or frozen.
 MISSED_BEATS = 5
-# How long the other ranks may need to notice that one has failed.
-FAILURE_GRACE_SECONDS = 15.0
+# How long the other ranks may need to notice that one has failed. They often do not: torch keeps the connections of a
+# DDP model open when its rank leaves the process group.
+FAILURE_GRACE_SECONDS, FAILURE_GRACE_BEATS = 5.0, 4
 # How long a stack dump may need to arrive.
 STACK_SECONDS = 5.0
 
@@ -115,15 +116,25 @@ class Watch:
         return f"{who} has been {where} for {culprit.stuck_seconds:.0f} s {setting}{hint}"
 
     def failure(self) -> gang.Failure | None:
-        """The failure of one rank that the others have not noticed for `FAILURE_GRACE_SECONDS`, or None."""
-        if not self._attempt:
-            return None
+        """The failure of one rank that the others have not noticed for `FAILURE_GRACE_SECONDS`, or None.
+
+        Only where all others are well: if one of them is silent, it is its death that the rank speaks of, and Spark
+        starts the gang again.
+        """
         path = gang.failure_path(self._folder, self._attempt)
-        if self._failed_at is None and storage.exists(path):
-            self._failed_at = time.monotonic()
-        if self._failed_at is None or time.monotonic() - self._failed_at < FAILURE_GRACE_SECONDS or not self._alive():
+        if not self._attempt or not storage.exists(path):
             return None
-        return gang.Failure(**json.loads(storage.read_bytes(path)))
+        if self._failed_at is None:
+            self._failed_at = time.monotonic()
+        beat = self._workers.heartbeat_seconds
+        if time.monotonic() - self._failed_at < max(FAILURE_GRACE_SECONDS, FAILURE_GRACE_BEATS * beat):
+            return None
+        failure = gang.Failure(**json.loads(storage.read_bytes(path)))
+        others = [rank for number, rank in self._ranks.items() if number != failure.rank]
+        well = [rank for rank in others if rank.beat["ended"] or rank.age < (FAILURE_GRACE_BEATS - 1) * beat]
+        if len(well) < self._workers.count - 1 or all(rank.beat["ended"] for rank in well):
+            return None
+        return failure
 
     def _alive(self) -> bool:
         """Whether any rank of the newest attempt is running."""

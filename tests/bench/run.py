@@ -1,4 +1,4 @@
-"""`make bench`: the loader part, then the ingest part. Benchmarks are no tests: nothing here passes or fails."""
+"""`make bench`: loading, ingest, ingest at scale, training. Benchmarks are no tests: nothing here passes or fails."""
 
 from __future__ import annotations
 
@@ -13,24 +13,35 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 WORK = Path("runs/bench/work")
 
 
+PARTS = ("loader", "ingest", "scale", "training")
+
+
 def main() -> None:
     import ingest
     import loader
+    import training
 
-    parts = sys.argv[1:] or ["loader", "ingest", "scale"]
-    unknown = set(parts) - {"loader", "ingest", "scale"}
+    parts = sys.argv[1:] or PARTS
+    unknown = set(parts) - set(PARTS)
     if unknown:
-        sys.exit(f"no part {', '.join(sorted(unknown))}: there are loader, ingest and scale")
-    spark = ingest.start()
-    try:
-        if "loader" in parts:
-            loader.run(ingest.fashion_mnist(spark, WORK))
-        if "ingest" in parts:
-            ingest.run(spark, WORK)
-        if "scale" in parts:
-            ingest.run_scale(spark, WORK)
-    finally:
-        spark.stop()
+        sys.exit(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    if set(parts) - {"training"}:
+        spark = ingest.start()
+        try:
+            if "loader" in parts:
+                loader.run(ingest.fashion_mnist(spark, WORK))
+            if "ingest" in parts:
+                ingest.run(spark, WORK)
+            if "scale" in parts:
+                ingest.run_scale(spark, WORK)
+        finally:
+            spark.stop()
+    if "training" in parts:
+        spark = training.start()
+        try:
+            training.run(spark, ingest.fashion_mnist(spark, WORK), WORK)
+        finally:
+            spark.stop()
 
 
 if __name__ == "__main__":

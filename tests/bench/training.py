@@ -1,0 +1,246 @@
+"""Launching and training: our barrier stage against TorchDistributor, a worker against a bare loop over tensors in
+memory, two workers against one, and what a killed worker costs. Real trainings of Fashion-MNIST on Spark's local[2].
+
+Contenders take turns, pass by pass. Every rank has one torch thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from results import Result, compare, leave
+
+from pipeline import barrier, manifest
+from pipeline.config import CheckpointSettings, ModelSettings, SparkSettings, TrainSettings, WorkerSettings
+from pipeline.data_settings import ReaderSettings
+from pipeline.events import EventReader
+from pipeline.heartbeat import beat_path
+from pipeline.job import Job, facts
+from pipeline.prefetch import Prefetch
+from pipeline.shards import SplitFiles
+
+LAUNCHES = int(os.environ.get("BENCH_LAUNCHES", "7"))
+PASSES = int(os.environ.get("BENCH_PASSES", "7"))
+KILLS = int(os.environ.get("BENCH_KILLS", "7"))
+# Steps of a pass, and of the part at its start that is not counted.
+STEPS, UNCOUNTED = 110, 10
+OURS, DISTRIBUTOR = "sparknorm, launch to first step, 2 ranks", "TorchDistributor, launch to first step, 2 ranks"
+ONE, BARE = "sparknorm, 1 worker", "bare loop, tensors in memory"
+TWO, TWICE = "sparknorm, 2 workers", "twice 1 worker"
+BARE_PAIR = "limit: 2 bare loops side by side"
+RESTART = "sparknorm, SIGKILL of a worker to its first new step"
+
+
+def start() -> Any:
+    from pipeline.session import get_session
+
+    return get_session(SparkSettings(master="local[2]"), "sparknorm benchmarks", trains=True)
+
+
+def run(spark: Any, dataset: str, work: Path) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    folder = work / "trainings"
+    seconds = launches(spark, dataset, folder)
+    speeds = throughputs(spark, dataset, folder)
+    lost = [restart(spark, dataset, folder / f"kill-{number}") for number in range(KILLS)]
+    shutil.rmtree(folder, ignore_errors=True)
+    speeds[TWICE] = [2 * speed for speed in speeds[ONE]]
+    results = [Result(name, "s", passes) for name, passes in seconds.items()]
+    results += [Result(RESTART, "s", lost)]
+    results += [Result(name, "images/s", passes) for name, passes in speeds.items()]
+    pairs = ((OURS, DISTRIBUTOR), (ONE, BARE), (TWO, TWICE), (TWO, BARE_PAIR))
+    leave("training", results + [compare(results, *pair) for pair in pairs], "training on local[2], 1 thread a rank")
+
+
+def make_job(dataset: str, folder: Path, **changes: Any) -> Job:
+    when = CheckpointSettings(every_steps=changes.pop("every_steps", None))
+    return Job(
+        str(Path(dataset).absolute()),
+        str(folder.absolute()),
+        ModelSettings(),
+        TrainSettings(epochs=3, **changes),
+        checkpoint=when,
+    )
+
+
+def first_step(worker: Any, job: Job) -> float:
+    """The beginning of `train.fit`, up to the end of its first step: the time then (time.time())."""
+    from pipeline.train import _Trainer
+
+    trainer = _Trainer(worker, job)
+    trainer._restore()
+    with Prefetch(trainer.feed.blocks(0), trainer.feed.blocks_ahead) as ready:
+        trainer._step(ready)
+    done = time.time()
+    trainer.close()
+    return done
+
+
+def first_step_of_torchrun(job: Job) -> float:
+    """The same, launched by TorchDistributor, which runs torchrun in every task."""
+    from pipeline.worker import from_torchrun
+
+    with from_torchrun("cpu") as worker:
+        return first_step(worker, job)
+
+
+def launches(spark: Any, dataset: str, folder: Path) -> dict[str, list[float]]:
+    """Seconds from the call to the end of the first step, in a session in which both have run once."""
+    from pyspark.ml.torch.distributor import TorchDistributor
+
+    def ours() -> float:
+        job = make_job(dataset, folder / "launch")
+        options = {"workers": WorkerSettings(count=2), "facts": facts, "folder": job.folder}
+        return max(barrier.run(spark, first_step, (job,), **options))
+
+    def distributor() -> float:
+        peer = TorchDistributor(num_processes=2, local_mode=False, use_gpu=False)
+        return float(peer.run(first_step_of_torchrun, make_job(dataset, folder / "launch")))
+
+    seconds: dict[str, list[float]] = {OURS: [], DISTRIBUTOR: []}
+    for number in range(LAUNCHES + 1):
+        for name, launch in ((OURS, ours), (DISTRIBUTOR, distributor)):
+            shutil.rmtree(folder / "launch", ignore_errors=True)
+            started = time.time()
+            with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+                done = launch()
+            if number:
+                seconds[name].append(done - started)
+    return seconds
+
+
+def throughputs(spark: Any, dataset: str, folder: Path) -> dict[str, list[float]]:
+    """Images per second of training steps; evaluation, start and the first steps left out."""
+
+    def train(count: int) -> Callable[[], float]:
+        def go() -> float:
+            job = make_job(dataset, folder / "speed")
+            return min(
+                barrier.run(spark, _speed, (job,), workers=WorkerSettings(count=count), facts=facts, folder=job.folder)
+            )
+
+        return go
+
+    contenders = {ONE: train(1), BARE: lambda: _bare(dataset, 1), TWO: train(2), BARE_PAIR: lambda: _bare(dataset, 2)}
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(PASSES):
+        for name, contender in contenders.items():
+            shutil.rmtree(folder / "speed", ignore_errors=True)
+            speeds[name].append(contender())
+    return speeds
+
+
+def _speed(worker: Any, job: Job) -> float:
+    """Images per second of the first steps of `train.fit`, its own loop with all that it does for each step."""
+    from pipeline.train import _Trainer
+
+    trainer = _Trainer(worker, job)
+    trainer._restore()
+    with Prefetch(trainer.feed.blocks(0), trainer.feed.blocks_ahead) as ready:
+        for step in range(STEPS):
+            if step == UNCOUNTED:
+                started = time.perf_counter()
+            trainer._step(ready)
+    seconds = time.perf_counter() - started
+    trainer.close()
+    return (STEPS - UNCOUNTED) * job.train.batch_size / seconds
+
+
+def _bare(dataset: str, count: int) -> float:
+    """Images per second of so many processes at once, each with a loop of its own, in sum."""
+    context = multiprocessing.get_context("spawn")
+    gate = context.Barrier(count)
+    with context.Pool(count, initializer=_open_gate, initargs=(gate,)) as pool:
+        return sum(pool.map_async(_bare_loop, [dataset] * count, chunksize=1).get(timeout=600))
+
+
+def _open_gate(gate: Any) -> None:
+    globals()["GATE"] = gate
+
+
+def _bare_loop(dataset: str) -> float:
+    """What a person would write by hand: one tensor of all images, a permutation, SGD; the same network and settings."""
+    from models import build_model
+
+    torch.set_num_threads(1)
+    images, labels, found = _in_memory(dataset)
+    train = TrainSettings()
+    split = found.split("train")
+    model = build_model(ModelSettings(), image_shape=found.image.shape, num_classes=10, mean=split.mean, std=split.std)
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=train.momentum, nesterov=True, weight_decay=train.weight_decay
+    )
+    order = torch.randperm(len(images))
+    GATE.wait(timeout=300)  # noqa: F821 - made by the initializer
+    for step in range(STEPS):
+        if step == UNCOUNTED:
+            started = time.perf_counter()
+        rows = order[step * train.batch_size : (step + 1) * train.batch_size]
+        batch = torch.index_select(images, 0, rows).contiguous(memory_format=torch.channels_last)
+        loss = torch.nn.functional.cross_entropy(model(batch), labels[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+    return (STEPS - UNCOUNTED) * train.batch_size / (time.perf_counter() - started)
+
+
+def _in_memory(dataset: str) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    found = manifest.load(dataset)
+    with contextlib.closing(SplitFiles(dataset, found, "train", ReaderSettings(verify="off"))) as files:
+        groups = [files.read(number, 0, int(rows)) for number, rows in enumerate(files.group_rows)]
+    images, labels = (np.concatenate(parts) for parts in zip(*groups, strict=True))
+    return torch.from_numpy(images), torch.from_numpy(labels).long(), found
+
+
+def restart(spark: Any, dataset: str, folder: Path) -> float:
+    """Seconds from the SIGKILL of rank 1 until the gang has made a new step, the time of a step left out."""
+    job = make_job(dataset, folder, every_steps=10)
+    killed: list[float] = []
+
+    def kill() -> None:
+        while not killed:
+            time.sleep(0.05)
+            with contextlib.suppress(FileNotFoundError):
+                beat = json.loads(Path(beat_path(job.folder, 1)).read_bytes())
+                if beat["step"] > 30 and not beat["ended"]:
+                    killed.append(time.time())
+                    os.kill(beat["pid"], signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    options = {"workers": WorkerSettings(count=2), "facts": facts, "folder": job.folder}
+    barrier.run(spark, _some_steps, (job,), limit_seconds=300, **options)
+    steps = [event for event in EventReader(str(folder / "events")).new() if event["kind"] == "step"]
+    after = [event["time"] for event in steps if event["time"] > killed[0] + 0.5]
+    step_seconds = statistics.median(late - early for early, late in itertools.pairwise(after))
+    return after[0] - killed[0] - step_seconds
+
+
+def _some_steps(worker: Any, job: Job) -> int:
+    """`train.fit` for 80 steps, with its checkpoints."""
+    from pipeline.train import _Trainer
+
+    trainer = _Trainer(worker, job)
+    trainer._restore()
+    with Prefetch(trainer.feed.blocks(trainer.progress.step), trainer.feed.blocks_ahead) as ready:
+        while trainer.progress.step < 80:
+            if trainer._step(ready):
+                trainer._save()
+    trainer.writer.finish()
+    trainer.close()
+    return trainer.progress.step
