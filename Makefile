@@ -37,7 +37,7 @@ test: setup dist ## all tests but the slow ones; what CI runs
 test-all: setup dist ## all tests
 	$(BIN)/python -m pytest
 
-bench: setup ## loading and ingest against their peers, about 15 minutes (PART=loader, ingest or scale for one of them)
+bench: setup ## loading, ingest and training against their peers, about 30 minutes (PART=loader, ingest, scale or training)
 	$(BIN)/python tests/bench/run.py $(PART)
 
 dist: dist/sparknorm.zip ## the wheel, and the zip for spark-submit --py-files

@@ -116,7 +116,7 @@ def launches(spark: Any, dataset: str, folder: Path) -> dict[str, list[float]]:
         for name, launch in ((OURS, ours), (DISTRIBUTOR, distributor)):
             shutil.rmtree(folder / "launch", ignore_errors=True)
             started = time.time()
-            with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+            with Path(os.devnull).open("w") as silence, contextlib.redirect_stdout(silence):
                 done = launch()
             if number:
                 seconds[name].append(done - started)
@@ -173,7 +173,7 @@ def _open_gate(gate: Any) -> None:
 
 
 def _bare_loop(dataset: str) -> float:
-    """What a person would write by hand: one tensor of all images, a permutation, SGD; the same network and settings."""
+    """What a person would write by hand: one tensor of all images, a permutation, SGD; same network, same settings."""
     from models import build_model
 
     torch.set_num_threads(1)
