@@ -88,7 +88,9 @@ def _check_others(worker: Worker, task: Task) -> None:
 
 
 def _free(folder: str) -> int | None:
-    return shutil.disk_usage(storage.absolute(folder)).free if storage.is_local(folder) else None
+    """None where it cannot be known: an object store, or a folder that is not there."""
+    local = storage.is_local(folder) and storage.exists(folder)
+    return shutil.disk_usage(storage.absolute(folder)).free if local else None
 
 
 def _exchange_seconds(worker: Worker) -> float:

@@ -11,11 +11,12 @@ import logging
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,16 @@ _TIMEOUT, _CALL_SECONDS, _UPLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", "6", "
 os.environ.setdefault(_TIMEOUT, _CALL_SECONDS)
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for a result's path
+
+
+def _open_file(path: Path) -> None:
+    """Make the folder of a SQLite store and open it once: MLflow itself tries for minutes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA user_version")
+    except sqlite3.Error as error:
+        raise OSError(f"{path}: {error}") from error
 
 
 def store_name() -> str:
@@ -188,9 +199,9 @@ class Tracker:
     def __init__(self, settings: TrackingSettings):
         self._settings = settings
         uri = settings.uri
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         try:
+            if uri.startswith("sqlite:///"):
+                _open_file(Path(uri.removeprefix("sqlite:///")))
             mlflow.set_tracking_uri(uri)
             if mlflow.get_experiment_by_name(settings.experiment) is None:
                 local = uri.startswith(("sqlite:", "file:"))

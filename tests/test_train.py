@@ -228,9 +228,7 @@ def test_compressed_gradients_are_the_exact_ones_rounded(dataset, tmp_path):
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_loss_that_is_not_finite_fails_where_that_is_asked_for(dataset, tmp_path, world_size):
     job = make_job(dataset, tmp_path, "none", learning_rate=1e30, warmup_epochs=0, on_divergence="fail")
-    with pytest.raises(
-        DivergedError, match=r"the loss of rank [\d, ]+ is not finite at step \d+, learning rate \d"
-    ):
+    with pytest.raises(DivergedError, match=r"the loss of rank [\d, ]+ is not finite at step \d+, learning rate \d"):
         run_ranks(fit, world_size, job)
 
 
