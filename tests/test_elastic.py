@@ -1,0 +1,161 @@
+"""Executors that are gone for good, more workers than before, and a tracking server that goes away while it trains."""
+
+import json
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import mlflow
+import pytest
+from mlflow_server import MlflowServer
+from pyspark import cloudpickle
+from small_training import TWO, Running, equal, events, final_state, launch, make_job, make_settings
+from standalone_cluster import WorkerOffer, run_driver, standalone_cluster
+
+from pipeline import elastic
+from pipeline.tracking import Tracker
+from pipeline.trial import run_trial
+
+pytestmark = pytest.mark.spark
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+DRIVER = """
+import json, sys
+from small_training import TWO, launch, make_job
+from standalone_cluster import driver_session
+
+master, dataset, folder, least = sys.argv[1:]
+conf = {"spark.executor.cores": "1", "spark.python.daemon.module": "pipeline.daemon"}
+workers = TWO.model_copy(update={"min_count": int(least) or None, "slots_wait_seconds": 8})
+outcome = launch(driver_session(master, conf), make_job(dataset, folder, epochs=24), workers)
+found = {"result": outcome.result, "type": outcome.error_type, "error": outcome.error, "seconds": outcome.seconds}
+print(json.dumps(found))
+"""
+
+
+def lose_an_executor(dataset, folder, least):
+    """Train on two Workers of a standalone cluster, and end one of them, with all below it, at step 40."""
+    with (
+        standalone_cluster([WorkerOffer(cores=1), WorkerOffer(cores=1)], folder) as cluster,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        driver = pool.submit(run_driver, DRIVER, cluster.master, dataset, str(folder / "job"), str(least), timeout=300)
+        running = Running(folder / "job")
+        driver.add_done_callback(lambda _: running.ended.set())
+        running.at_step(40)
+        cluster.kill_worker(1)
+        return json.loads(driver.result(timeout=300).splitlines()[-1])
+
+
+def test_with_fewer_workers_it_goes_on_from_the_checkpoint(dataset, tmp_path):
+    outcome = lose_an_executor(dataset, tmp_path, least=1)
+    assert outcome["error"] == ""
+    result = outcome["result"]
+    assert result["world_size"] == 1
+    job = make_job(dataset, tmp_path / "job", epochs=24)
+    starts = [(start["world_size"], start["restored_from"]) for start in events(job, "start")]
+    assert starts[0] == (2, 0)
+    assert starts[-1][0] == 1
+    assert starts[-1][1] >= 36
+    assert {event["step"] for event in events(job, "step")} == set(range(1, result["steps"] + 1))
+
+
+def test_where_that_is_not_wanted_it_fails_with_the_reason(dataset, tmp_path):
+    outcome = lose_an_executor(dataset, tmp_path, least=0)
+    assert outcome["type"] in ("GangLostError", "ShortageError")
+    assert "workers.count is 2, but spark://" in outcome["error"]
+    assert "has 1 slots" in outcome["error"]
+    assert outcome["seconds"] < 120
+
+
+def test_more_workers_go_on_where_one_was(spark, dataset, tmp_path):
+    """A training of one worker is stopped and continued by two."""
+    job = make_job(dataset, tmp_path / "job")
+    one = TWO.model_copy(update={"count": 1})
+    first = launch(spark, job, one, fit=stop_at_step_60)
+    assert "KeyError: 'stopped'" in first.error
+    second = launch(spark, job, TWO)
+    assert second.error == ""
+    assert second.result["world_size"] == 2
+    assert [start["restored_from"] for start in events(job, "start")][1] >= 57
+    assert {event["step"] for event in events(job, "step")} == set(range(1, second.result["steps"] + 1))
+
+
+def stop_at_step_60(worker, job):
+    from pipeline import train
+
+    step = train._Trainer._step
+
+    def stopping(self, batches):
+        if self.progress.step == 60:
+            raise KeyError("stopped")
+        return step(self, batches)
+
+    train._Trainer._step = stopping
+    try:
+        return train.fit(worker, job)
+    finally:
+        train._Trainer._step = step
+
+
+@pytest.mark.parametrize(
+    ("least", "slots", "expected"),
+    [(1, 8, 8), (1, 7, 4), (2, 3, 2), (4, 4, 4), (None, 8, 8)],
+)
+def test_the_largest_number_that_fits_and_divides_the_lanes(monkeypatch, least, slots, expected):
+    workers = TWO.model_copy(update={"count": 8, "min_count": least})
+    monkeypatch.setattr(elastic.barrier, "wait_for_slots", lambda *_: shortage(slots) if slots < 8 else None)
+    assert elastic.world_size(None, workers, lanes=16) == expected
+
+
+@pytest.mark.parametrize(("least", "slots"), [(None, 7), (4, 3), (1, 0)])
+def test_too_few_for_the_least_number_is_an_error(monkeypatch, least, slots):
+    workers = TWO.model_copy(update={"count": 8, "min_count": least})
+    monkeypatch.setattr(elastic.barrier, "wait_for_slots", lambda *_: shortage(slots))
+    with pytest.raises(elastic.barrier.ShortageError):
+        elastic.world_size(None, workers, lanes=16)
+
+
+def shortage(slots):
+    raise elastic.barrier.ShortageError(f"there are {slots} slots", slots)
+
+
+@contextmanager
+def closing_server(folder):
+    server = MlflowServer(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def test_a_tracking_server_that_goes_away_and_comes_back_misses_nothing(spark, dataset, tmp_path):
+    job = make_job(dataset, tmp_path / "by-hand", epochs=24)
+    with closing_server(tmp_path) as server:
+        settings = make_settings(job, tmp_path / "runs", server.uri, "outage")
+        tracker = Tracker(settings.tracking)
+        trials = tmp_path / "runs" / "trials"
+
+        def interrupt():
+            waiting = Running(trials)
+            folder = waiting.wait_until("a trial", lambda: next(iter(trials.glob("*/")), None))
+            Running(folder).at_step(60)
+            server.kill()
+            Running(folder).at_step(150)
+            server.start()
+
+        thread = threading.Thread(target=interrupt, daemon=True)
+        thread.start()
+        result = run_trial(spark, settings, tracker, name="outage", log_model=False)
+        thread.join(120)
+        assert not thread.is_alive()
+        client = mlflow.MlflowClient(server.uri)
+        steps = [metric.step for metric in client.get_metric_history(result["run_id"], "train/loss")]
+        assert steps == list(range(1, result["steps"] + 1))
+        assert client.get_run(result["run_id"]).info.status == "FINISHED"
+    assert result["attempts"] == 1  # the training did not notice
+    undisturbed = launch(spark, job)
+    assert undisturbed.result["curve"] == result["curve"]
+    assert equal(final_state(job), final_state(make_job(dataset, next(iter(trials.glob("*/"))), epochs=24)))
