@@ -48,7 +48,14 @@ class ShortageError(LaunchError):
 
 
 class GangLostError(LaunchError):
-    """The gang ran and its workers were lost; another launch may go on from a checkpoint."""
+    """The gang ran and its workers were lost; another launch may go on from a checkpoint.
+
+    waited : there are too few slots, and ``workers.slots_wait_seconds`` have gone by since then
+    """
+
+    def __init__(self, text: str, *, waited: bool = False):
+        super().__init__(text)
+        self.waited = waited
 
 
 class WorkerError(RuntimeError):
@@ -140,9 +147,9 @@ def _shortage(spark: SparkSession, workers: WorkerSettings, slots: int) -> str:
     asked = [f"{value} {what}" for value, what in ((workers.task_cpus, "cores"), (workers.task_gpus, "GPUs")) if value]
     each = f" of {' and '.join(asked)}" if asked else ""
     more = f"cores (master local[{workers.count}])" if _is_local(spark) else "cores, GPUs or executors"
+    fewer = f"set workers.count to at most {slots}, or " if slots else ""
     return (
-        f"workers.count is {workers.count}, but {master} has {slots} slots{each}: "
-        f"set workers.count to at most {slots}, or give the cluster more {more}"
+        f"workers.count is {workers.count}, but {master} has {slots} slots{each}: {fewer}give the cluster more {more}"
     )
 
 
@@ -222,7 +229,7 @@ def _judge(spark: SparkSession, workers: WorkerSettings, watch: Watch) -> None:
     if quiet > workers.slots_wait_seconds:
         slots = resources.slots(spark, workers)
         if slots is not None and slots < workers.count:
-            raise GangLostError(_shortage(spark, workers, slots))
+            raise GangLostError(_shortage(spark, workers, slots), waited=True)
     if quiet > max(workers.stall_seconds, workers.slots_wait_seconds):
         where = f"; last seen: {watch.positions()}" if watch.positions() else ""
         raise GangLostError(

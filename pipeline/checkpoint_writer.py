@@ -20,7 +20,8 @@ class CheckpointWriter:
 
     Parameters
     ----------
-    tell : called from the thread with the kind and the fields of an event: "checkpoint" or "warning"
+    tell : called from the thread with the kind and the fields of an event: "saving", "checkpoint" or "warning";
+        ``force`` says that this event and all before it must be stored when the call returns
     """
 
     def __init__(self, folder: str, identity: dict[str, Any], *, keep: int, tell: Callable[..., None]):
@@ -61,6 +62,8 @@ class CheckpointWriter:
     def _write(self, state: dict[str, Any], step: int) -> None:
         started = time.perf_counter()
         try:
+            # A training that goes on from this state does not do its steps again: what they told must outlive us.
+            self._tell("saving", step=step, force=True)
             path, size = checkpoint.save(self._folder, state, step=step, identity=self._identity, keep=self._keep)
         except Exception as error:  # noqa: BLE001 - told, and raised by `finish` if it was the last
             self._error = error

@@ -48,7 +48,8 @@ def train(spark: SparkSession, job: Job, workers: WorkerSettings) -> dict[str, A
                 raise
             lost = error
         step = checkpoint.newest_step(checkpoints)
-        next_size = _after_loss(spark, workers, job.train.lanes, size)
+        waited = isinstance(lost, barrier.ShortageError) or lost.waited
+        next_size = _after_loss(spark, workers, job.train.lanes, size, waited)
         if next_size == size and step <= reached:
             raise lost
         log.warning("%s; going on from step %d with %d workers", lost, step, next_size)
@@ -80,10 +81,10 @@ def _sizes(workers: WorkerSettings, lanes: int) -> list[int]:
     return [size for size in range(workers.count, least - 1, -1) if lanes % size == 0]
 
 
-def _after_loss(spark: SparkSession, workers: WorkerSettings, lanes: int, size: int) -> int:
-    """The number to go on with after a gang of ``size`` was lost."""
+def _after_loss(spark: SparkSession, workers: WorkerSettings, lanes: int, size: int, waited: bool) -> int:
+    """The number to go on with after a gang of ``size`` was lost; ``waited``: slots were waited for already."""
     if resources.slots(spark, workers) is not None:
-        return world_size(spark, workers, lanes)
+        return world_size(spark, workers.model_copy(update={"slots_wait_seconds": 0}) if waited else workers, lanes)
     # Over Spark Connect nobody says how many slots there are: one size less.
     time.sleep(1)
     return next((smaller for smaller in _sizes(workers, lanes) if smaller < size), size)

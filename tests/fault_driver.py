@@ -35,6 +35,7 @@ from small_training import (
     launch,
     make_job,
     seconds_lost,
+    steps_not_told,
 )
 
 from pipeline.config import CheckpointSettings
@@ -43,7 +44,7 @@ from pipeline.progress import TrainingBar
 from pipeline.relay import Relay
 from pipeline.session import get_session
 
-STALL_SECONDS = 4
+STALL_SECONDS = 12
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Bench:
                   "starts": [[event["attempt"], event["restored_from"]] for event in events(job, "start")],
                   "warnings": [event["text"] for event in events(job, "warning")]}  # fmt: skip
         if outcome.result is not None and self.undisturbed:
+            report["steps_not_told"] = steps_not_told(job, outcome.result["steps"])
             report["equal"] = equal(final_state(job), self.undisturbed)
         if "killed_at" in outcome.did:
             report["restart_seconds"] = seconds_lost(job, outcome.did["killed_at"])

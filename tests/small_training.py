@@ -191,6 +191,11 @@ def events(job: Job, kind: str) -> list[dict[str, Any]]:
     return [event for event in EventReader(f"{job.folder}/events").new() if event["kind"] == kind]
 
 
+def steps_not_told(job: Job, steps: int) -> list[int]:
+    """Steps of a training that ended of which no event tells."""
+    return sorted(set(range(1, steps + 1)) - {event["step"] for event in events(job, "step")})
+
+
 def seconds_lost(job: Job, killed_at: float) -> float | None:
     """From a kill to the first new step: one that the gang started next does and no gang before it did."""
     starts = [event["time"] for event in events(job, "start") if event["time"] > killed_at]

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 from mlflow_server import MlflowServer
 from pyspark import cloudpickle
-from small_training import TWO, Running, equal, events, final_state, launch, make_job, make_settings
+from small_training import TWO, Running, equal, events, final_state, launch, make_job, make_settings, steps_not_told
 from standalone_cluster import WorkerOffer, run_driver, standalone_cluster
 
 from pipeline import elastic
@@ -21,51 +21,58 @@ pytestmark = pytest.mark.spark
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 DRIVER = """
-import json, sys
+import dataclasses, json, sys
+from pathlib import Path
 from small_training import TWO, launch, make_job
 from standalone_cluster import driver_session
 
-master, dataset, folder, least = sys.argv[1:]
-conf = {"spark.executor.cores": "1", "spark.python.daemon.module": "pipeline.daemon"}
-workers = TWO.model_copy(update={"min_count": int(least) or None, "slots_wait_seconds": 8})
-outcome = launch(driver_session(master, conf), make_job(dataset, folder, epochs=24), workers)
-found = {"result": outcome.result, "type": outcome.error_type, "error": outcome.error, "seconds": outcome.seconds}
-print(json.dumps(found))
+master, dataset, folder = sys.argv[1:]
+spark = driver_session(master, {"spark.python.daemon.module": "pipeline.daemon"})
+for name, count, least in (("fewer", 4, 1), ("none", 2, None)):
+    workers = TWO.model_copy(update={"count": count, "min_count": least, "slots_wait_seconds": 8})
+    outcome = launch(spark, make_job(dataset, f"{folder}/{name}", epochs=16), workers)
+    Path(folder, f"{name}.json").write_text(json.dumps(dataclasses.asdict(outcome)))
 """
 
 
-def lose_an_executor(dataset, folder, least):
-    """Train on two Workers of a standalone cluster, and end one of them, with all below it, at step 40."""
+@pytest.fixture(scope="module")
+def losses(dataset, tmp_path_factory):
+    """The folder of two trainings on a standalone cluster. The first has four workers on two executors, one of three
+    cores and one of one, and loses the small one; the second has two on the other, and loses that."""
+    folder = tmp_path_factory.mktemp("losses")
     with (
-        standalone_cluster([WorkerOffer(cores=1), WorkerOffer(cores=1)], folder) as cluster,
+        standalone_cluster([WorkerOffer(cores=3), WorkerOffer(cores=1)], folder) as cluster,
         ThreadPoolExecutor(1) as pool,
     ):
-        driver = pool.submit(run_driver, DRIVER, cluster.master, dataset, str(folder / "job"), str(least), timeout=300)
-        running = Running(folder / "job")
-        driver.add_done_callback(lambda _: running.ended.set())
-        running.at_step(40)
-        cluster.kill_worker(1)
-        return json.loads(driver.result(timeout=300).splitlines()[-1])
+        driver = pool.submit(run_driver, DRIVER, cluster.master, dataset, str(folder), timeout=400)
+        for name, worker in (("fewer", 1), ("none", 0)):
+            running = Running(folder / name)
+            driver.add_done_callback(lambda _, running=running: running.ended.set())
+            running.at_step(40)
+            cluster.kill_worker(worker)
+            Running(folder).wait_until("it ended", (folder / f"{name}.json").exists)
+        driver.result(timeout=60)
+    return folder
 
 
-def test_with_fewer_workers_it_goes_on_from_the_checkpoint(dataset, tmp_path):
-    outcome = lose_an_executor(dataset, tmp_path, least=1)
+def test_with_fewer_workers_it_goes_on_from_the_checkpoint(losses, dataset):
+    outcome = json.loads((losses / "fewer.json").read_text())
     assert outcome["error"] == ""
     result = outcome["result"]
-    assert result["world_size"] == 1
-    job = make_job(dataset, tmp_path / "job", epochs=24)
+    assert result["world_size"] == 2  # three cores are left, and three workers do not divide four lanes
+    job = make_job(dataset, losses / "fewer", epochs=16)
     starts = [(start["world_size"], start["restored_from"]) for start in events(job, "start")]
-    assert starts[0] == (2, 0)
-    assert starts[-1][0] == 1
-    assert starts[-1][1] >= 36
-    assert {event["step"] for event in events(job, "step")} == set(range(1, result["steps"] + 1))
+    assert starts[0] == (4, 0)
+    assert starts[-1][0] == 2
+    assert starts[-1][1] > 25
+    assert steps_not_told(job, result["steps"]) == []
 
 
-def test_where_that_is_not_wanted_it_fails_with_the_reason(dataset, tmp_path):
-    outcome = lose_an_executor(dataset, tmp_path, least=0)
-    assert outcome["type"] in ("GangLostError", "ShortageError")
+def test_where_that_is_not_wanted_it_fails_with_the_reason(losses):
+    outcome = json.loads((losses / "none.json").read_text())
+    assert outcome["error_type"] == "ShortageError"
     assert "workers.count is 2, but spark://" in outcome["error"]
-    assert "has 1 slots" in outcome["error"]
+    assert "has 0 slots" in outcome["error"]
     assert outcome["seconds"] < 120
 
 

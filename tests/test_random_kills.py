@@ -34,7 +34,8 @@ def judge(runs):
             print(f"{victim}: kill to first new step, n={len(lost)}: {lost[0]:.1f}, {middle:.1f}, {lost[-1]:.1f} s")
     for run in runs:
         what = [f"{kill['victim']} {kill['rank']}, {kill['phase']}, step {kill['step']}" for kill in run["kills"]]
-        assert (run["error"], run["failed"], run["equal"]) == ("", None, True), f"run {run['run']}, killed: {what}"
+        seen = run["error"], run["failed"], run["equal"], run["steps_not_told"]
+        assert seen == ("", None, True, []), f"run {run['run']}, killed: {what}"
     return done
 
 
