@@ -113,7 +113,7 @@ def test_what_no_executor_has_is_refused_in_words_of_the_settings(seen):
     gpus, cpus, count = seen["refused"]
     assert gpus.startswith("workers.task_gpus is 2, but an executor has 1 GPUs: set")
     assert cpus.startswith("workers.task_cpus is 3, but an executor has 2 cores: set")
-    assert re.match(r"workers.count is 3, but spark://\S+ has 2 slots: set workers.count to at most 2", count)
+    assert re.match(r"workers.count is 3, but spark://\S+ has 2 slots of [^:]+: set workers.count to at most 2", count)
 
 
 DISAGREEING = """
