@@ -15,6 +15,13 @@ A, B, C = (f"{digit * 8}-{digit * 4}-{digit * 4}-{digit * 4}-{digit * 12}" for d
 M, N = "5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77", "cba663e8-9bed-5b25-b243-5985ef7c9beb"
 
 
+@pytest.fixture(autouse=True)
+def same_environment_afterwards(monkeypatch):
+    """A choice may set CUDA_VISIBLE_DEVICES; the next test must not see it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+
 @pytest.mark.parametrize(
     ("address", "visible", "uuids", "index"),
     [
