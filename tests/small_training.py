@@ -108,9 +108,10 @@ class Running:
         )
 
     def kill(self, pid: int) -> dict[str, Any]:
-        """SIGKILL a process of this training; returns when."""
+        """SIGKILL a process of this training; returns when, and the step of the newest checkpoint just before."""
+        newest = checkpoint.newest_step(str(self.folder / "checkpoints"))
         psutil.Process(pid).kill()
-        return {"killed_at": time.time(), "killed_pid": pid}
+        return {"killed_at": time.time(), "killed_pid": pid, "newest_checkpoint": newest}
 
 
 def jvm_of(pid: int) -> psutil.Process:
