@@ -106,11 +106,13 @@ def run(
         # Only plain values are captured: neither the session nor anything that holds it.
         yield from run_task(task, batches)
 
-    stage = spark.range(0, workers.count, 1, workers.count).mapInArrow(
-        body, SCHEMA, barrier=True, profile=resources.training_profile(workers)
-    )
+    def stage() -> Any:
+        tasks = spark.range(0, workers.count, 1, workers.count)
+        profile = resources.training_profile(workers)
+        return tasks.mapInArrow(body, SCHEMA, barrier=True, profile=profile).repartition(1)
+
     watch = Watch(folder, workers) if folder is not None else None
-    rows = _collect_patiently(spark, stage.repartition(1), workers, watch, limit_seconds)
+    rows = _collect_patiently(spark, stage, workers, watch, limit_seconds)
     failures = [pickle.loads(row.payload) for row in rows if row.failed]
     if failures:
         raise WorkerError(describe(failures))
@@ -154,13 +156,20 @@ def _shortage(spark: SparkSession, workers: WorkerSettings, slots: int) -> str:
 
 
 def _collect_patiently(
-    spark: SparkSession, stage: Any, workers: WorkerSettings, watch: Watch | None, limit_seconds: float | None
+    spark: SparkSession,
+    stage: Callable[[], Any],
+    workers: WorkerSettings,
+    watch: Watch | None,
+    limit_seconds: float | None,
 ) -> list[Any]:
-    """`_collect`, tried again while Spark itself finds too few slots: over Spark Connect nobody could ask before."""
+    """`_collect`, tried again while Spark itself finds too few slots: over Spark Connect nobody could ask before, and
+    an executor may go in between. Each try is of a new DataFrame: an adaptive plan that has failed only repeats its
+    failure.
+    """
     deadline = time.monotonic() + workers.slots_wait_seconds
     while True:
         try:
-            return _collect(spark, stage, workers, watch, limit_seconds)
+            return _collect(spark, stage(), workers, watch, limit_seconds)
         except GangLostError as error:
             if TOO_FEW_SLOTS not in str(error.__cause__):
                 raise

@@ -22,8 +22,8 @@ from pipeline import heartbeat, storage
 from pipeline.config import WorkerSettings
 
 SCHEMA = "rank int, failed boolean, payload binary"
-# How long rank 0 keeps the store open for the others to say why they left.
-FAREWELL_SECONDS = 10
+# How long a rank that has ended waits for the others to end.
+FAREWELL_SECONDS = 30
 # How long a port of the user's choice may still be held by the gang that was there before a restart.
 PORT_SECONDS = 12
 
@@ -76,6 +76,10 @@ class _Self:
         return self.hosts[: self.rank].count(self.hosts[self.rank])
 
 
+class GangBrokenError(RuntimeError):
+    """Rank 0 died: this task fails too, so that Spark starts the whole gang anew."""
+
+
 class _FailedError(Exception):
     def __init__(self, failure: Failure):
         super().__init__(failure.error)
@@ -83,7 +87,13 @@ class _FailedError(Exception):
 
 
 def run_task(task: Task, batches: Iterator[Any]) -> Iterator[Any]:
-    """The body of one barrier task: one row with the pickled result or `Failure`."""
+    """The body of one barrier task: one row with the pickled result or `Failure`.
+
+    Raises
+    ------
+    GangBrokenError
+        Rank 0 is gone. Any other failure is a row: Spark would try again, and the user's mistake would be made again.
+    """
     import pyarrow as pa
     from pyspark import BarrierTaskContext
 
@@ -94,6 +104,8 @@ def run_task(task: Task, batches: Iterator[Any]) -> Iterator[Any]:
                                        for info in context.getTaskInfos()])  # fmt: skip
     try:
         payload, failed = pickle.dumps(_rendezvous_and_call(context, me, task)), False
+    except GangBrokenError:
+        raise
     except _FailedError as error:
         payload, failed = pickle.dumps(error.failure), True
     except (Exception, SystemExit) as error:  # noqa: BLE001 - reported to the driver, which raises it
@@ -247,11 +259,31 @@ def failure_path(folder: str, attempt: str) -> str:
 
 
 def _farewell(store: Any, rank: int, world_size: int) -> None:
-    """Rank 0 holds the store open until all have left, for a bounded time."""
-    with contextlib.suppress(Exception):
-        store.set(f"left/{rank}", "1")
+    """Return when all ranks have ended, after a bounded time.
+
+    A task that ends well just after another rank died would be missing from the gang that Spark starts then: Spark has
+    its output, runs the other tasks alone, and they wait for it forever. So no rank ends before the others do; Spark
+    ends those that wait for a dead one.
+
+    Raises
+    ------
+    GangBrokenError
+        Rank 0, which holds the store, is gone without having waited.
+    """
+    import torch.distributed as dist
+
+    ranks = range(world_size)
+    try:
+        store.set(f"ended/{rank}", "1")
+        store.wait([f"ended/{other}" for other in ranks], timedelta(seconds=FAREWELL_SECONDS))
+        store.set(f"left/{rank}", "1")  # rank 0 keeps the store open until all have seen that all have ended
         if rank == 0:
-            store.wait([f"left/{other}" for other in range(world_size)], timedelta(seconds=FAREWELL_SECONDS))
+            store.wait([f"left/{other}" for other in ranks], timedelta(seconds=FAREWELL_SECONDS))
+    except dist.DistStoreError:  # the time is over: somebody hangs, which is the watch's business
+        return
+    except Exception as error:
+        if rank > 0:
+            raise GangBrokenError(f"rank {rank} lost rank 0: {error}") from error
 
 
 def _versions() -> dict[str, str]:

@@ -120,18 +120,57 @@ def test_too_few_slots_are_an_error_at_once(spark):
     assert time.monotonic() - started < 5
 
 
-def kill_once(worker, folder):
-    """Rank 1 dies by SIGKILL in the first attempt, in the middle of a collective of the others."""
+def kill_once(worker, folder, rank):
+    """A rank dies by SIGKILL in the first attempt, in the middle of a collective of the others."""
     attempt = len(list(Path(folder).glob(f"rank-{worker.rank}-*")))
     Path(folder, f"rank-{worker.rank}-{attempt}").touch()
     worker.wait_for_all()
-    if worker.rank == 1 and attempt == 0:
+    if worker.rank == rank and attempt == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return attempt, worker.all_reduce_sum(torch.ones(1)).item()
 
 
-def test_a_killed_worker_restarts_the_gang(spark, tmp_path):
-    assert barrier.run(spark, kill_once, (str(tmp_path),), workers=TWO) == [(1, 2.0), (1, 2.0)]
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_killed_worker_restarts_the_gang(spark, tmp_path, rank):
+    assert barrier.run(spark, kill_once, (str(tmp_path), rank), workers=TWO) == [(1, 2.0), (1, 2.0)]
+
+
+def end_well_beside_the_dead(worker, folder):
+    """Rank 0 dies in the first attempt while rank 1 has nothing left to do but to end."""
+    first = not Path(folder, f"{worker.rank}").exists()
+    Path(folder, f"{worker.rank}").touch()
+    worker.wait_for_all()
+    if worker.rank == 0 and first:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return first
+
+
+def test_a_rank_that_ends_while_another_dies_is_part_of_the_next_gang(spark, tmp_path):
+    """Spark would take its output as done, and start the next gang without it."""
+    assert barrier.run(spark, end_well_beside_the_dead, (str(tmp_path),), workers=TWO, limit_seconds=90) == [
+        False,
+        False,
+    ]
+
+
+def test_too_few_slots_are_looked_for_again_with_a_new_plan(spark, monkeypatch):
+    """An adaptive plan that has failed only repeats its failure: after the wait there must be slots to be found."""
+    looks = []
+    patiently, workers = barrier._collect_patiently, TWO.model_copy(update={"count": 3, "slots_wait_seconds": 30})
+
+    def with_fewer_tasks_later(spark, stage, workers, *rest):
+        def look():
+            looks.append(time.monotonic())
+            return spark.range(0, 1).coalesce(1) if len(looks) == 3 else stage()
+
+        return patiently(spark, look, workers, *rest)
+
+    monkeypatch.setattr(barrier, "wait_for_slots", lambda *_: None)
+    monkeypatch.setattr(barrier, "_collect_patiently", with_fewer_tasks_later)
+    with pytest.raises(AttributeError, match="failed"):  # the row is not a rank's
+        barrier.run(spark, threads, workers=workers)
+    assert len(looks) == 3
 
 
 def kill_always(worker):
