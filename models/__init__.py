@@ -1,6 +1,6 @@
 """Networks by name. Code for a single device: no ranks, no Spark.
 
->>> from pipeline.config import ModelSettings
+>>> from pipeline.training_settings import ModelSettings
 >>> model = build_model(ModelSettings(network="cnn", norm="batch"), image_shape=(1, 28, 28), num_classes=10)
 """
 
@@ -11,11 +11,25 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from models import cnn, resnet
+from models.activations import gain_of
+from models.cnn import PlainCNN
+from models.inception import Inception
 from models.norms import make_norm
-from pipeline.config import ModelSettings
+from models.recurrent import Recurrent, RecurrentLayer
+from models.resnet import ResNet
+from models.vision_transformer import VisionTransformer
+from models.wide_resnet import WideResNet
+from pipeline.training_settings import ModelSettings
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"cnn": cnn.PlainCNN, "resnet": resnet.ResNet}
+# Each is called as network(settings, image_shape=(C, H, W), num_classes=..., norm=...).
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "cnn": PlainCNN,
+    "inception": Inception,
+    "resnet": ResNet,
+    "wide_resnet": WideResNet,
+    "recurrent": Recurrent,
+    "vit": VisionTransformer,
+}
 
 
 class Normalize(nn.Module):
@@ -52,34 +66,41 @@ def build_model(
     Raises
     ------
     ValueError
-        The network or the norm is not registered (those that are get listed), or they do not fit each other.
+        The network or the norm is not registered (those that are get listed), or a setting does not fit the network,
+        the norm or the images.
     """
     if settings.network not in NETWORKS:
         raise ValueError(f"model.network {settings.network!r} is unknown; known are {', '.join(sorted(NETWORKS))}")
     channels = image_shape[0]
     network = NETWORKS[settings.network](
-        in_channels=channels,
-        num_classes=num_classes,
-        depth=settings.depth,
-        width=settings.width,
-        norm=make_norm(settings),
+        settings, image_shape=image_shape, num_classes=num_classes, norm=make_norm(settings)
     )
-    _initialize(network, seed)
+    _initialize(network, settings, seed)
     return nn.Sequential(Normalize(mean or [0.5] * channels, std or [0.25] * channels), network)
 
 
-def _initialize(network: nn.Module, seed: int) -> None:
-    """He initialization (He et al. 2015, equation 10) of convolutions, torch's own of linear layers, zero biases.
+@torch.no_grad()
+def _initialize(network: nn.Module, settings: ModelSettings, seed: int) -> None:
+    """He initialization (He et al. 2015, equation 10) of convolutions, torch's own of linear layers, orthogonal
+    matrices from hidden state to hidden state, all times `model.init_scale`; zero biases; small positions.
 
     Each layer draws from a generator of its own: biases and norms, which not every arm has, then leave the draws of
     the other layers alone.
     """
-    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    from_hidden = {layer.hidden for layer in network.modules() if isinstance(layer, RecurrentLayer)}
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
     for number, layer in enumerate(layers):
         generator = torch.Generator().manual_seed(seed * 100_003 + number)
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+        if isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight, std=0.02, generator=generator)
+            continue
+        if layer in from_hidden:
+            for square in layer.weight.split(layer.weight.shape[1]):
+                nn.init.orthogonal_(square, generator=generator)
+        elif isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity=gain_of(settings.activation), generator=generator)
         else:
             nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
+        layer.weight.mul_(settings.init_scale)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)

@@ -1,11 +1,13 @@
-"""A plain CNN of configurable depth and width: convolution, norm, ReLU; no shortcuts."""
+"""A plain CNN of configurable depth and width: convolution, norm, activation; no shortcuts."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from models.activations import make_activation
 from models.norms import Norm
+from pipeline.training_settings import ModelSettings
 
 STAGES = 3
 
@@ -14,24 +16,37 @@ class PlainCNN(nn.Module):
     """``depth`` 3x3 convolutions in three stages of ``width``, ``2 width``, ``4 width`` channels.
 
     Each stage ends with 2x2 max pooling; global average pooling and a linear layer follow. The convolutions are
-    spread evenly over the stages, the later ones, which are cheaper, taking what is left over.
+    spread evenly over the stages, the later ones, which are cheaper, taking what is left over. With sigmoids it is the
+    comparison of Ioffe & Szegedy (2015, sections 4.1 and 4.2.2): they saturate unless a norm holds them back.
 
-    Input (N, in_channels, H, W), H and W at least 8; output (N, num_classes).
+    Input (N, C, H, W), H and W at least 8; output (N, num_classes).
+
+    Raises
+    ------
+    ValueError
+        Fewer convolutions than stages, or images that three poolings leave nothing of.
     """
 
-    def __init__(self, *, in_channels: int, num_classes: int, depth: int, width: int, norm: Norm):
+    def __init__(self, settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int, norm: Norm):
         super().__init__()
-        if depth < STAGES:
-            raise ValueError(f"model.depth {depth}: the cnn has {STAGES} stages, so at least {STAGES} convolutions")
+        channels, height, width = image_shape
+        if settings.depth < STAGES:
+            raise ValueError(
+                f"model.depth {settings.depth}: the cnn has {STAGES} stages, so at least {STAGES} convolutions"
+            )
+        if min(height, width) < 2**STAGES:
+            raise ValueError(
+                f"images of {height} x {width}: the cnn halves them {STAGES} times, so dataset.image.shape has to be "
+                f"at least {2**STAGES} x {2**STAGES}"
+            )
         layers: list[nn.Module] = []
-        channels = in_channels
         for stage in range(STAGES):
-            for _ in range((depth + stage) // STAGES):
-                out = width * 2**stage
+            for _ in range((settings.depth + stage) // STAGES):
+                out = settings.width * 2**stage
                 layers += [
-                    nn.Conv2d(channels, out, 3, padding=1, bias=not norm.shifts),
+                    norm.conv(channels, out, 3, padding=1, bias=not norm.shifts),
                     norm.layer(out),
-                    nn.ReLU(),
+                    make_activation(settings.activation),
                 ]
                 channels = out
             layers.append(nn.MaxPool2d(2))

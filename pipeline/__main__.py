@@ -57,11 +57,30 @@ def train(config: Config, override: Overrides = None) -> None:
     settings = _start("train", config, override)
     spark = _session(settings)
     check_trial(spark, settings)
-    name = f"{settings.name} {settings.model.norm} seed={settings.train.seed}"
+    name = _training(settings)
     result = run_trial(spark, settings, Tracker(settings.tracking), name=name, norm=settings.model.norm)
     state = "diverged" if result["diverged"] else f"best accuracy {result['best_accuracy']:.2%}"
     _say(f"{name}: {state} after {result['steps']} steps; MLflow run {result['run_id']}")
     _leave(settings, "train", result)
+
+
+@app.command()
+def export(config: Config, override: Overrides = None) -> None:
+    """Write the newest network that `train` left as files that serve it without this package."""
+    from models.fold import by_reason
+    from pipeline.export import export as job
+
+    settings = load_settings(config, override or [])
+    path, made = job(settings, name=_training(settings))
+    folded, left = made["fold"]["folded"], made["fold"]["left"]
+    if settings.export.fold is not False:
+        _say(f"{made['name']}: {len(folded)} of {len(folded) + len(left)} norm layers folded into the layer before")
+    if left:
+        _say(f"not folded: {by_reason(left)}")
+    for file, facts in made["files"].items():
+        error, accuracy = facts["largest_difference"], facts["accuracy"]
+        _say(f"{file}: logits differ by at most {error:.1g} from the trained network's, accuracy {accuracy:.2%}")
+    sys.stdout.write(f"{path}\n")
 
 
 @app.command()
@@ -103,6 +122,11 @@ def _start(command: str, config: Path, overrides: list[str] | None) -> Settings:
     settings = load_settings(config, overrides or [])
     storage.remove(storage.join(settings.output, f"{command}.json"))
     return settings
+
+
+def _training(settings: Settings) -> str:
+    """The name of the one training that `train` does and `export` looks for."""
+    return f"{settings.name} {settings.model.norm} seed={settings.train.seed}"
 
 
 def _session(settings: Settings, *, trains: bool = True) -> Any:

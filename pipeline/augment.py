@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline.config import AugmentSettings
+from pipeline.training_settings import AugmentSettings
 
 
 def augment(
@@ -21,24 +21,45 @@ def augment(
     step: int,
     lanes: Sequence[int],
     num_lanes: int,
+    mean: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """Flipped and shifted images.
+    """Flipped and shifted images with a square cut out.
 
     Parameters
     ----------
     images : uint8 (rows, C, H, W), one rank's part of a global batch, lane after lane
     lanes, num_lanes : the lanes of this rank, and of the run
+    mean : of each channel, in [0, 1]: the colour of what is cut out; None is black
     """
-    if not settings.flip and not settings.shift:
+    if not (settings.flip or settings.shift or settings.cutout):
         return images
-    lane_batch = len(images) // len(lanes)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    draws = torch.rand((num_lanes, lane_batch, 3), generator=generator)[list(lanes)].view(-1, 3).to(images.device)
+
+    def draw(count: int) -> torch.Tensor:
+        shape = (num_lanes, len(images) // len(lanes), count)
+        return torch.rand(shape, generator=generator)[list(lanes)].view(-1, count).to(images.device)
+
+    draws = draw(3)
     if settings.flip:
         images = torch.where((draws[:, 0] < 0.5).view(-1, 1, 1, 1), images.flip(3), images)
     if settings.shift:
         images = _shift(images, draws[:, 1:], settings.shift)
+    if settings.cutout:
+        images = _cut_out(images, draw(2), settings.cutout, mean or [0.0] * images.shape[1])
     return images
+
+
+def _cut_out(images: torch.Tensor, draws: torch.Tensor, side: int, mean: Sequence[float]) -> torch.Tensor:
+    """A square at a uniformly drawn centre, cut off at the borders, takes the mean colour, which normalization makes 0
+    (DeVries & Taylor 2017, section 3.2)."""
+    height, width = images.shape[2:]
+    first = (draws * draws.new_tensor([height, width])).long() - side // 2
+    y, x = (torch.arange(length, device=images.device) for length in (height, width))
+    rows = (y >= first[:, :1]) & (y < first[:, :1] + side)
+    columns = (x >= first[:, 1:]) & (x < first[:, 1:] + side)
+    square = (rows[:, :, None] & columns[:, None, :])[:, None]
+    colour = images.new_tensor([round(255 * value) for value in mean]).view(1, -1, 1, 1)
+    return torch.where(square, colour, images)
 
 
 def _shift(images: torch.Tensor, draws: torch.Tensor, most: int) -> torch.Tensor:

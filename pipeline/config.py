@@ -16,78 +16,11 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from pipeline.data_settings import DatasetSettings, ReaderSettings, Section
+from pipeline.training_settings import CheckpointSettings, ModelSettings, TrainSettings
 
 
 class SettingsError(ValueError):
     """A setting is missing, unknown, or has a value that cannot be used."""
-
-
-class ModelSettings(Section):
-    """The network and its normalization."""
-
-    network: str = Field("cnn", description="a name registered in models/")
-    norm: str = Field("batch", description="a name registered in models/norms.py")
-    depth: int = Field(3, ge=1, description="cnn: number of convolutions; resnet: 6n + 2 layers")
-    width: int = Field(16, ge=1, description="channels of the first stage; each later stage doubles them")
-    norm_groups: int = Field(8, ge=1, description="groups of the `group` norm")
-    norm_eps: float = Field(1e-5, gt=0)
-    norm_momentum: float = Field(
-        0.1, gt=0, le=1, description="weight of the new batch in the running statistics (torch's sense)"
-    )
-
-
-class AugmentSettings(Section):
-    """Random changes to training images, made on the device, the same for any number of workers."""
-
-    flip: bool = Field(False, description="mirror left-right with probability one half")
-    shift: int = Field(0, ge=0, description="shift by up to this many pixels each way, zeros moving in")
-
-
-class TrainSettings(Section):
-    """One training run."""
-
-    seed: int = Field(0, ge=0, description="seed of the initial weights, the order of rows and augmentation")
-    epochs: int = Field(4, ge=1)
-    batch_size: int = Field(256, ge=1, description="images of one step over all workers: the global batch")
-    lanes: int = Field(16, ge=1, description="fixed parts of every epoch; the number of workers divides it")
-    shuffle_row_groups: int = Field(4, ge=1, description="rows are shuffled over windows of this many row groups")
-    learning_rate: float = Field(0.1, gt=0, description="peak learning rate of the schedule")
-    warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear warm-up before the cosine decay to 0")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="not applied to norm parameters and biases")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    augment: AugmentSettings = AugmentSettings()
-    evaluate_on: str = Field("test", description="split that is evaluated during and after training")
-    evaluations_per_epoch: int = Field(1, ge=1, description="evaluations in an epoch, the last at its end")
-    evaluation_batch_size: int = Field(500, ge=1, description="images in a forward pass of evaluation, per worker")
-    bf16: bool = Field(False, description="autocast the forward pass to bfloat16")
-    channels_last: bool = Field(True, description="NHWC memory layout")
-    accumulate: int = Field(
-        1, ge=1, description="parts of a worker's batch that are computed one after the other, to save memory"
-    )
-    gradient_compression: Literal["none", "bf16"] = Field(
-        "none", description="bf16: workers exchange gradients in half the bytes, rounded to bfloat16"
-    )
-    on_divergence: Literal["mark", "fail"] = Field(
-        "mark", description="a loss that is not finite ends the run; mark: as diverged, and a comparison goes on; fail"
-    )
-
-    @model_validator(mode="after")
-    def _batch_is_cut_into_lanes(self) -> TrainSettings:
-        if self.batch_size % self.lanes:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of lanes {self.lanes}: "
-                f"use {max(1, round(self.batch_size / self.lanes)) * self.lanes}, or other lanes"
-            )
-        return self
-
-
-class CheckpointSettings(Section):
-    """When the state of a training is saved, beside the training. One more is saved at the end of every epoch."""
-
-    every_steps: int | None = Field(None, ge=1, description="optimizer steps between two checkpoints; null: by time")
-    every_seconds: float = Field(60, gt=0, description="seconds between two checkpoints, where every_steps is null")
-    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
 
 
 class WorkerSettings(Section):
@@ -186,6 +119,19 @@ class SparkSettings(Section):
         return master
 
 
+class ExportSettings(Section):
+    """What `export` makes of a trained network."""
+
+    formats: tuple[Literal["pt2", "torchscript", "onnx"], ...] | None = Field(
+        None,
+        min_length=1,
+        description="null: pt2 (torch.export) and torchscript, and onnx where its packages are installed",
+    )
+    fold: Literal["auto", True, False] = Field(
+        "auto", description="norms into convolutions before them; auto: those that can be; true: all, or it is an error"
+    )
+
+
 class Settings(Section):
     """Everything one command needs, from one YAML file."""
 
@@ -198,6 +144,7 @@ class Settings(Section):
     checkpoint: CheckpointSettings = CheckpointSettings()
     workers: WorkerSettings = WorkerSettings()
     compare: CompareSettings = CompareSettings()
+    export: ExportSettings = ExportSettings()
     tracking: TrackingSettings = TrackingSettings()
     spark: SparkSettings = SparkSettings()
 
@@ -208,11 +155,19 @@ class Settings(Section):
             raise ValueError(
                 f"workers.count {self.workers.count} does not divide train.lanes {self.train.lanes}: use one of {fits}"
             )
-        rows = self.train.batch_size // self.workers.count
-        if rows % self.train.accumulate:
+        try:
+            train = self.train.for_workers(self.workers.count)
+        except ValueError as error:
+            raise ValueError(f"train.{error}") from None
+        rows, lanes = train.global_batch // self.workers.count, train.lanes // self.workers.count
+        if rows % train.accumulate:
+            raise ValueError(f"train.accumulate {train.accumulate} does not divide a worker's {rows} images of a batch")
+        if self.model.norm_statistics == "lane" and lanes % train.accumulate:
             raise ValueError(
-                f"train.accumulate {self.train.accumulate} does not divide a worker's {rows} images of a batch"
+                f"train.accumulate {train.accumulate} does not divide a worker's {lanes} lanes, and "
+                "model.norm_statistics lane needs whole ones"
             )
+        object.__setattr__(self, "train", train)  # settings are frozen once they are whole
         return self
 
 

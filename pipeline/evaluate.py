@@ -1,19 +1,26 @@
 """Exact distributed evaluation: every row of a split counts once, whatever the number of ranks.
 
-Batch-norm statistics are reduced over the ranks first. The forward pass goes through the bare model: DDP would
-broadcast buffers at every call, and ranks make different numbers of calls here.
+The forward pass goes through the bare model: DDP would broadcast buffers at every call, and ranks make different
+numbers of calls here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline import norm_statistics, reader
+from pipeline.data_settings import ReaderSettings
+from pipeline.manifest import Manifest
+from pipeline.prefetch import Prefetch
 from pipeline.reader import Batch
+from pipeline.shards import SplitFiles
+from pipeline.training_settings import TrainSettings
+from pipeline.weight_average import WeightAverage
 from pipeline.worker import Worker
 
 
@@ -25,26 +32,6 @@ class Evaluation:
     correct: int
     accuracy: float
     loss: float
-
-
-def reduce_running_statistics(worker: Worker, model: nn.Module) -> None:
-    """Give every rank the same batch-norm running statistics: those of all ranks' rows together.
-
-    Law of total variance: the variance over all is the mean of the ranks' variances plus the variance of their means.
-    Ranks count alike, since each has seen the same number of rows. Computed in float64.
-    """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    if worker.world_size == 1 or not norms:
-        return
-    means = torch.cat([norm.running_mean.double() for norm in norms])  # type: ignore[union-attr]
-    variances = torch.cat([norm.running_var.double() for norm in norms])  # type: ignore[union-attr]
-    first, second = worker.all_reduce_sum(torch.stack([means, variances + means**2])) / worker.world_size
-    start = 0
-    for norm in norms:
-        part = slice(start, start + norm.num_features)
-        norm.running_mean.copy_(first[part])  # type: ignore[union-attr]
-        norm.running_var.copy_((second - first**2)[part])  # type: ignore[union-attr]
-        start += norm.num_features
 
 
 @torch.inference_mode()
@@ -76,7 +63,8 @@ def evaluate(
     for batch in batches:
         images = batch.images.to(worker.device, non_blocking=True).contiguous(memory_format=memory_format)
         labels = batch.labels.to(worker.device, non_blocking=True)
-        logits = model(images).float()
+        logits = model.forward(images)  # not the compiled call: the last batch has another size
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         sums[0] += len(labels)
         sums[1] += (logits.argmax(dim=1) == labels).sum()
         sums[2] += nn.functional.cross_entropy(logits, labels, reduction="sum").double()
@@ -85,3 +73,80 @@ def evaluate(
     if int(rows) != split_rows:
         raise RuntimeError(f"evaluation saw {int(rows)} rows of a split that has {split_rows}")
     return Evaluation(int(rows), int(correct), correct / rows, loss / rows)
+
+
+class Evaluator:
+    """Evaluates a network in the middle of its training, and leaves the training as it was.
+
+    Judged are the weights, or their average where there is one, with norm statistics of all ranks together: running
+    ones, or precise ones (``train.evaluation_statistics``; always for an average, whose activations no running
+    statistic knows).
+
+    Parameters
+    ----------
+    images : gives this rank's images of the training batches that precise statistics are computed over
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        model: nn.Module,
+        average: WeightAverage | None,
+        dataset: str,
+        manifest: Manifest,
+        train: TrainSettings,
+        settings: ReaderSettings,
+        images: Callable[[], Iterable[torch.Tensor]],
+    ):
+        self._worker, self._model, self._average, self._train = worker, model, average, train
+        self._rows, self._images = manifest.split(train.evaluate_on).rows, images
+        self._files = SplitFiles(dataset, manifest, train.evaluate_on, settings)
+        self.precise = average is not None or train.evaluation_statistics == "precise"
+
+    def run(self) -> tuple[Evaluation, dict[str, torch.Tensor]]:
+        """Every rank calls it.
+
+        Returns
+        -------
+        Evaluation
+        dict
+            What of the judged network's state differs from that of the network in training, by name.
+        """
+        worker, model = self._worker, self._model
+        as_averaged = self._average.in_place_of_weights() if self._average else contextlib.nullcontext()
+        with norm_statistics.kept(model), as_averaged:
+            if self.precise:
+                norm_statistics.precise(worker, model, self._getting_on(self._images()))
+            else:
+                norm_statistics.of_all_ranks(worker, model, self._train.global_batch // worker.world_size)
+            result = self._evaluate()
+            judged = {name: buffer.clone() for name, buffer in model.named_buffers()}
+            if self._average:
+                judged |= {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        return result, judged
+
+    def _evaluate(self) -> Evaluation:
+        batches = reader.evaluation_blocks(
+            self._files,
+            rank=self._worker.rank,
+            world_size=self._worker.world_size,
+            batch_size=self._train.evaluation_batch_size,
+            pin=self._worker.device.type == "cuda",
+        )
+        with Prefetch(batches) as ready:
+            return evaluate(
+                self._worker,
+                self._model,
+                self._getting_on(ready),
+                split_rows=self._rows,
+                channels_last=self._train.channels_last,
+            )
+
+    def _getting_on(self, batches):
+        """Each batch of an evaluation is progress."""
+        for batch in batches:
+            self._worker.status.enter("evaluation")
+            yield batch
+
+    def close(self) -> None:
+        self._files.close()

@@ -132,6 +132,8 @@ def metric_values(event: Event) -> dict[str, float | None]:
             "epoch": event["epoch"],
             **_timings(event.get("ranks") or []),
         }
+    if event["kind"] == "diagnostics":
+        return {f"diagnostics/{name}": value for name, value in event["values"].items()}
     return {}
 
 

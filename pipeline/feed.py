@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline import plan, reader
-from pipeline.config import TrainSettings
 from pipeline.data_settings import ReaderSettings
 from pipeline.manifest import DatasetError, Manifest
 from pipeline.shards import SplitFiles
+from pipeline.training_settings import TrainSettings
 from pipeline.worker import Worker
 
 
@@ -25,6 +25,7 @@ def check_data(manifest: Manifest, train: TrainSettings, settings: ReaderSetting
         too few row groups.
     """
     plan.rank_lanes(0, world_size, train.lanes)
+    train = train.for_workers(world_size)
     for split in ("train", train.evaluate_on):
         if not manifest.split(split).rows:
             raise DatasetError(f"dataset {manifest.name}: split {split!r} has no rows")
@@ -42,7 +43,7 @@ def plan_of(manifest: Manifest, train: TrainSettings, epoch: int) -> plan.EpochP
     return plan.plan_epoch(
         np.array([rows for shard in manifest.split("train").shards for rows in shard.row_groups]),
         lanes=train.lanes,
-        batch_size=train.batch_size,
+        batch_size=train.global_batch,
         shuffle_row_groups=train.shuffle_row_groups,
         seed=train.seed,
         epoch=epoch,
@@ -54,7 +55,7 @@ def steps_per_epoch(manifest: Manifest, train: TrainSettings, settings: ReaderSe
     if settings.kind == "petastorm":
         from pipeline import petastorm_reader
 
-        return petastorm_reader.steps_per_epoch(manifest, batch_size=train.batch_size, world_size=world_size)
+        return petastorm_reader.steps_per_epoch(manifest, batch_size=train.global_batch, world_size=world_size)
     return plan_of(manifest, train, epoch=0).steps
 
 
@@ -65,6 +66,7 @@ class TrainingFeed:
         self, dataset: str, manifest: Manifest, train: TrainSettings, settings: ReaderSettings, worker: Worker
     ):
         check_data(manifest, train, settings, worker.world_size)
+        train = train.for_workers(worker.world_size)
         self._dataset, self._manifest, self._train = dataset, manifest, train
         self._settings, self._worker = settings, worker
         self._files = SplitFiles(dataset, manifest, "train", settings)
@@ -100,7 +102,7 @@ class TrainingFeed:
                 self._manifest,
                 rank=self._worker.rank,
                 world_size=self._worker.world_size,
-                batch_size=self._train.batch_size,
+                batch_size=self._train.global_batch,
                 seed=self._train.seed,
                 epoch=epoch,
                 first_step=first_step if epoch == first_epoch else 0,

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.data_settings import ReaderSettings
 from pipeline.manifest import load as load_manifest
+from pipeline.training_settings import CheckpointSettings, ModelSettings, TrainSettings
 
 TOKEN = "launch-token"
 
@@ -53,7 +53,7 @@ def identity(job: Job) -> dict[str, Any]:
     of workers, which may change on the way."""
     return {
         "model": job.model.model_dump(mode="json"),
-        "train": job.train.model_dump(mode="json", exclude={"on_divergence"}),
+        "train": job.train.model_dump(mode="json", exclude={"on_divergence", "diagnostics"}),
         "reader": job.reader.kind,
         "dataset": load_manifest(job.dataset, job.version).digest,
     }

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline import norm_statistics
 from pipeline.worker import Worker
 
 
@@ -38,11 +39,11 @@ def capture(worker: Worker, model: nn.Module) -> dict[str, Any]:
 def restore(worker: Worker, model: nn.Module, ranks: list[dict[str, Any]], *, seed: int, step: int) -> None:
     """Take up this rank's part of what all ranks captured, or a part of the whole where the number of ranks changed."""
     if len(ranks) != worker.world_size:
-        _load(model, joint_buffers([rank["buffers"] for rank in ranks]))
+        norm_statistics.load(model, joint_buffers(model, [rank["buffers"] for rank in ranks]))
         seed_all(worker, seed, step)
         return
     mine = ranks[worker.rank]
-    _load(model, mine["buffers"])
+    norm_statistics.load(model, mine["buffers"])
     torch.set_rng_state(mine["torch"].cpu())
     if mine["cuda"] is not None and worker.device.type == "cuda":
         torch.cuda.set_rng_state(mine["cuda"].cpu(), worker.device)
@@ -63,26 +64,7 @@ def seed_all(worker: Worker, seed: int, step: int = 0) -> None:
     random.seed(int(words[2]))
 
 
-def joint_buffers(ranks: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Buffers of all ranks' rows together: means of means, and variances by the law of total variance.
-
-    Ranks count alike, since each has seen the same number of rows. Computed in float64. What is no running statistic
-    is the same on all ranks and taken from the first.
-    """
-    joint = dict(ranks[0])
-    for name in ranks[0]:
-        prefix, _, leaf = name.rpartition("running_mean")
-        if leaf or f"{prefix}running_var" not in joint:
-            continue
-        means = torch.stack([rank[name].double() for rank in ranks])
-        variances = torch.stack([rank[f"{prefix}running_var"].double() for rank in ranks])
-        joint[name] = means.mean(0).to(joint[name].dtype)
-        total = variances.mean(0) + means.var(0, unbiased=False)
-        joint[f"{prefix}running_var"] = total.to(joint[name].dtype)
-    return joint
-
-
-def _load(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
-    own = dict(model.named_buffers())
-    for name, value in buffers.items():
-        own[name].copy_(value)
+def joint_buffers(model: nn.Module, ranks: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Buffers of all ranks' rows together, each rank counting alike, since each has seen as many. What is no running
+    statistic is the same on all ranks and taken from the first."""
+    return {**ranks[0], **norm_statistics.join(model, ranks, [1] * len(ranks))}

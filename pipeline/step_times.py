@@ -43,6 +43,10 @@ class StepTimes:
     def begin(self) -> None:
         self._begun = time.perf_counter()
 
+    def leave_out(self, seconds: float) -> None:
+        """Of the step under way: what is no part of training."""
+        self._begun += seconds
+
     def data_is_there(self) -> None:
         self.last_data_wait_seconds = time.perf_counter() - self._begun
 

@@ -13,6 +13,7 @@ import re
 import shutil
 import sqlite3
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -147,6 +148,14 @@ class TrackedRun:
     def log_text(self, name: str, text: str) -> None:
         with _time_to_upload():
             self._patiently(f"store {name}", lambda: self._client.log_text(self.run_id, text, name))
+
+    def log_pictures(self, folder: str, pictures: dict[str, bytes]) -> None:
+        """PNG files by name, as artifacts in a folder of the run."""
+        with tempfile.TemporaryDirectory() as place, _time_to_upload():
+            for name, content in pictures.items():
+                Path(place, name).write_bytes(content)
+            store = partial(self._client.log_artifacts, self.run_id, place, folder)
+            self._patiently(f"store {', '.join(pictures)}", store)
 
     def log_dataset(self, manifest: Manifest, path: str, context: str) -> None:
         """The dataset's name, digest and place as the run's input; MLflow cuts digests, so a tag has it whole."""

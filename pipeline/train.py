@@ -9,10 +9,11 @@ By hand, in a world of one::
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -20,19 +21,21 @@ import torch
 from torch import nn
 
 from models import build_model
-from pipeline import checkpoint, rank_state, reader, storage
+from pipeline import checkpoint, norm_statistics, rank_state, reader, storage
 from pipeline.augment import augment
 from pipeline.checkpoint_writer import CheckpointWriter
-from pipeline.evaluate import evaluate, reduce_running_statistics
+from pipeline.compiled import compile_model
+from pipeline.diagnostics import Diagnostics
+from pipeline.evaluate import Evaluator
 from pipeline.events import EventWriter
 from pipeline.exchange import GradientExchange
 from pipeline.feed import TrainingFeed
 from pipeline.job import Job, Progress, identity
 from pipeline.manifest import load as load_manifest
-from pipeline.optimizer import learning_rate_factor, make_optimizer
+from pipeline.optimizer import Schedule, make_optimizer
 from pipeline.prefetch import Prefetch
-from pipeline.shards import SplitFiles
 from pipeline.step_times import Spent, StepTimes
+from pipeline.weight_average import WeightAverage
 from pipeline.worker import Worker
 
 
@@ -64,26 +67,22 @@ def fit(worker: Worker, job: Job) -> dict[str, Any]:
 
 class _Trainer:
     def __init__(self, worker: Worker, job: Job):
-        self.worker, self.job, self.train, self.status = worker, job, job.train, worker.status
+        self.worker, self.job, self.status = worker, job, worker.status
+        self.train = job.train.for_workers(worker.world_size)
         self.manifest = load_manifest(job.dataset, job.version)
         self.feed = TrainingFeed(job.dataset, self.manifest, self.train, job.reader, worker)
         self.steps_per_epoch = self.feed.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self.train.epochs
+        self.schedule = Schedule(self.train, self.steps_per_epoch)
         self.memory_format = torch.channels_last if self.train.channels_last else torch.contiguous_format
-        self.evaluation_files = SplitFiles(job.dataset, self.manifest, self.train.evaluate_on, job.reader)
-
-        statistics = self.manifest.split("train")
-        self.model = build_model(
-            job.model,
-            image_shape=self.manifest.image.shape,
-            num_classes=len(self.manifest.classes),
-            mean=statistics.mean,
-            std=statistics.std,
-            seed=self.train.seed,
-        ).to(worker.device)
-        self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.model = self._build()
         self.optimizer = make_optimizer(self.model, self.train)
-        # Each rank keeps its own running statistics; `reduce_running_statistics` joins them for evaluation.
+        self.average = WeightAverage(self.model, self.train.weight_ema) if self.train.weight_ema else None
+        self.evaluator = Evaluator(
+            worker, self.model, self.average, job.dataset, self.manifest, self.train, job.reader, self._first_images
+        )
+        # What the newest evaluation judged and the network in training lacks, until the next step.
+        self.judged: dict[str, torch.Tensor] = {}
         self.exchange = GradientExchange(worker, self.model, self.train.gradient_compression)
         self.progress = Progress()
         self.times = StepTimes()
@@ -94,6 +93,26 @@ class _Trainer:
         self.saved_at = time.monotonic()
         self.emitting = threading.Lock()
         self.events = EventWriter(storage.join(job.folder, "events"), worker.rank) if worker.rank == 0 else None
+        self.diagnostics = Diagnostics(worker, self.model, self.train.diagnostics, loss=self._loss, tell=self._emit)
+
+    def _build(self) -> nn.Module:
+        statistics = self.manifest.split("train")
+        model = build_model(
+            self.job.model,
+            image_shape=self.manifest.image.shape,
+            num_classes=len(self.manifest.classes),
+            mean=statistics.mean,
+            std=statistics.std,
+            seed=self.train.seed,
+        ).to(self.worker.device)
+        model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        lanes, parts = len(self.feed.lanes), self.train.accumulate
+        if self.job.model.norm_statistics == "lane" and lanes % parts:
+            raise ValueError(f"train.accumulate {parts} does not divide a worker's {lanes} lanes")
+        norm_statistics.connect(model, self.worker, lanes=lanes // parts)
+        if self.train.compile:
+            compile_model(model, self.worker.device)
+        return model
 
     def run(self) -> dict[str, Any]:
         self._restore()
@@ -123,7 +142,7 @@ class _Trainer:
         if self.events:
             self.events.flush()
         self.feed.close()
-        self.evaluation_files.close()
+        self.evaluator.close()
 
     def _epoch(self, ready: Iterator[reader.Batch]) -> None:
         epoch, first_step = divmod(self.progress.step, self.steps_per_epoch)
@@ -150,26 +169,27 @@ class _Trainer:
         times.begin()
         batch = next(batches)
         times.data_is_there()
-        rate = self.train.learning_rate * learning_rate_factor(
-            step,
-            total_steps=self.total_steps,
-            warmup_steps=round(self.train.warmup_epochs * self.steps_per_epoch),
-        )
+        rate, momentum = self.schedule.learning_rate(step), self.schedule.momentum(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"], group["momentum"] = rate, momentum
         self.optimizer.zero_grad(set_to_none=True)
         loss, save = self._gradients(batch, step)
         if not math.isfinite(loss):
             self._diverge(step, rate)
             return False
+        if self.diagnostics.is_due(step):
+            times.leave_out(self.diagnostics.look(step, rate, self._parts(batch, step)))
         self.status.enter("optimizer step")
         self.optimizer.step()
+        self.judged = {}
         self.progress.step += 1
+        if self.average:
+            self.average.update(self.progress.step)
         self.progress.loss_sum += loss
         self.progress.loss_steps += 1
         times.end()
         if times.steady:
-            self.progress.timed_images += self.train.batch_size
+            self.progress.timed_images += self.train.global_batch
             self.progress.timed_seconds += times.last_seconds
             self.progress.data_wait_seconds += times.last_data_wait_seconds
         self._emit("step", step=self.progress.step, loss=loss, learning_rate=rate)
@@ -213,15 +233,19 @@ class _Trainer:
             step=step,
             lanes=self.feed.lanes,
             num_lanes=self.train.lanes,
+            mean=self.manifest.split("train").mean,
         ).contiguous(memory_format=self.memory_format)
         count = self.train.accumulate
         return list(zip(images.chunk(count), labels.chunk(count), strict=True))
 
-    def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy."""
+    def _loss(
+        self, images: torch.Tensor, labels: torch.Tensor, forward: Callable[..., torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Mean cross-entropy of what ``forward``, by default that which exchanges gradients, makes of the images."""
         with torch.autocast(self.worker.device.type, torch.bfloat16, enabled=self.train.bf16):
-            logits = self.exchange.forward(images)
-        return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.train.label_smoothing)
+            logits = (forward or self.exchange.forward)(images)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return nn.functional.cross_entropy(logits, labels, label_smoothing=self.train.label_smoothing)
 
     def _diverge(self, step: int, rate: float) -> None:
         """All ranks are here, and none has changed a weight."""
@@ -235,22 +259,8 @@ class _Trainer:
 
     def _evaluate(self, epoch: int) -> None:
         self.status.enter("evaluation")
-        reduce_running_statistics(self.worker, self.model)
-        batches = reader.evaluation_blocks(
-            self.evaluation_files,
-            rank=self.worker.rank,
-            world_size=self.worker.world_size,
-            batch_size=self.train.evaluation_batch_size,
-            pin=self.feed.pin,
-        )
-        with Prefetch(batches) as ready:
-            result = evaluate(
-                self.worker,
-                self.model,
-                self._getting_on(ready),
-                split_rows=self.manifest.split(self.train.evaluate_on).rows,
-                channels_last=self.train.channels_last,
-            )
+        with self.diagnostics.evaluation(self.progress.step):
+            result, self.judged = self.evaluator.run()
         progress = self.progress
         train_loss = progress.loss_sum / progress.loss_steps if progress.loss_steps else None
         progress.loss_sum, progress.loss_steps = 0.0, 0
@@ -268,16 +278,19 @@ class _Trainer:
             **point,
             train_loss=train_loss,
             split=self.train.evaluate_on,
+            statistics="precise" if self.evaluator.precise else "ema",
             images_per_second=self._images_per_second(),
             ranks=ranks,
             force=True,
         )
 
-    def _getting_on(self, batches: Iterator[reader.Batch]) -> Iterator[reader.Batch]:
-        """Each batch of an evaluation is progress."""
-        for batch in batches:
-            self.status.enter("evaluation")
-            yield batch
+    def _first_images(self) -> Iterator[torch.Tensor]:
+        """This rank's images of the first batches of the epoch that was trained last, as they were trained on."""
+        first = max(0, self.progress.step - 1) // self.steps_per_epoch * self.steps_per_epoch
+        count = min(self.train.precise_batches, self.steps_per_epoch)
+        with Prefetch(self.feed.blocks(first), self.feed.blocks_ahead) as ready:
+            for step, batch in enumerate(itertools.islice(ready, count), first):
+                yield from (images for images, _ in self._parts(batch, step))
 
     def _gather_times(self) -> list[dict[str, Any]]:
         """What each rank spent its time on since the last evaluation."""
@@ -287,12 +300,17 @@ class _Trainer:
         return [{"rank": rank, **asdict(new)} for rank, new in enumerate(spent)]
 
     def _save(self) -> None:
-        """All ranks give what they alone know; rank 0 writes, while training goes on."""
+        """All ranks give what they alone know; rank 0 writes, while training goes on.
+
+        ``model`` is what an evaluation judges: at the end of an epoch and of the training, with its norm statistics.
+        """
         self.status.enter("checkpoint")
         ranks = self.worker.gather(rank_state.capture(self.worker, self.model))
         if self.worker.rank == 0:
+            averaged = self.average.state() if self.average else {}
             state = {
-                "model": self.model.state_dict(),
+                "model": {**self.model.state_dict(), **averaged, **self.judged},
+                "weights": dict(self.model.named_parameters()) if self.average else {},
                 "optimizer": self.optimizer.state_dict(),
                 "progress": asdict(self.progress),
                 "ranks": ranks,
@@ -323,6 +341,9 @@ class _Trainer:
             state = checkpoint.load_step(self.checkpoints, step, identity=self.identity, device=device)
         if state is not None:
             self.model.load_state_dict(state["model"])
+            if self.average:
+                self.average.load(state["model"])
+                self.model.load_state_dict(state["weights"], strict=False)
             self.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
             rank_state.restore(self.worker, self.model, state["ranks"], seed=self.train.seed, step=step)
@@ -330,11 +351,10 @@ class _Trainer:
 
     def _warm_up(self) -> None:
         """See `GradientExchange.warm_up`; what it changes in the norms' buffers is undone."""
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        images = torch.zeros(2, *self.manifest.image.shape, dtype=torch.uint8, device=self.worker.device)
-        self.exchange.warm_up(images.contiguous(memory_format=self.memory_format))
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(buffers[name])
+        rows = self.train.global_batch // self.worker.world_size // self.train.accumulate
+        images = torch.zeros(rows, *self.manifest.image.shape, dtype=torch.uint8, device=self.worker.device)
+        with norm_statistics.kept(self.model):
+            self.exchange.warm_up(images.contiguous(memory_format=self.memory_format))
 
     def _emit(self, kind: str, *, force: bool = False, **fields: Any) -> None:
         if self.events:

@@ -66,6 +66,8 @@ def run_trial(
     BusyError
         Another process is training it now.
     """
+    from pipeline.diagnostic_plots import draw
+    from pipeline.events import EventReader
     from pipeline.job import TOKEN
 
     manifest = check_trial(spark, settings)
@@ -78,11 +80,13 @@ def run_trial(
         run.log_dataset(manifest, settings.dataset.path, context="training")
         storage.publish(storage.join(job.folder, TOKEN), job.token.encode())
         with (
-            TrainingBar(name, settings.train.batch_size) as bar,
+            TrainingBar(name, settings.train.global_batch) as bar,
             Relay(storage.join(job.folder, "events"), run, bar),
         ):
             result = elastic.train(spark, job, settings.workers)
         run.log_summary({key: value for key, value in result.items() if not isinstance(value, list)})
+        if settings.train.diagnostics.every_steps is not None:
+            run.log_pictures("diagnostics", draw(EventReader(storage.join(job.folder, "events")).new()))
         if log_model and not result["diverged"] and "model" not in record.data:
             _log_model(run, job, manifest)
             record.update(model=True)

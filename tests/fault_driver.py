@@ -38,11 +38,11 @@ from small_training import (
     steps_not_told,
 )
 
-from pipeline.config import CheckpointSettings
 from pipeline.job import Job
 from pipeline.progress import TrainingBar
 from pipeline.relay import Relay
 from pipeline.session import get_session
+from pipeline.training_settings import CheckpointSettings
 
 STALL_SECONDS = 12
 

@@ -17,10 +17,11 @@ import psutil
 import torch
 
 from pipeline import checkpoint, elastic, heartbeat, train
-from pipeline.config import AugmentSettings, CheckpointSettings, ModelSettings, Settings, SparkSettings, TrainSettings
+from pipeline.config import Settings, SparkSettings
 from pipeline.config import WorkerSettings as Workers
 from pipeline.events import EventReader
 from pipeline.job import Job, identity
+from pipeline.training_settings import AugmentSettings, CheckpointSettings, ModelSettings, TrainSettings
 
 # Bound on every wait for a training to get somewhere; generous, since machines may be busy.
 PATIENCE_SECONDS = 120

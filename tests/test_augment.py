@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pipeline.augment import augment
-from pipeline.config import AugmentSettings
+from pipeline.training_settings import AugmentSettings
 
 LANES = 8
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (LANES * 4, 2, 6, 5), dtype=np.uint8))
@@ -53,3 +53,28 @@ def test_shift_is_a_crop_of_the_padded_image():
         assert len(found) == 1
         corners.add(found[0])
     assert len(corners) > 10
+
+
+def test_cutout_puts_the_mean_colour_into_a_square():
+    settings = AugmentSettings(cutout=3)
+    out = augment(IMAGES, settings, seed=0, step=0, lanes=range(LANES), num_lanes=LANES, mean=[0.5, 0.2])
+    colour = torch.tensor([128, 51], dtype=torch.uint8).view(2, 1, 1)
+    sizes, places = set(), set()
+    for before, after in zip(IMAGES, out, strict=True):
+        inside = (after == colour).all(0) & (before != colour).any(0)
+        assert torch.equal(after[:, ~inside], before[:, ~inside])
+        y, x = inside.nonzero(as_tuple=True)
+        assert inside[y.min() : y.max() + 1, x.min() : x.max() + 1].all()
+        sizes.add((int(y.max() - y.min()) + 1, int(x.max() - x.min()) + 1))
+        places.add((int(y.min()), int(x.min())))
+    assert {(3, 3), (2, 3)} <= sizes  # whole inside, cut off at the borders
+    assert max(max(size) for size in sizes) == 3
+    assert len(places) > 5
+
+
+def test_cutout_is_the_same_for_any_number_of_workers_and_leaves_the_other_draws_alone():
+    settings = AugmentSettings(flip=True, shift=2, cutout=2)
+    whole = changed(range(LANES), settings).view(LANES, 4, 2, 6, 5)
+    assert torch.equal(changed(range(1, LANES, 2), settings), whole[1::2].flatten(0, 1))
+    unmarked = (whole.flatten(0, 1) == changed(range(LANES), BOTH)).all(1)
+    assert unmarked.float().mean() > 0.7

@@ -4,8 +4,9 @@ import torch
 from ranks import run_ranks
 from torch import nn
 
-from pipeline import manifest, reader
-from pipeline.evaluate import evaluate, reduce_running_statistics
+from models.batch_norm import BatchNorm
+from pipeline import manifest, norm_statistics, reader
+from pipeline.evaluate import evaluate
 from pipeline.shards import SplitFiles
 
 CHANNELS = 5
@@ -68,11 +69,11 @@ def rows_of_rank(rank):
 
 
 def reduce_rank(worker):
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(CHANNELS), nn.GroupNorm(1, CHANNELS)).double()
+    model = nn.Sequential(nn.Linear(2, 2), BatchNorm(CHANNELS), nn.GroupNorm(1, CHANNELS)).double()
     data = rows_of_rank(worker.rank)
     model[1].running_mean.copy_(torch.from_numpy(data.mean(0)))
     model[1].running_var.copy_(torch.from_numpy(data.var(0)))
-    reduce_running_statistics(worker, model)
+    norm_statistics.of_all_ranks(worker, model, 40)
     return model[1].running_mean.numpy(), model[1].running_var.numpy()
 
 

@@ -4,10 +4,10 @@ import pytest
 from ranks import run_ranks
 
 from pipeline import feed, manifest
-from pipeline.config import ModelSettings, TrainSettings
 from pipeline.data_settings import ReaderSettings
 from pipeline.prefetch import Prefetch
 from pipeline.train import Job, fit
+from pipeline.training_settings import ModelSettings, TrainSettings
 from pipeline.worker import alone
 
 TRAIN = TrainSettings(epochs=2, batch_size=32, lanes=4, evaluation_batch_size=64)

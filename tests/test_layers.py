@@ -22,7 +22,9 @@ BARE += [
     "job",
     "probe",
 ]
-BARE += ["gpu"]
+BARE += ["training_settings", "gpu", "norm_statistics", "weight_average", "compiled"]
+BARE += ["export"]
+BARE += ["diagnostics", "layer_statistics"]
 SPARK_SIDE = ["__main__", "session", "sources", "ingest", "barrier", "trial", "compare", "fashion_mnist", "progress"]
 SPARK_SIDE += [
     "java",
@@ -41,6 +43,7 @@ SPARK_SIDE += [
     "record",
     "elastic",
     "preflight",
+    "diagnostic_plots",
 ]
 
 
@@ -105,7 +108,7 @@ BARE_MACHINE = """
 import sys
 for name in ("pyspark", "mlflow", "petastorm", "pandas", "matplotlib", "jinja2", "typer", "rich"):
     sys.modules[name] = None  # any import of it raises
-from pipeline.config import ModelSettings, TrainSettings
+from pipeline.training_settings import ModelSettings, TrainSettings
 from pipeline.train import Job, fit
 from pipeline.worker import alone
 dataset, folder = sys.argv[1:]

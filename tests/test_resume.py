@@ -6,10 +6,10 @@ from ranks import run_ranks
 
 import models
 from pipeline import checkpoint, rank_state, storage
-from pipeline.config import AugmentSettings, CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.events import EventReader
 from pipeline.job import Job, identity
 from pipeline.train import _Trainer, fit
+from pipeline.training_settings import AugmentSettings, CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.worker import alone
 
 
@@ -108,7 +108,7 @@ def test_another_number_of_ranks_gets_the_statistics_of_all(dataset, tmp_path):
     ranks = [rank["buffers"] for rank in state_of(job)["ranks"]]
     name = next(name for name in ranks[0] if name.endswith("running_mean"))
     variance = name.replace("mean", "var")
-    joint = rank_state.joint_buffers(ranks)
+    joint = rank_state.joint_buffers(_Trainer(alone("cpu"), job).model, ranks)
     torch.testing.assert_close(joint[name], torch.stack([rank[name] for rank in ranks]).mean(0))
     # Law of total variance, written another way: the mean of squares less the square of the mean.
     squares = torch.stack([rank[variance].double() + rank[name].double() ** 2 for rank in ranks]).mean(0)

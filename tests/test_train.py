@@ -1,18 +1,16 @@
-import math
-
 import pytest
 import torch
 from ranks import run_ranks
 
 from pipeline import checkpoint, plan, storage
-from pipeline.config import AugmentSettings, ModelSettings, TrainSettings
 from pipeline.data_settings import ReaderSettings
 from pipeline.events import EventReader
 from pipeline.feed import check_data
 from pipeline.job import Job, identity
-from pipeline.optimizer import learning_rate_factor, make_optimizer
+from pipeline.optimizer import make_optimizer
 from pipeline.prefetch import Prefetch
 from pipeline.train import DivergedError, _Trainer, fit
+from pipeline.training_settings import AugmentSettings, ModelSettings, TrainSettings
 from pipeline.worker import alone
 
 
@@ -146,25 +144,20 @@ def test_optional_ways_learn_too(dataset, tmp_path, setting):
     assert fit(alone("cpu"), make_job(dataset, tmp_path, "batch", epochs=4, **setting))["best_accuracy"] > 0.9
 
 
-def test_batch_norm_state_is_the_same_on_all_ranks_after_evaluation(dataset, tmp_path):
-    results = run_ranks(final_buffers, 2, make_job(dataset, tmp_path, "batch", epochs=1))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+def test_all_ranks_judge_with_the_same_statistics_and_keep_their_own(dataset, tmp_path):
+    judged, own = zip(*run_ranks(final_buffers, 2, make_job(dataset, tmp_path, "batch", epochs=1)), strict=True)
+    assert judged[0].keys() == own[0].keys()
+    assert all(torch.equal(judged[0][name], judged[1][name]) for name in judged[0])
+    running = [name for name in own[0] if "running_" in name]
+    assert len(running) == 6
+    assert not any(torch.equal(own[0][name], own[1][name]) for name in running)
 
 
 def final_buffers(worker, job):
     trainer = _Trainer(worker, job)
     trainer.run()
     trainer.close()
-    return [buffer.clone() for buffer in trainer.model.buffers()]
-
-
-def test_schedule():
-    factors = [learning_rate_factor(s, total_steps=100, warmup_steps=10) for s in range(100)]
-    assert factors[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
-    assert factors[10] == 1
-    assert factors[55] == pytest.approx(0.5)
-    assert factors[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
-    assert learning_rate_factor(0, total_steps=10, warmup_steps=0) == 1
+    return trainer.judged, {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
 
 
 def test_norm_parameters_and_biases_do_not_decay(dataset, tmp_path):

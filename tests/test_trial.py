@@ -12,10 +12,10 @@ from pyspark import cloudpickle
 
 from pipeline import checkpoint, job, record, train, trial
 from pipeline.barrier import WorkerError
-from pipeline.config import AugmentSettings, CheckpointSettings
 from pipeline.events import EventReader
 from pipeline.manifest import load as load_manifest
 from pipeline.tracking import Tracker
+from pipeline.training_settings import AugmentSettings, CheckpointSettings
 from pipeline.trial import run_trial
 
 pytestmark = pytest.mark.spark

@@ -206,12 +206,13 @@ def _peak_mb(process: int) -> float:
 _READ = """
 import json, resource, sys
 from pipeline import feed, manifest
-from pipeline.config import TrainSettings
+from pipeline.training_settings import TrainSettings
 from pipeline.data_settings import ReaderSettings
 from pipeline.prefetch import Prefetch
 from pipeline.worker import alone
 found = manifest.load(sys.argv[1])
-source = feed.TrainingFeed(sys.argv[1], found, TrainSettings(epochs=1), ReaderSettings(memory_bytes=0), alone("cpu"))
+train = TrainSettings(epochs=1, batch_size=256)
+source = feed.TrainingFeed(sys.argv[1], found, train, ReaderSettings(memory_bytes=0), alone("cpu"))
 rows = 0
 with Prefetch(source.blocks(0), source.blocks_ahead) as batches:
     for batch in batches:

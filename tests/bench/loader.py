@@ -19,11 +19,11 @@ import torch
 from results import Result, compare, leave
 
 from pipeline import feed, manifest, petastorm_compat, storage
-from pipeline.config import TrainSettings
 from pipeline.data_settings import ReaderSettings
 from pipeline.manifest import Manifest
 from pipeline.prefetch import Prefetch
 from pipeline.shards import SplitFiles
+from pipeline.training_settings import TrainSettings
 from pipeline.worker import alone
 
 BATCH, ROUNDS, PASSES = 256, 3, 8

@@ -1,4 +1,4 @@
-"""`make bench`: loading, ingest, ingest at scale, training. Benchmarks are no tests: nothing here passes or fails."""
+"""`make bench`: loading, ingest, ingest at scale, training, norm layers. No tests: nothing here passes or fails."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 WORK = Path("runs/bench/work")
 
 
-PARTS = ("loader", "ingest", "scale", "training")
+PARTS = ("loader", "ingest", "scale", "training", "norms")
 
 
 def main() -> None:
     import ingest
     import loader
+    import norms
     import training
 
     parts = sys.argv[1:] or PARTS
     unknown = set(parts) - set(PARTS)
     if unknown:
         sys.exit(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
-    if set(parts) - {"training"}:
+    if set(parts) - {"training", "norms"}:
         spark = ingest.start()
         try:
             if "loader" in parts:
@@ -42,6 +43,8 @@ def main() -> None:
             training.run(spark, ingest.fashion_mnist(spark, WORK), WORK)
         finally:
             spark.stop()
+    if "norms" in parts:
+        norms.run()
 
 
 if __name__ == "__main__":

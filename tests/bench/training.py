@@ -25,19 +25,21 @@ import torch
 from results import Result, compare, leave
 
 from pipeline import barrier, manifest
-from pipeline.config import CheckpointSettings, ModelSettings, SparkSettings, TrainSettings, WorkerSettings
+from pipeline.config import SparkSettings, WorkerSettings
 from pipeline.data_settings import ReaderSettings
 from pipeline.events import EventReader
 from pipeline.heartbeat import beat_path
 from pipeline.job import Job, facts
 from pipeline.prefetch import Prefetch
 from pipeline.shards import SplitFiles
+from pipeline.training_settings import CheckpointSettings, ModelSettings, TrainSettings
 
 LAUNCHES = int(os.environ.get("BENCH_LAUNCHES", "7"))
 PASSES = int(os.environ.get("BENCH_PASSES", "7"))
 KILLS = int(os.environ.get("BENCH_KILLS", "7"))
 # Steps of a pass, and of the part at its start that is not counted.
 STEPS, UNCOUNTED = 110, 10
+BATCH = 256  # over all workers
 OURS, DISTRIBUTOR = "sparknorm, launch to first step, 2 ranks", "TorchDistributor, launch to first step, 2 ranks"
 ONE, BARE = "sparknorm, 1 worker", "bare loop, tensors in memory"
 TWO, TWICE = "sparknorm, 2 workers", "twice 1 worker"
@@ -72,7 +74,7 @@ def make_job(dataset: str, folder: Path, **changes: Any) -> Job:
         str(Path(dataset).absolute()),
         str(folder.absolute()),
         ModelSettings(),
-        TrainSettings(epochs=3, **changes),
+        TrainSettings(epochs=3, batch_size=BATCH, **changes),
         checkpoint=when,
     )
 
@@ -157,7 +159,7 @@ def _speed(worker: Any, job: Job) -> float:
             trainer._step(ready)
     seconds = time.perf_counter() - started
     trainer.close()
-    return (STEPS - UNCOUNTED) * job.train.batch_size / seconds
+    return (STEPS - UNCOUNTED) * job.train.global_batch / seconds
 
 
 def _bare(dataset: str, count: int) -> float:
@@ -178,7 +180,7 @@ def _bare_loop(dataset: str) -> float:
 
     torch.set_num_threads(1)
     images, labels, found = _in_memory(dataset)
-    train = TrainSettings()
+    train = TrainSettings(batch_size=BATCH)
     split = found.split("train")
     model = build_model(ModelSettings(), image_shape=found.image.shape, num_classes=10, mean=split.mean, std=split.std)
     model.to(memory_format=torch.channels_last)
@@ -190,14 +192,14 @@ def _bare_loop(dataset: str) -> float:
     for step in range(STEPS):
         if step == UNCOUNTED:
             started = time.perf_counter()
-        rows = order[step * train.batch_size : (step + 1) * train.batch_size]
+        rows = order[step * train.global_batch : (step + 1) * train.global_batch]
         batch = torch.index_select(images, 0, rows).contiguous(memory_format=torch.channels_last)
         loss = torch.nn.functional.cross_entropy(model(batch), labels[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         loss.item()
-    return (STEPS - UNCOUNTED) * train.batch_size / (time.perf_counter() - started)
+    return (STEPS - UNCOUNTED) * train.global_batch / (time.perf_counter() - started)
 
 
 def _in_memory(dataset: str) -> tuple[torch.Tensor, torch.Tensor, Any]:

@@ -1,0 +1,31 @@
+"""Weight standardization (Qiao et al. 2019): layers whose weights have mean 0 and variance 1 for each output."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+EPS = 1e-5
+
+
+def standardized(weight: torch.Tensor) -> torch.Tensor:
+    """(W - mean) / sqrt(var + eps) over all inputs of each output (Qiao et al. 2019, equations 5 and 6), biased
+    variance. weight : (outputs, ...)"""
+    variance, mean = torch.var_mean(weight.flatten(1), 1, correction=0)
+    shape = (-1, *(1,) * (weight.ndim - 1))
+    return (weight - mean.view(shape)) * (variance + EPS).rsqrt().view(shape)
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """A convolution with `standardized` weights."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, standardized(self.weight), self.bias)
+
+
+class StandardizedLinear(nn.Linear):
+    """A linear layer with `standardized` weights."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, standardized(self.weight), self.bias)
