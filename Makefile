@@ -37,7 +37,7 @@ test: setup dist ## all tests but the slow ones; what CI runs
 test-all: setup dist ## all tests
 	$(BIN)/python -m pytest
 
-bench: setup ## loading, ingest and training against their peers, about 30 minutes (PART=loader, ingest, scale or training)
+bench: setup ## loading, ingest, training and norms against their peers, about 50 minutes (PART=loader, ingest, scale, training or norms)
 	$(BIN)/python tests/bench/run.py $(PART)
 
 dist: dist/sparknorm.zip ## the wheel, and the zip for spark-submit --py-files

@@ -77,7 +77,7 @@ class _Self:
 
 
 class GangBrokenError(RuntimeError):
-    """Rank 0 died: this task fails too, so that Spark starts the whole gang anew."""
+    """The ranks did not find together, or rank 0 died: this task fails, so that Spark starts the whole gang anew."""
 
 
 class _FailedError(Exception):
@@ -92,7 +92,8 @@ def run_task(task: Task, batches: Iterator[Any]) -> Iterator[Any]:
     Raises
     ------
     GangBrokenError
-        Rank 0 is gone. Any other failure is a row: Spark would try again, and the user's mistake would be made again.
+        A process group could not be joined, or rank 0 is gone. Any other failure is a row: Spark would try again, and
+        the user's mistake would be made again.
     """
     import pyarrow as pa
     from pyspark import BarrierTaskContext
@@ -124,7 +125,7 @@ def _rendezvous_and_call(context: Any, me: _Self, task: Task) -> Any:
     # Only now, when all ranks are known to be able to: an import that fails must not leave the others waiting.
     import torch.distributed as dist
 
-    from pipeline.worker import Worker, process_group
+    from pipeline.worker import Worker
 
     timeout = timedelta(seconds=task.workers.collective_timeout_seconds)
     world_size = len(me.hosts)
@@ -133,15 +134,36 @@ def _rendezvous_and_call(context: Any, me: _Self, task: Task) -> Any:
     attempt = heartbeat.Attempt(**first["attempt"]) if "attempt" in first else heartbeat.Attempt(1, "")
     worker = Worker(me.rank, world_size, me.local_rank, me.hosts.count(me.hosts[me.rank]), me.device,
                     socket.gethostname(), me.gpu, attempt.number, me.status)  # fmt: skip
-    try:
-        with (
-            _beating(me, task, attempt),
-            process_group(store, me.rank, world_size, me.device, timeout),
-            _announced_failure(store, me, task, attempt),
-        ):
+    with (
+        contextlib.ExitStack() as at_end, _beating(me, task, attempt),
+        _joined(store, me, world_size, timeout),
+    ):
+        at_end.callback(_farewell, store, me.rank, world_size)  # once the group is left, whatever happens
+        with _announced_failure(store, me, task, attempt):
             return task.fn(worker, *task.args)
-    finally:
-        _farewell(store, me.rank, world_size)
+
+
+@contextlib.contextmanager
+def _joined(store: Any, me: _Self, world_size: int, timeout: timedelta) -> Iterator[None]:
+    """The process group, with all ranks in it: one that had nothing to do would leave while another still connects.
+
+    Raises
+    ------
+    GangBrokenError
+        It could not be joined. torch counts groups, and a process that has failed to join one does not find the next:
+        it must not be used again, as Spark would use it if this were a result.
+    """
+    from pipeline.worker import process_group
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(process_group(store, me.rank, world_size, me.device, timeout))
+            store.set(f"joined/{me.rank}", "1")
+            store.wait([f"joined/{other}" for other in range(world_size)], timeout)
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise GangBrokenError(f"rank {me.rank} could not join the process group: {reason}") from error
+        yield
 
 
 def _introduce(context: Any, me: _Self, task: Task) -> tuple[Any, dict[str, Any]]:

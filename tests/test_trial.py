@@ -25,6 +25,13 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 def fit_and_die(worker, job):
     """Rank 1 of the first attempt dies by SIGKILL in the middle of the second epoch."""
     mark = Path(job.folder) / f"attempt-of-rank-{worker.rank}"
+    save = train._Trainer._save
+
+    def finished_save(self):
+        save(self)
+        self.writer.finish()  # the newest checkpoint is whole when the worker dies, however busy the machine is
+
+    train._Trainer._save = finished_save
     if worker.rank == 1 and not mark.exists():
         step = train._Trainer._step
 
@@ -35,7 +42,10 @@ def fit_and_die(worker, job):
 
         train._Trainer._step = dying_step
     mark.write_text(mark.read_text() + "x" if mark.exists() else "x")
-    return train.fit(worker, job)
+    try:
+        return train.fit(worker, job)
+    finally:
+        train._Trainer._save = save  # Spark uses the process again
 
 
 def weights(settings, result):
