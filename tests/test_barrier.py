@@ -1,5 +1,6 @@
 """The launcher on real Spark. Functions here stand for what a user hands in."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -133,6 +134,29 @@ def kill_once(worker, folder, rank):
 @pytest.mark.parametrize("rank", [1, 0])
 def test_a_killed_worker_restarts_the_gang(spark, tmp_path, rank):
     assert barrier.run(spark, kill_once, (str(tmp_path), rank), workers=TWO) == [(1, 2.0), (1, 2.0)]
+
+
+def break_one_rank(folder):
+    """As facts, which ranks tell before they join: in the first attempt, one of them will not be able to."""
+    from pipeline import worker
+
+    def refuse(*_):
+        raise RuntimeError("Connection closed by peer")
+
+    with contextlib.suppress(FileExistsError):
+        Path(folder, "broken").touch(exist_ok=False)
+        worker.process_group = refuse
+    return {}
+
+
+def sum_of_ones(worker, folder):
+    return worker.all_reduce_sum(torch.ones(1)).item()
+
+
+def test_a_rank_that_cannot_join_is_started_anew(spark, tmp_path):
+    """In a new process: torch counts groups, and the ranks would look for one another under other names."""
+    for _ in range(2):
+        assert barrier.run(spark, sum_of_ones, (str(tmp_path),), workers=TWO, facts=break_one_rank) == [2.0, 2.0]
 
 
 def end_well_beside_the_dead(worker, folder):
