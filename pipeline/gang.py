@@ -135,7 +135,8 @@ def _rendezvous_and_call(context: Any, me: _Self, task: Task) -> Any:
     worker = Worker(me.rank, world_size, me.local_rank, me.hosts.count(me.hosts[me.rank]), me.device,
                     socket.gethostname(), me.gpu, attempt.number, me.status)  # fmt: skip
     with (
-        contextlib.ExitStack() as at_end, _beating(me, task, attempt),
+        contextlib.ExitStack() as at_end,
+        _beating(me, task, attempt),
         _joined(store, me, world_size, timeout),
     ):
         at_end.callback(_farewell, store, me.rank, world_size)  # once the group is left, whatever happens
