@@ -56,6 +56,7 @@ def start() -> Any:
 def run(spark: Any, dataset: str, work: Path) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     folder = work / "trainings"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that did not get to its end
     seconds = launches(spark, dataset, folder)
     speeds = throughputs(spark, dataset, folder)
     lost = [restart(spark, dataset, folder / f"kill-{number}") for number in range(KILLS)]
