@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 with contextlib.suppress(ImportError):  # a cluster whose executors only ingest has no torch
+    import torch._dynamo  # the first optimizer imports it: two seconds
     import torch.distributed
     import torch.distributed.algorithms.ddp_comm_hooks.default_hooks
     import torch.nn.parallel

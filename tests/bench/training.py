@@ -42,6 +42,7 @@ STEPS, UNCOUNTED = 110, 10
 BATCH = 256  # over all workers
 OURS, DISTRIBUTOR = "sparknorm, launch to first step, 2 ranks", "TorchDistributor, launch to first step, 2 ranks"
 ONE, BARE = "sparknorm, 1 worker", "bare loop, tensors in memory"
+OURS_IN_TURN, BARE_IN_TURN = "sparknorm, 1 worker, 3 steps in turn", "bare loop, 3 steps in turn, same process"
 TWO, TWICE = "sparknorm, 2 workers", "twice 1 worker"
 BARE_PAIR = "limit: 2 bare loops side by side"
 RESTART = "sparknorm, SIGKILL of a worker to its first new step"
@@ -58,14 +59,14 @@ def run(spark: Any, dataset: str, work: Path) -> None:
     folder = work / "trainings"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that did not get to its end
     seconds = launches(spark, dataset, folder)
-    speeds = throughputs(spark, dataset, folder)
+    speeds = throughputs(spark, dataset, folder) | in_turn(spark, dataset, folder)
     lost = [restart(spark, dataset, folder / f"kill-{number}") for number in range(KILLS)]
     shutil.rmtree(folder, ignore_errors=True)
     speeds[TWICE] = [2 * speed for speed in speeds[ONE]]
     results = [Result(name, "s", passes) for name, passes in seconds.items()]
     results += [Result(RESTART, "s", lost)]
     results += [Result(name, "images/s", passes) for name, passes in speeds.items()]
-    pairs = ((OURS, DISTRIBUTOR), (ONE, BARE), (TWO, TWICE), (TWO, BARE_PAIR))
+    pairs = ((OURS, DISTRIBUTOR), (ONE, BARE), (OURS_IN_TURN, BARE_IN_TURN), (TWO, TWICE), (TWO, BARE_PAIR))
     leave("training", results + [compare(results, *pair) for pair in pairs], "training on local[2], 1 thread a rank")
 
 
@@ -163,6 +164,32 @@ def _speed(worker: Any, job: Job) -> float:
     return (STEPS - UNCOUNTED) * job.train.global_batch / seconds
 
 
+def in_turn(spark: Any, dataset: str, folder: Path) -> dict[str, list[float]]:
+    """`ONE` and `BARE`, three steps of each in turn in one barrier worker: a noisy machine is noisy to both."""
+    job = make_job(dataset, folder / "turn")
+    options = {"workers": WorkerSettings(count=1), "facts": facts, "folder": job.folder}
+    (speeds,) = barrier.run(spark, _in_turn, (job,), **options)
+    return speeds
+
+
+def _in_turn(worker: Any, job: Job) -> dict[str, list[float]]:
+    from pipeline.train import _Trainer
+
+    trainer, bare_step = _Trainer(worker, job), _bare_step(job.dataset)
+    trainer._restore()
+    speeds: dict[str, list[float]] = {OURS_IN_TURN: [], BARE_IN_TURN: []}
+    with Prefetch(trainer.feed.blocks(0), trainer.feed.blocks_ahead) as ready:
+        for turn in range(2 * STEPS // 3):
+            for name, take in ((OURS_IN_TURN, lambda _: trainer._step(ready)), (BARE_IN_TURN, bare_step)):
+                started = time.perf_counter()
+                for step in range(3 * turn, 3 * turn + 3):
+                    take(step)
+                if turn > UNCOUNTED // 3:
+                    speeds[name].append(3 * job.train.global_batch / (time.perf_counter() - started))
+    trainer.close()
+    return speeds
+
+
 def _bare(dataset: str, count: int) -> float:
     """Images per second of so many processes at once, each with a loop of its own, in sum."""
     context = multiprocessing.get_context("spawn")
@@ -176,10 +203,20 @@ def _open_gate(gate: Any) -> None:
 
 
 def _bare_loop(dataset: str) -> float:
+    torch.set_num_threads(1)
+    take = _bare_step(dataset)
+    GATE.wait(timeout=300)  # noqa: F821 - made by the initializer
+    for step in range(STEPS):
+        if step == UNCOUNTED:
+            started = time.perf_counter()
+        take(step)
+    return (STEPS - UNCOUNTED) * BATCH / (time.perf_counter() - started)
+
+
+def _bare_step(dataset: str) -> Callable[[int], None]:
     """What a person would write by hand: one tensor of all images, a permutation, SGD; same network, same settings."""
     from models import build_model
 
-    torch.set_num_threads(1)
     images, labels, found = _in_memory(dataset)
     train = TrainSettings(batch_size=BATCH)
     split = found.split("train")
@@ -189,18 +226,18 @@ def _bare_loop(dataset: str) -> float:
         model.parameters(), lr=0.1, momentum=train.momentum, nesterov=True, weight_decay=train.weight_decay
     )
     order = torch.randperm(len(images))
-    GATE.wait(timeout=300)  # noqa: F821 - made by the initializer
-    for step in range(STEPS):
-        if step == UNCOUNTED:
-            started = time.perf_counter()
-        rows = order[step * train.global_batch : (step + 1) * train.global_batch]
+
+    def take(step: int) -> None:
+        first = step * BATCH % (len(images) - BATCH)
+        rows = order[first : first + BATCH]
         batch = torch.index_select(images, 0, rows).contiguous(memory_format=torch.channels_last)
         loss = torch.nn.functional.cross_entropy(model(batch), labels[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         loss.item()
-    return (STEPS - UNCOUNTED) * train.global_batch / (time.perf_counter() - started)
+
+    return take
 
 
 def _in_memory(dataset: str) -> tuple[torch.Tensor, torch.Tensor, Any]:
