@@ -5,7 +5,7 @@ READY  := .venv/.ready
 CONFIG ?= conf/quickstart.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui check test test-all bench dist clean
+.PHONY: help setup run ui check test test-all ui-test bench dist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +37,10 @@ test: setup dist ## all tests but the slow ones; what CI runs
 test-all: setup dist ## all tests
 	$(BIN)/python -m pytest
 
-bench: setup ## loading, ingest, training and norms against their peers, about 50 minutes (PART=loader, ingest, scale, training or norms)
+ui-test: setup ## look at the MLflow UI and the report of `make run` in a headless Chromium; pictures in runs/screenshots
+	$(BIN)/python -m pytest -m ui
+
+bench: setup ## loading, ingest, training and norms against their peers, about an hour (PART=loader, ingest, scale, training, study or norms)
 	$(BIN)/python tests/bench/run.py $(PART)
 
 dist: dist/sparknorm.zip ## the wheel, and the zip for spark-submit --py-files

@@ -1,8 +1,8 @@
 # Databricks notebook source
 # MAGIC %md
 # MAGIC # 3. Compare
-# MAGIC Every normalization of `compare.norms` with its own best learning rate and every seed: one MLflow parent run with a
-# MAGIC child for each trial, and one report. Run `01_ingest` with the same settings first.
+# MAGIC Every combination of `compare.grid` (norms, batch sizes, depths, ...) with its own best learning rate and every seed: one
+# MAGIC MLflow parent run with a child for each trial, and one report. Run `01_ingest` with the same settings first.
 
 # COMMAND ----------
 

@@ -54,7 +54,7 @@ def train(config: Config, override: Overrides = None) -> None:
     from pipeline.tracking import Tracker
     from pipeline.trial import check_trial, run_trial
 
-    settings = _start("train", config, override)
+    settings = _start("train", config, override, one=True)
     spark = _session(settings)
     check_trial(spark, settings)
     name = _training(settings)
@@ -70,7 +70,7 @@ def export(config: Config, override: Overrides = None) -> None:
     from models.fold import by_reason
     from pipeline.export import export as job
 
-    settings = load_settings(config, override or [])
+    settings = load_settings(config, override or [], one=True)
     path, made = job(settings, name=_training(settings))
     folded, left = made["fold"]["folded"], made["fold"]["left"]
     if settings.export.fold is not False:
@@ -85,7 +85,7 @@ def export(config: Config, override: Overrides = None) -> None:
 
 @app.command()
 def compare(config: Config, override: Overrides = None) -> None:
-    """Train every arm with every seed, and report which normalization did best."""
+    """Train every arm with every seed, and report which settings did best and what they cost."""
     from pipeline.compare import compare as job
     from pipeline.report import verdict
 
@@ -94,6 +94,8 @@ def compare(config: Config, override: Overrides = None) -> None:
     console.print(_table(comparison))
     for line in verdict(comparison):
         _say(line)
+    for line in comparison["warnings"]:
+        _say(f"note: {line}")
     _say(f"report: {settings.output}/report.html")
     sys.stdout.write(f"{settings.output}/comparison.json\n")
 
@@ -117,9 +119,9 @@ def doctor(config: Config, override: Overrides = None) -> None:
         sys.exit(1)
 
 
-def _start(command: str, config: Path, overrides: list[str] | None) -> Settings:
+def _start(command: str, config: Path, overrides: list[str] | None, *, one: bool = False) -> Settings:
     """The settings; what an earlier call left is removed, so that a failure cannot look like its result."""
-    settings = load_settings(config, overrides or [])
+    settings = load_settings(config, overrides or [], one=one)
     storage.remove(storage.join(settings.output, f"{command}.json"))
     return settings
 
@@ -136,25 +138,18 @@ def _session(settings: Settings, *, trains: bool = True) -> Any:
 
 
 def _table(comparison: dict[str, Any]) -> Table:
+    tuned = comparison["tuned"]
     table = Table(title=f"{comparison['name']}: accuracy on {comparison['evaluated_on']}")
-    for heading in (
-        "norm",
-        "learning rate",
-        "runs",
-        "best",
-        "final",
-        "steps to baseline's best",
-        "images/s",
-        "diverged",
-    ):
-        table.add_column(heading, justify="left" if heading == "norm" else "right")
-    for arm in comparison["summary"]:
-        reached, speed = arm["steps_to_baseline_best_mean"], arm["images_per_second_mean"]
+    headings = ("runs", "best", "final", "steps to target", "images/s", "diverged")
+    for heading in ("arm", *(name.rpartition(".")[2].replace("_", " ") for name in tuned), *headings):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for arm in comparison["arms"]:
+        reached, speed = arm["steps_to_target_mean"], arm["images_per_second_mean"]
         spread = f" ± {100 * arm['best_accuracy_std']:.2f}" if arm["best_accuracy_std"] is not None else ""
         table.add_row(
-            arm["norm"], f"{arm['learning_rate']:g}", str(arm["n"]), f"{arm['best_accuracy_mean']:.2%}{spread}",
-            f"{arm['final_accuracy_mean']:.2%}", f"{reached:,.0f}" if reached else "never",
-            f"{speed:,.0f}" if speed else "-", str(arm["diverged"] or "no"),
+            arm["arm"], *(f"{arm['tuned'][name]}" for name in tuned), str(arm["n"]),
+            f"{arm['best_accuracy_mean']:.2%}{spread}", f"{arm['final_accuracy_mean']:.2%}",
+            f"{reached:,.0f}" if reached else "never", f"{speed:,.0f}" if speed else "-", str(arm["diverged"] or "no"),
         )  # fmt: skip
     return table
 

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import resources
@@ -47,6 +48,10 @@ class ShortageError(LaunchError):
         self.slots = slots
 
 
+class StoppedError(LaunchError):
+    """The caller asked for the end."""
+
+
 class GangLostError(LaunchError):
     """The gang ran and its workers were lost; another launch may go on from a checkpoint.
 
@@ -75,6 +80,7 @@ def run(
     facts: Facts | None = None,
     folder: str | None = None,
     limit_seconds: float | None = None,
+    stop: threading.Event | None = None,
 ) -> list[Any]:
     """Run ``fn(worker, *args)`` on ``workers.count`` barrier tasks and return their results in rank order.
 
@@ -85,6 +91,7 @@ def run(
     folder : of the job, which the driver and all executors see: with it, ranks publish heartbeats and a rank that does
         not get on is found
     limit_seconds : bound on the whole, for functions that take a known time
+    stop : ends the stage when it is set
 
     Raises
     ------
@@ -94,6 +101,8 @@ def run(
         Too few slots, or the stage did not start.
     GangLostError
         Spark gave the stage up, or executors are gone for good (the cause is attached).
+    StoppedError
+        ``stop`` was set.
     WorkerError
         ``fn`` or ``facts`` raised, the ranks disagree, or (`StallError`) one of them does not get on.
     """
@@ -112,11 +121,26 @@ def run(
         return tasks.mapInArrow(body, SCHEMA, barrier=True, profile=profile).repartition(1)
 
     watch = Watch(folder, workers) if folder is not None else None
-    rows = _collect_patiently(spark, stage, workers, watch, limit_seconds)
+    limits = _Limits(limit_seconds, stop)
+    rows = _collect_patiently(spark, stage, workers, watch, limits)
     failures = [pickle.loads(row.payload) for row in rows if row.failed]
     if failures:
         raise WorkerError(describe(failures))
     return [pickle.loads(row.payload) for row in sorted(rows, key=lambda row: row.rank)]
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """When a stage is ended from outside; None: never."""
+
+    seconds: float | None
+    stop: threading.Event | None
+
+    def check(self, workers: WorkerSettings, passed: float) -> None:
+        if self.seconds is not None and passed > self.seconds:
+            raise LaunchError(f"the barrier stage of {workers.count} workers did not end within {self.seconds} s")
+        if self.stop is not None and self.stop.is_set():
+            raise StoppedError("the training was stopped, since another one failed")
 
 
 def wait_for_slots(spark: SparkSession, workers: WorkerSettings) -> None:
@@ -160,7 +184,7 @@ def _collect_patiently(
     stage: Callable[[], Any],
     workers: WorkerSettings,
     watch: Watch | None,
-    limit_seconds: float | None,
+    limits: _Limits,
 ) -> list[Any]:
     """`_collect`, tried again while Spark itself finds too few slots: over Spark Connect nobody could ask before, and
     an executor may go in between. Each try is of a new DataFrame: an adaptive plan that has failed only repeats its
@@ -169,7 +193,7 @@ def _collect_patiently(
     deadline = time.monotonic() + workers.slots_wait_seconds
     while True:
         try:
-            return _collect(spark, stage(), workers, watch, limit_seconds)
+            return _collect(spark, stage(), workers, watch, limits)
         except GangLostError as error:
             if TOO_FEW_SLOTS not in str(error.__cause__):
                 raise
@@ -183,7 +207,7 @@ def _collect_patiently(
 
 
 def _collect(
-    spark: SparkSession, stage: Any, workers: WorkerSettings, watch: Watch | None, limit_seconds: float | None
+    spark: SparkSession, stage: Any, workers: WorkerSettings, watch: Watch | None, limits: _Limits
 ) -> list[Any]:
     """The rows of the stage, from a thread of its own, so that this one can watch it and end it."""
     tag = f"sparknorm-{uuid.uuid4().hex}"
@@ -202,12 +226,11 @@ def _collect(
 
     thread = _thread(spark, collect)
     thread.start()
-    deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
+    started = time.monotonic()
     try:
         while thread.is_alive():
             thread.join(LOOK_SECONDS)
-            if deadline is not None and time.monotonic() > deadline:
-                raise LaunchError(f"the barrier stage of {workers.count} workers did not end within {limit_seconds} s")
+            limits.check(workers, time.monotonic() - started)
             if watch is not None and thread.is_alive():
                 _judge(spark, workers, watch)
     except BaseException:  # also Ctrl-C: nothing goes on training behind the user's back

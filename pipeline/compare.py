@@ -1,23 +1,27 @@
-"""Arms x seeds -> runs -> statistics.
+"""A study: arms x seeds -> runs -> evidence and a report.
 
-Each arm (a norm) gets its own best learning rate of one grid, chosen on the validation split with a seed of its own.
-Then each arm is trained with each seed and judged on the test split. Arms differ in the norm and that learning rate
-alone: one seed gives all of them the same order of rows and the same initial weights where they share them.
+Each arm gets its own best values of the tuned settings (the learning rate), chosen on the validation split with a seed
+of its own. Then each arm is trained with each seed and judged on the test split. Arms differ in the settings varied and
+those tuned alone: one seed gives all of them the same order of rows and the same initial weights where they share them.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline import storage
+from pipeline import evidence, figures, side_by_side, storage
 from pipeline.config import Settings
+from pipeline.grid import Arm, Values, arms_of, candidates_of, name_of, short_name
 from pipeline.manifest import load as load_manifest
 from pipeline.progress import console
 from pipeline.record import Record, find_record
 from pipeline.report import render
-from pipeline.tracking import Tracker
+from pipeline.tracking import TrackedRun, Tracker
 from pipeline.trial import check_trial, run_trial
 
 if TYPE_CHECKING:
@@ -25,50 +29,68 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 FILES = ("comparison.json", "report.html")
+FIGURES = "report"
+_CURVES = ("curve", "train_loss", "train_seconds", "checkpoint", "ranks", "gradient_norms")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a study: ``search`` chooses tuned values for an arm, ``arm`` is what is compared."""
+
+    kind: str
+    arm: Arm
+    tuned: Values
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        if self.kind == "search":
+            return f"{self.settings.name} search {self.arm.name} {name_of(self.tuned)}"
+        return f"{self.settings.name} {self.arm.name} seed={self.settings.train.seed}"
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """What the columns of MLflow's table and its charts group by."""
+        values = {short_name(name): value for name, value in {**self.arm.values, **self.tuned}.items()}
+        return {"kind": self.kind, "arm": self.arm.name, "seed": self.settings.train.seed, **values}
 
 
 def compare(spark: SparkSession, settings: Settings) -> dict[str, Any]:
-    """Run the comparison, write ``comparison.json`` and ``report.html`` into the output folder, log all to MLflow.
+    """Run the study, write ``comparison.json``, ``report.html`` and ``report/`` into the output folder, log all to
+    MLflow.
 
-    The same command after a driver that was killed goes on with the trial it was at; finished trials are not repeated.
+    The same command after a driver that was killed goes on with the trials it was at; finished ones are not repeated.
 
     Returns
     -------
     dict
         The content of ``comparison.json``.
     """
-    options = settings.compare
-    _check(spark, settings)
+    arms, candidates = arms_of(settings), candidates_of(settings)
+    search = [_search(settings, arm, tuned) for arm in arms for tuned in candidates] if len(candidates) > 1 else []
+    _check(spark, settings, arms, search)
+    at_once = side_by_side.places(spark, [arm.settings.workers for arm in arms], settings.compare.side_by_side)
     tracker = Tracker(settings.tracking)
     record = _begin(settings)
-    for stale in FILES:  # a study that fails must not look like the one before it
+    for stale in (*FILES, FIGURES):  # a study that fails must not look like the one before it
         storage.remove(storage.join(settings.output, stale))
     run_id = record.data.get("run_id")
     with tracker.run(settings.name, settings=settings, run_id=run_id, kind="comparison") as parent:
         record.update(run_id=parent.run_id)
-        search = [
-            _search(spark, settings, tracker, parent.run_id, norm, rate)
-            for norm in options.norms
-            for rate in options.learning_rates
-            if len(options.learning_rates) > 1
-        ]
-        rates = {norm: _best_rate(search, norm, settings) for norm in settings.compare.norms}
-        arms = [
-            _train_arm(spark, settings, tracker, parent.run_id, norm, seed, rates[norm])
+        manifest = load_manifest(settings.dataset.path, settings.dataset.version)
+        parent.log_dataset(manifest, settings.dataset.path, context="comparison")
+        _say_begin(arms, search, settings, at_once)
+        train = partial(_train, spark, tracker, parent.run_id, at_once)
+        searched = [_without_curves(result) for result in train(search)]
+        trials = [
+            _trial(settings, arm, seed, best_of(searched, arm, candidates))
             for seed in settings.compare.seeds
-            for norm in settings.compare.norms
+            for arm in arms
         ]
-        comparison = summarize(settings, arms, search)
+        comparison = summarize(settings, train(trials), searched)
+        comparison["side_by_side"] = at_once
         comparison["mlflow"] = {"parent_run_id": parent.run_id, "experiment": settings.tracking.experiment}
-        for file, text in zip(
-            FILES, (json.dumps(comparison, indent=1, allow_nan=False), render(comparison)), strict=True
-        ):
-            storage.publish(storage.join(settings.output, file), text.encode())
-            parent.log_text(file, text)
-        for arm in comparison["summary"]:
-            parent.log_summary(
-                {f"{arm['norm']}/{key}": value for key, value in arm.items() if isinstance(value, (int, float))}
-            )
+        _leave(settings, parent, comparison)
     record.update(result=storage.join(settings.output, FILES[0]))
     return comparison
 
@@ -77,139 +99,148 @@ def _begin(settings: Settings) -> Record:
     """What was begun of this very study and not finished, or a new record; claimed for this process."""
     manifest = load_manifest(settings.dataset.path, settings.dataset.version)
     parts = settings.model_dump(mode="json", include={"model", "train", "reader", "compare"})
+    parts["compare"].pop("side_by_side")
     studies = storage.join(storage.absolute(settings.output), "studies")
     record = find_record(studies, settings.name, {**parts, "dataset": manifest.digest})
     record.claim(name=settings.name)
     return record
 
 
-def _check(spark: SparkSession, settings: Settings) -> None:
-    """Every arm can be trained, and the learning rate is not chosen on the split that judges it."""
+def _check(spark: SparkSession, settings: Settings, arms: Sequence[Arm], search: Sequence[Trial]) -> None:
+    """Every arm can be trained, and nothing is chosen on the split that judges it."""
+    for arm in arms:
+        check_trial(spark, arm.settings)
     options = settings.compare
-    for norm in options.norms:
-        check_trial(spark, _arm(settings, norm, options.seeds[0], options.learning_rates[0]))
-    if len(options.learning_rates) > 1:
+    if search:
         if options.search_on == settings.train.evaluate_on:
             raise ValueError(
                 f"compare.search_on and train.evaluate_on are both {options.search_on!r}: a learning rate chosen "
                 "on the split that judges it makes the comparison unfair; use `validation`"
             )
-        check_trial(spark, _short(settings, options.norms[0], options.learning_rates[0]))
+        check_trial(spark, search[0].settings)
 
 
-def _arm(settings: Settings, norm: str, seed: int, learning_rate: float) -> Settings:
-    """The settings of one trial: the study's, with these three replaced."""
-    return settings.model_copy(
-        update={
-            "model": settings.model.model_copy(update={"norm": norm}),
-            "train": settings.train.model_copy(update={"seed": seed, "learning_rate": learning_rate}),
-        }
-    )
+def _trial(settings: Settings, arm: Arm, seed: int, tuned: Values) -> Trial:
+    return Trial("arm", arm, tuned, settings.with_values({**arm.values, **tuned, "train.seed": seed}))
 
 
-def _short(settings: Settings, norm: str, learning_rate: float) -> Settings:
-    """The settings of one trial of the grid search."""
+def _search(settings: Settings, arm: Arm, tuned: Values) -> Trial:
+    """A short trial, judged on another split."""
     options = settings.compare
-    trial = _arm(settings, norm, options.search_seed, learning_rate)
-    short = {"epochs": options.search_epochs, "evaluate_on": options.search_on, "evaluations_per_epoch": 1}
-    return trial.model_copy(update={"train": trial.train.model_copy(update=short)})
+    short = {
+        "train.seed": options.search_seed,
+        "train.epochs": options.search_epochs,
+        "train.evaluate_on": options.search_on,
+        "train.evaluations_per_epoch": 1,
+    }
+    return Trial("search", arm, tuned, settings.with_values({**arm.values, **tuned, **short}))
 
 
-def _search(
-    spark: SparkSession, settings: Settings, tracker: Tracker, parent: str, norm: str, learning_rate: float
-) -> Result:
-    name = f"{settings.name} search {norm} lr={learning_rate:g}"
-    trial = _short(settings, norm, learning_rate)
-    result = run_trial(
-        spark, trial, tracker, name=name, parent=parent, log_model=False,
-        kind="search", norm=norm, seed=trial.train.seed, lr=learning_rate,
+def _train(spark: SparkSession, tracker: Tracker, parent: str, at_once: int, trials: Sequence[Trial]) -> list[Result]:
+    """The results of trials, each with what it was a trial of."""
+
+    def one(trial: Trial, place: side_by_side.Place) -> Result:
+        result = run_trial(
+            spark, trial.settings, tracker, name=trial.name, parent=parent, log_model=trial.kind == "arm",
+            place=place, **trial.tags,
+        )  # fmt: skip
+        _say(trial.name, result)
+        train = trial.settings.train
+        return {
+            "arm": trial.arm.name,
+            "values": trial.arm.values,
+            "tuned": trial.tuned,
+            "learning_rate": train.learning_rate,
+            "global_batch": train.global_batch,
+            "seed": train.seed,
+            **result,
+        }
+
+    return side_by_side.run_all(spark, [partial(one, trial) for trial in trials], at_once)
+
+
+def best_of(search: Sequence[Result], arm: Arm, candidates: Sequence[Values]) -> Values:
+    """The tuned values with the highest validation accuracy; those that diverged are taken only if all did."""
+    trials = [trial for trial in search if trial["arm"] == arm.name]
+    if not trials:
+        return candidates[0]
+    return max(trials, key=lambda trial: (not trial["diverged"], trial["best_accuracy"]))["tuned"]
+
+
+def summarize(settings: Settings, runs: list[Result], search: list[Result]) -> dict[str, Any]:
+    """What ``comparison.json`` holds: every run, and for each arm what its runs show (see `evidence`)."""
+    options, baseline = settings.compare, runs[0]["arm"]
+    manifest = load_manifest(settings.dataset.path, settings.dataset.version)
+    runs = evidence.with_targets(runs, baseline, options.target_accuracy)
+    of = {name: [run for run in runs if run["arm"] == name] for name in dict.fromkeys(run["arm"] for run in runs)}
+    arms = [
+        evidence.summary_of(
+            of_arm, of[baseline], [t for t in search if t["arm"] == name], chance=1 / len(manifest.classes)
+        )
+        for name, of_arm in of.items()
+    ]
+    tuned = [name for name in options.grid if name in options.tune]
+    looked = any(run.get("gradient_norms") for run in runs)
+    return {
+        "name": settings.name,
+        "baseline": baseline,
+        "varied": [name for name in options.grid if name not in options.tune],
+        "tuned": tuned,
+        "grid": {name: list(values) for name, values in options.grid.items()},
+        "evaluated_on": settings.train.evaluate_on,
+        "target_accuracy": options.target_accuracy,
+        "dataset": {"name": manifest.name, "digest": manifest.digest, "classes": len(manifest.classes),
+                    "rows": {name: split.rows for name, split in manifest.splits.items()}},
+        "settings": settings.model_dump(mode="json"),
+        "runs": runs,
+        "arms": arms,
+        "search": search,
+        "warnings": evidence.warnings_of(arms, options.grid, tuned),
+        "not_measured": evidence.not_measured(options.grid, len(options.seeds), gradient_norms=looked),
+    }  # fmt: skip
+
+
+def _leave(settings: Settings, parent: TrackedRun, comparison: dict[str, Any]) -> None:
+    """Files into the output folder, and the same files and the arms' figures into MLflow."""
+    pages = (json.dumps(comparison, indent=1, allow_nan=False), render(comparison))
+    for file, text in zip(FILES, pages, strict=True):
+        storage.publish(storage.join(settings.output, file), text.encode())
+        parent.log_text(file, text)
+    drawn: dict[str, bytes] = {}
+    for drawing in figures.figures_of(comparison):
+        drawn |= {f"{drawing.name}.png": drawing.png(), f"{drawing.name}.csv": drawing.csv().encode()}
+    for file, content in drawn.items():
+        storage.publish(storage.join(settings.output, FIGURES, file), content)
+    parent.log_files(FIGURES, drawn)
+    parent.log_summary(metrics_of(comparison))
+
+
+def metrics_of(comparison: dict[str, Any]) -> dict[str, float]:
+    """The arms' numbers by name in MLflow, ``ARM/KEY``; MLflow allows few letters in the name of a metric."""
+    found: dict[str, float] = {}
+    for arm in comparison["arms"]:
+        difference = {f"difference_{key}": value for key, value in arm.get("difference", {}).items()}
+        for key, value in {**arm, **difference}.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                found[re.sub(r"[^\w\-. /]", "", f"{arm['arm']}/{key}")] = value
+    return found
+
+
+def _say_begin(arms: Sequence[Arm], search: Sequence[Trial], settings: Settings, at_once: int) -> None:
+    number = len(arms) * len(settings.compare.seeds)
+    searched = f"{len(search)} short trials to choose {', '.join(settings.compare.tune)}, then " if search else ""
+    console.print(
+        f"{settings.name}: {len(arms)} arms x {len(settings.compare.seeds)} seeds: {searched}{number} trials, "
+        f"{at_once} at once",
+        highlight=False, soft_wrap=True, markup=False,
     )  # fmt: skip
-    _say(name, result)
-    return {"norm": norm, "learning_rate": learning_rate, **_without_curves(result)}
-
-
-def _train_arm(
-    spark: SparkSession,
-    settings: Settings,
-    tracker: Tracker,
-    parent: str,
-    norm: str,
-    seed: int,
-    learning_rate: float,
-) -> Result:
-    name = f"{settings.name} {norm} seed={seed}"
-    result = run_trial(
-        spark, _arm(settings, norm, seed, learning_rate), tracker, name=name, parent=parent,
-        kind="arm", norm=norm, seed=seed, lr=learning_rate,
-    )  # fmt: skip
-    _say(name, result)
-    return {"norm": norm, "seed": seed, "learning_rate": learning_rate, **result}
 
 
 def _say(name: str, result: Result) -> None:
     state = "diverged" if result["diverged"] else f"accuracy {result['best_accuracy']:.2%}"
     speed = f", {result['images_per_second']:,.0f} images/s" if result["images_per_second"] else ""
-    console.print(f"{name}: {state} after {result['steps']} steps{speed}", highlight=False)
+    console.print(f"{name}: {state} after {result['steps']} steps{speed}", highlight=False, markup=False)
 
 
 def _without_curves(result: Result) -> Result:
-    return {key: value for key, value in result.items() if key not in ("curve", "train_loss", "checkpoint")}
-
-
-def _best_rate(search: list[Result], norm: str, settings: Settings) -> float:
-    """The learning rate with the highest validation accuracy; one that diverged is taken only if all did."""
-    trials = [trial for trial in search if trial["norm"] == norm]
-    if not trials:
-        return settings.compare.learning_rates[0]
-    return max(trials, key=lambda trial: (not trial["diverged"], trial["best_accuracy"]))["learning_rate"]
-
-
-def summarize(settings: Settings, arms: list[Result], search: list[Result]) -> dict[str, Any]:
-    """What ``comparison.json`` holds: a result for each arm and seed, and mean, deviation and n for each arm.
-
-    ``steps_to_baseline_best`` is the first evaluated step at which a trial is at least as accurate as the baseline's
-    trial of the same seed ever was; None where it never is.
-    """
-    baseline = settings.compare.norms[0]
-    best = {arm["seed"]: arm["best_accuracy"] for arm in arms if arm["norm"] == baseline}
-    results = [{**arm, "steps_to_baseline_best": _steps_to(arm["curve"], best[arm["seed"]])} for arm in arms]
-    manifest = load_manifest(settings.dataset.path, settings.dataset.version)
-    return {
-        "name": settings.name,
-        "baseline": baseline,
-        "evaluated_on": settings.train.evaluate_on,
-        "dataset": {"name": manifest.name, "digest": manifest.digest, "classes": len(manifest.classes),
-                    "rows": {name: split.rows for name, split in manifest.splits.items()}},
-        "settings": settings.model_dump(mode="json"),
-        "arms": results,
-        "summary": [_summary([r for r in results if r["norm"] == norm]) for norm in settings.compare.norms],
-        "search": search,
-    }  # fmt: skip
-
-
-def _steps_to(curve: list[dict[str, Any]], accuracy: float) -> int | None:
-    return next((point["step"] for point in curve if point["accuracy"] >= accuracy), None)
-
-
-def _summary(results: list[Result]) -> Result:
-    reached = [r["steps_to_baseline_best"] for r in results if r["steps_to_baseline_best"] is not None]
-    speeds = [r["images_per_second"] for r in results if r["images_per_second"]]
-    return {
-        "norm": results[0]["norm"],
-        "learning_rate": results[0]["learning_rate"],
-        "n": len(results),
-        "diverged": sum(r["diverged"] for r in results),
-        **_mean_and_std("best_accuracy", [r["best_accuracy"] for r in results]),
-        **_mean_and_std("final_accuracy", [r["final_accuracy"] for r in results]),
-        "reached_baseline_best": len(reached),
-        **_mean_and_std("steps_to_baseline_best", reached),
-        **_mean_and_std("images_per_second", speeds),
-    }
-
-
-def _mean_and_std(name: str, values: list[float]) -> Result:
-    """Mean and sample standard deviation; None where there are too few values for one."""
-    return {
-        f"{name}_mean": statistics.fmean(values) if values else None,
-        f"{name}_std": statistics.stdev(values) if len(values) > 1 else None,
-    }
+    return {key: value for key, value in result.items() if key not in _CURVES}

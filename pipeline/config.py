@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,9 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from pipeline.data_settings import DatasetSettings, ReaderSettings, Section
 from pipeline.training_settings import CheckpointSettings, ModelSettings, TrainSettings
+
+# Sections whose settings may have several values in one study.
+VARIABLE = ("model", "train", "reader", "workers")
 
 
 class SettingsError(ValueError):
@@ -58,23 +63,37 @@ class WorkerSettings(Section):
 
 
 class CompareSettings(Section):
-    """Arms x seeds, each arm with its own best learning rate of one grid."""
+    """Arms x seeds, each arm with its own best values of the tuned settings.
 
-    norms: tuple[str, ...] = Field(("none", "batch"), min_length=1, description="the arms; the first is the baseline")
+    A list in place of a setting's value (``model.norm: [none, batch]``) is the same as an entry of ``grid``.
+    """
+
+    grid: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict,
+        description="setting: values; every combination is an arm, the first is the baseline. A setting that is "
+        "overridden with one value leaves the grid",
+    )
+    tune: tuple[str, ...] = Field(
+        ("train.learning_rate",), description="settings of the grid that make no arms: each arm has its own best value"
+    )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="every arm is trained once with each seed")
-    learning_rates: tuple[float, ...] = Field((0.1,), min_length=1, description="the grid, the same for all arms")
-    search_epochs: int = Field(1, ge=1, description="epochs of one trial of the grid search")
-    search_seed: int = Field(1_000, ge=0, description="seed of the grid search, apart from the seeds compared")
-    search_on: str = Field("validation", description="split that chooses the learning rate; never the test split")
+    search_epochs: int = Field(1, ge=1, description="epochs of one trial that chooses the values of `tune`")
+    search_seed: int = Field(1_000, ge=0, description="seed of those trials, apart from the seeds compared")
+    search_on: str = Field("validation", description="split that chooses; never the one that judges")
+    target_accuracy: float | None = Field(
+        None, gt=0, le=1, description="steps, images and seconds to this; null: the best that the baseline reached"
+    )
+    side_by_side: int | None = Field(
+        None, ge=1, description="trials that train at once; null: as many as the slots hold (over Spark Connect: 1)"
+    )
 
     @model_validator(mode="after")
     def _no_doubles(self) -> CompareSettings:
-        for name in ("norms", "seeds", "learning_rates"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
+        for name, values in {"seeds": self.seeds, **self.grid}.items():
+            if not values:
+                raise ValueError(f"{name} lists no value")
+            if len({repr(value) for value in values}) != len(values):
                 raise ValueError(f"{name} lists a value twice: {list(values)}")
-        if any(rate <= 0 for rate in self.learning_rates):
-            raise ValueError(f"learning_rates must all be above 0, got {list(self.learning_rates)}")
         return self
 
 
@@ -170,6 +189,48 @@ class Settings(Section):
         object.__setattr__(self, "train", train)  # settings are frozen once they are whole
         return self
 
+    @model_validator(mode="after")
+    def _grid_can_vary(self) -> Settings:
+        for name in (*self.compare.grid, *self.compare.tune):
+            if name == "train.seed":
+                raise ValueError("train.seed cannot vary: set compare.seeds")
+            section, _, rest = name.partition(".")
+            if section not in VARIABLE or not rest or not is_setting(name):
+                hint = nearest(tuple(name.split(".")))
+                also = (
+                    f"; did you mean {hint}?" if hint not in ("", name) else f": settings of {', '.join(VARIABLE)} can"
+                )
+                raise ValueError(f"compare cannot vary {name!r}{also}")
+        return self
+
+    def with_values(self, values: dict[str, Any]) -> Settings:
+        """These settings with values of the grid, checked as a whole, and nothing left to compare.
+
+        The batch size of a worker is held where it was given, that of all workers where that was.
+
+        Raises
+        ------
+        SettingsError
+            A value cannot be used, alone or with the others.
+        """
+        tree = self.model_dump()
+        tree["compare"] = {**tree["compare"], "grid": {}}
+        if "train.batch_size" in values:
+            tree["train"]["rank_batch_size"] = None
+        elif "train.rank_batch_size" in values or tree["train"]["rank_batch_size"] is not None:
+            tree["train"]["batch_size"] = None
+        for name, value in values.items():
+            *sections, leaf = name.split(".")
+            node = tree
+            for section in sections:
+                node = node[section]
+            node[leaf] = value
+        try:
+            return Settings.model_validate(tree)
+        except ValidationError as error:
+            arm = ", ".join(f"{name}={value}" for name, value in values.items())
+            raise SettingsError("\n".join(_explain(item, f"with {arm}") for item in error.errors())) from None
+
 
 def digest_of(value: Any) -> str:
     """SHA-256 of a JSON-able value or a settings section, as ``sha256:<64 hex digits>``."""
@@ -178,8 +239,12 @@ def digest_of(value: Any) -> str:
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def load_settings(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Settings:
+def load_settings(path: str | Path, overrides: list[str] | tuple[str, ...] = (), *, one: bool = False) -> Settings:
     """Read one YAML file, apply ``section.key=value`` overrides, and check everything.
+
+    Parameters
+    ----------
+    one : for a command that trains once: a list in the place of a setting's value is an error
 
     Raises
     ------
@@ -189,10 +254,18 @@ def load_settings(path: str | Path, overrides: list[str] | tuple[str, ...] = ())
     tree = _read_yaml(Path(path))
     for override in overrides:
         _apply(tree, override)
+    _spread(tree, path, one=one)
     try:
-        return Settings.model_validate(tree)
+        settings = Settings.model_validate(tree)
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(item, path) for item in error.errors())) from None
+    names = settings.compare.grid
+    try:
+        for values in itertools.product(*names.values()):
+            settings.with_values(dict(zip(names, values, strict=True)))
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    return settings
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -222,12 +295,63 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[leaf] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise SettingsError(f"override {override!r}: {text!r} is not a YAML value") from None
+    compare = tree.get("compare")
+    if isinstance(compare, dict) and isinstance(compare.get("grid"), dict) and not isinstance(node[leaf], list):
+        compare["grid"].pop(key, None)  # one value where the file has several
+
+
+def _spread(tree: dict[str, Any], path: str | Path, *, one: bool) -> None:
+    """Move lists in the place of single values into ``compare.grid``, whose own nested entries become dotted names."""
+    compare = tree.get("compare")
+    if compare is None:
+        compare = tree["compare"] = {}
+    if not isinstance(compare, dict) or not isinstance(compare.get("grid", {}), dict):
+        return  # said when the settings are checked
+    grid = dict(_leaves(compare.get("grid", {})))
+    for section in VARIABLE:
+        for name, value in _leaves({section: tree.get(section)}):
+            if isinstance(value, list):
+                if one:
+                    raise SettingsError(
+                        f"{path}: {name} lists {value}, which `compare` trains one by one: choose one, "
+                        f"for example -o {name}={value[0] if value else 'VALUE'}"
+                    )
+                grid[name] = value
+                _set(tree, name, value[0] if value else None)
+    if grid:
+        compare["grid"] = grid
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _set(tree: dict[str, Any], name: str, value: Any) -> None:
+    *sections, leaf = name.split(".")
+    for section in sections:
+        tree = tree[section]
+    tree[leaf] = value
+
+
+def is_setting(name: str) -> bool:
+    """Whether a dotted name is that of a single value."""
+    section: Any = Settings
+    for part in name.split("."):
+        field = getattr(section, "model_fields", {}).get(part)
+        if field is None:
+            return False
+        section = field.annotation
+    return not hasattr(section, "model_fields")
 
 
 def _explain(item: Any, path: str | Path) -> str:
     location = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        hint = _nearest(item["loc"])
+        hint = nearest(item["loc"])
         return f"{path}: unknown setting {location}" + (f"; did you mean {hint}?" if hint else "")
     if item["type"] == "missing":
         return f"{path}: setting {location} is missing"
@@ -237,9 +361,14 @@ def _explain(item: Any, path: str | Path) -> str:
     return f"{path}: {location}: {message}, got {item['input']!r}"
 
 
-def _nearest(location: tuple[Any, ...]) -> str:
+def nearest(location: tuple[Any, ...]) -> str:
+    """The setting whose name is most like this one, in the same section; empty where none is like it."""
     section: Any = Settings
     for part in location[:-1]:
-        section = section.model_fields[part].annotation
-    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1, cutoff=0.4)
+        field = getattr(section, "model_fields", {}).get(part)
+        if field is None:
+            return ""
+        section = field.annotation
+    known = getattr(section, "model_fields", {})
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
     return ".".join([*map(str, location[:-1]), near[0]]) if near else ""

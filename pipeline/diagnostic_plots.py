@@ -98,6 +98,12 @@ def draw(events: Iterable[Event]) -> dict[str, bytes]:
     return drawn
 
 
+def gradient_norms(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """For each layer, in the network's order: the norm of its gradient at the first look, and the median over all."""
+    curves = curves_of(_by_step(events), "gradient_norm")
+    return [{"layer": name, "first": norms[0], "median": median(norms)} for name, (_, norms) in curves.items()]
+
+
 def _by_step(events: Iterable[Event]) -> Looks:
     """In the order of steps."""
     found: Looks = {}

@@ -7,6 +7,7 @@ stage, and executors that do not come back.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def train(spark: SparkSession, job: Job, workers: WorkerSettings) -> dict[str, Any]:
-    """`train.fit` on as many workers as there are, at most ``workers.count``; its result.
+def train(
+    spark: SparkSession, job: Job, workers: WorkerSettings, *, stop: threading.Event | None = None
+) -> dict[str, Any]:
+    """`train.fit` on as many workers as there are, at most ``workers.count``; its result. ``stop`` ends it when set.
 
     Raises
     ------
     LaunchError
         There are fewer slots than ``workers.min_count`` (``workers.count`` where it is null), or the gang was lost
         again without one new checkpoint.
+    StoppedError
+        ``stop`` was set.
     WorkerError
         The training failed.
     """
@@ -42,7 +47,7 @@ def train(spark: SparkSession, job: Job, workers: WorkerSettings) -> dict[str, A
         reached = checkpoint.newest_step(checkpoints)
         gang = workers.model_copy(update={"count": size})
         try:
-            return barrier.run(spark, fit, (job,), workers=gang, facts=facts, folder=job.folder)[0]
+            return barrier.run(spark, fit, (job,), workers=gang, facts=facts, folder=job.folder, stop=stop)[0]
         except (barrier.GangLostError, barrier.ShortageError) as error:
             if "UNAVAILABLE" in str(error.__cause__):  # the Spark Connect server is gone, and each call waits for it
                 raise

@@ -33,6 +33,7 @@ class Progress:
 
     curve : one entry for each evaluation: step, epoch, accuracy, loss
     train_loss : mean loss of the steps since the evaluation before, one entry for each evaluation
+    train_seconds : seconds of all optimizer steps so far, one entry for each evaluation
     loss_sum, loss_steps : of the steps since the last evaluation
     timed_* : of steps in a steady state, over all attempts
     """
@@ -40,6 +41,8 @@ class Progress:
     step: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
     train_loss: list[float | None] = field(default_factory=list)
+    train_seconds: list[float] = field(default_factory=list)
+    step_seconds: float = 0.0
     loss_sum: float = 0.0
     loss_steps: int = 0
     timed_images: int = 0
@@ -53,7 +56,7 @@ def identity(job: Job) -> dict[str, Any]:
     of workers, which may change on the way."""
     return {
         "model": job.model.model_dump(mode="json"),
-        "train": job.train.model_dump(mode="json", exclude={"on_divergence", "diagnostics"}),
+        "train": job.train.model_dump(mode="json", exclude={"on_divergence", "diagnostics", "log_every_steps"}),
         "reader": job.reader.kind,
         "dataset": load_manifest(job.dataset, job.version).digest,
     }

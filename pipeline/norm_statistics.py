@@ -69,7 +69,7 @@ def of_all_ranks(worker: Worker, model: nn.Module, rows: int) -> None:
 @torch.no_grad()
 def precise(worker: Worker, model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
     """Replace running statistics by the mean and variance of a norm's input over all batches and ranks, with frozen
-    weights (Wu & Johnson 2021, section 3.1: "PreciseBN").
+    weights (Wu & Johnson 2021, section 3: "PreciseBN").
 
     Norm layers normalize each batch as in training; everything else is in evaluation mode. Moments are summed in
     float64; the variance is the unbiased one over all rows.

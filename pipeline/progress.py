@@ -83,13 +83,50 @@ def _follow_server(spark: SparkSession, show: Callable[[int, int], None]) -> Ite
         spark.removeProgressHandler(handler)
 
 
+def _bar() -> Any:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+class _Board:
+    """The one display of all training bars: a terminal takes one at a time, and trials run side by side."""
+
+    def __init__(self) -> None:
+        self.bar = _bar()
+        self._users, self._lock = 0, threading.Lock()
+
+    def begin(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self.bar.start()
+
+    def end(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self.bar.stop()
+
+
+_board = _Board()
+
+
 class TrainingBar:
     """Follows the events of one training: epoch, step, loss, images/s, time left; warnings, each text once."""
 
     def __init__(self, title: str, batch_size: int):
         self._title, self._batch_size = title, batch_size
-        self._bar = _bar()
-        self._task = self._bar.add_task(title, total=None, detail="starting")
+        self._bar = _board.bar
+        self._task = self._bar.add_task(title, total=None, detail="starting", visible=False)
         self._total = self._epochs = 0
         self._line_at = time.monotonic()
         self._first: tuple[float, int] | None = None
@@ -97,11 +134,13 @@ class TrainingBar:
         self._warned: set[str] = set()
 
     def __enter__(self) -> TrainingBar:
-        self._bar.start()
+        self._bar.update(self._task, visible=True)
+        _board.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._bar.remove_task(self._task)
+        _board.end()
 
     def show(self, events: list[Event]) -> None:
         for event in events:
@@ -144,17 +183,3 @@ class TrainingBar:
                 highlight=False,
                 soft_wrap=True,
             )
-
-
-def _bar() -> Any:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

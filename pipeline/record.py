@@ -79,7 +79,7 @@ def find_record(root: str, name: str, what: Any, *, finished_too: bool = False) 
     what : JSON-able; two things are the same if their names and this are
     finished_too : also take one that was finished
     """
-    key = digest_of(what).removeprefix("sha256:")[:12]
+    key = digest_of([name, what]).removeprefix("sha256:")[:12]
     slug = re.sub(r"[^\w.=-]+", "-", name).strip("-")[:80]
     number = 1
     while True:

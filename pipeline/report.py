@@ -1,211 +1,227 @@
-"""``comparison.json`` -> one self-contained HTML page: verdict, table, plots. No network, light and dark."""
+"""``comparison.json`` -> one self-contained HTML page: verdict, tables, figures. No network, light and dark."""
 
 from __future__ import annotations
 
-import io
+import json
 from collections.abc import Callable
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-Comparison = dict[str, Any]
+from pipeline.figure_style import Comparison, Record, arm_words, in_words, norm_name, signed_percent
+from pipeline.figures import figures_of
+from pipeline.verdict import verdict
 
-# Distinguishable with every common colour blindness (Okabe & Ito 2008), one for each arm in order.
-COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-# Drawn in this colour, replaced by the page's own text colour, so that plots follow light and dark.
-_INK = "#123456"
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "sparknorm",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _INK,
-    "grid.alpha": 0.15,
-    "legend.frameon": False,
-    "figure.figsize": (7.0, 3.6),
-    "figure.constrained_layout.use": True,
-}
-_NAMES = {"none": "no normalization", "batch": "batch norm", "group": "group norm", "layer": "layer norm"}
+__all__ = ["norm_name", "render", "verdict"]
+
+Show = Callable[[Any, Record], str]
+
+
+class Part(NamedTuple):
+    """A number of a cell. key : as in MLflow, ``difference_low`` of what ``difference`` holds; show : as text"""
+
+    key: str
+    show: Show
+
+
+class Column(NamedTuple):
+    heading: str
+    parts: tuple[Part, ...]
+
+
+class Cell(NamedTuple):
+    """value : the exact number, as JSON"""
+
+    key: str
+    value: str
+    text: str
 
 
 def render(comparison: Comparison) -> str:
     """The page."""
-    loader = jinja2.FunctionLoader(lambda name: resources.files("pipeline").joinpath(name).read_text())
+    loader = jinja2.FunctionLoader(lambda name: resources.files("pipeline").joinpath(name).read_text("utf-8"))
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"percent": _percent, "number": _number, "norm_name": norm_name}
+    environment.filters |= {"exact": exact, "short": _short}
+    runs, search = comparison["runs"], comparison["search"]
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
         verdict=verdict(comparison),
-        plots=[(title, caption, draw_svg(draw, comparison)) for title, caption, draw in plots_of(comparison)],
+        compared=_compared(comparison),
+        words={arm["arm"]: arm_words(arm) for arm in comparison["arms"]},
+        arms=table_of(comparison["arms"], _arm_columns(comparison)),
+        runs=table_of(runs, _run_columns(comparison)),
+        search=table_of(search, _search_columns(comparison)),
+        batches=sorted({arm["global_batch"] for arm in comparison["arms"]}),
+        figures=figures_of(comparison),
     )
 
 
-def norm_name(norm: str) -> str:
-    """The norm in words."""
-    return _NAMES.get(norm, norm)
+def exact(value: Any) -> str:
+    """As JSON: what reads it back has the very number."""
+    return json.dumps(value)
 
 
-def verdict(comparison: Comparison) -> list[str]:
-    """What the comparison found, in plain sentences, the most accurate arm first."""
-    summary = comparison["summary"]
-    base = next(arm for arm in summary if arm["norm"] == comparison["baseline"])
-    best = max(summary, key=lambda arm: arm["best_accuracy_mean"])
-    lines = [
-        f"{norm_name(best['norm']).capitalize()} was the most accurate: {_accuracy(best)} on the "
-        f"{comparison['evaluated_on']} split."
-    ]
-    lines += [_against(arm, base) for arm in summary if arm is not base]
-    lines += [
-        f"{norm_name(arm['norm']).capitalize()} diverged in {arm['diverged']} of {arm['n']} runs."
-        for arm in summary
-        if arm["diverged"]
-    ]
-    return lines
+def table_of(records: list[Record], columns: list[Column]) -> tuple[list[str], list[tuple[Record, list[list[Cell]]]]]:
+    """Headings, and each record with its cells; columns of which no record knows the first number are left out."""
+    flat = [_flat(record) for record in records]
+    known = [column for column in columns if any(record.get(column.parts[0].key) is not None for record in flat)]
+    rows = [(record, [_cell(record, column) for column in known]) for record in flat]
+    return [column.heading for column in known], rows
 
 
-def _accuracy(arm: dict[str, Any]) -> str:
-    spread = f" ± {100 * arm['best_accuracy_std']:.2f}" if arm["best_accuracy_std"] is not None else ""
-    return f"{_percent(arm['best_accuracy_mean'])}{spread} (n = {arm['n']})"
+def _flat(record: Record) -> Record:
+    difference = {f"difference_{key}": value for key, value in record.get("difference", {}).items()}
+    return {**record, **difference, **{f"tuned/{key}": value for key, value in record["tuned"].items()}}
 
 
-def _against(arm: dict[str, Any], base: dict[str, Any]) -> str:
-    points = 100 * (arm["best_accuracy_mean"] - base["best_accuracy_mean"])
-    name, other = norm_name(arm["norm"]), norm_name(base["norm"])
-    text = f"{name.capitalize()} was {abs(points):.2f} points {'above' if points >= 0 else 'below'} {other}"
-    if arm["reached_baseline_best"] == 0:
-        return f"{text} and never reached its best accuracy."
-    ratio = base["steps_to_baseline_best_mean"] / arm["steps_to_baseline_best_mean"]
-    partly = f" in {arm['reached_baseline_best']} of {arm['n']} runs" if arm["reached_baseline_best"] < arm["n"] else ""
-    return (
-        f"{text}; it reached the best accuracy of {other} after {arm['steps_to_baseline_best_mean']:,.0f} steps"
-        f"{partly}, where {other} took {base['steps_to_baseline_best_mean']:,.0f} ({ratio:.1f} times as many)."
-    )
+def _cell(record: Record, column: Column) -> list[Cell]:
+    cells: list[Cell] = []
+    for part in column.parts:
+        value = record.get(part.key)
+        if value is not None or not cells:
+            cells.append(Cell(part.key, exact(value), part.show(value, record)))
+    return cells
 
 
-def plots_of(comparison: Comparison) -> list[tuple[str, str, Callable[[Axes, Comparison], None]]]:
-    """(title, caption, drawing function) of every plot there is data for."""
-    plots: list[tuple[str, str, Callable[[Axes, Comparison], None]]] = [
-        (
-            f"Accuracy on the {comparison['evaluated_on']} split",
-            "Thin lines are single seeds, thick lines their mean; dashed: the best that the baseline reached.",
-            _draw_accuracy,
+def _arm_columns(comparison: Comparison) -> list[Column]:
+    sizes = len({arm["global_batch"] for arm in comparison["arms"]})
+    columns = [
+        *_tuned(comparison),
+        Column("global batch", (Part("global_batch", _count),)),
+        Column("runs", (Part("n", _count),)),
+        Column("diverged", (Part("diverged", _diverged),)),
+        Column("best accuracy", (Part("best_accuracy_mean", _percent), Part("best_accuracy_std", _and_points))),
+        Column("final accuracy", (Part("final_accuracy_mean", _percent), Part("final_accuracy_std", _and_points))),
+        Column(
+            "points above baseline (95%)",
+            (Part("difference_mean", _points), Part("difference_low", _low), Part("difference_high", _high)),
         ),
-        ("Training loss", "Mean over the steps since the evaluation before, over all seeds.", _draw_loss),
+        Column("reached target", (Part("reached_target", lambda value, arm: f"{value} of {arm['n']}"),)),
+        Column("steps to target", (Part("steps_to_target_mean", _arrival), Part("steps_to_target_std", _and_count))),
+        Column("baseline's steps ÷ own", (Part("steps_ratio", _times),)),
+        Column("images to target", (Part("images_to_target_mean", _arrival), Part("images_to_target_std", _and_count))),
+        Column("seconds to target", (Part("seconds_to_target_mean", _late), Part("seconds_to_target_std", _and_late))),
+        Column("baseline's seconds ÷ own", (Part("seconds_ratio", _times),)),
+        Column("highest stable rate", (Part("highest_stable_rate", _stable),)),
+        Column("images/s", (Part("images_per_second_mean", _count), Part("images_per_second_std", _and_count))),
+        Column("extra time for an image", (Part("overhead", _extra),)),
     ]
-    if comparison["search"]:
-        plots.append(
-            (
-                "Choice of the learning rate",
-                "Validation accuracy of short trials; each arm then trained with its own best. "
-                "A cross marks a trial that diverged.",
-                _draw_search,
-            )
-        )
-    plots.append(("Speed", "Training images per second over all workers, without evaluation.", _draw_speed))
-    return plots
+    of_images = ("global_batch", "images_to_target_mean")
+    return [column for column in columns if sizes > 1 or column.parts[0].key not in of_images]
 
 
-def draw_svg(draw: Callable[[Axes, Comparison], None], comparison: Comparison) -> str:
-    """One plot as an inline SVG whose ink is the page's text colour."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure()
-        draw(figure.add_subplot(), comparison)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(_INK, "currentColor")
+def _run_columns(comparison: Comparison) -> list[Column]:
+    return [
+        Column("seed", (Part("seed", _plain),)),
+        *_tuned(comparison),
+        Column("best accuracy", (Part("best_accuracy", _percent),)),
+        Column("final accuracy", (Part("final_accuracy", _percent),)),
+        Column("diverged", (Part("diverged", _yes_or_no),)),
+        Column("steps", (Part("steps", _count),)),
+        Column("target", (Part("target", _percent),)),
+        Column("steps to target", (Part("steps_to_target", _arrival),)),
+        Column("images to target", (Part("images_to_target", _arrival),)),
+        Column("seconds to target", (Part("seconds_to_target", _late),)),
+        Column("images/s", (Part("images_per_second", _count),)),
+    ]
 
 
-def _colors(comparison: Comparison) -> dict[str, str]:
-    return {arm["norm"]: COLORS[number % len(COLORS)] for number, arm in enumerate(comparison["summary"])}
+def _search_columns(comparison: Comparison) -> list[Column]:
+    return [
+        *_tuned(comparison),
+        Column("best accuracy", (Part("best_accuracy", _percent),)),
+        Column("final accuracy", (Part("final_accuracy", _percent),)),
+        Column("diverged", (Part("diverged", _yes_or_no),)),
+        Column("steps", (Part("steps", _count),)),
+        Column("images/s", (Part("images_per_second", _count),)),
+    ]
 
 
-def _runs(comparison: Comparison, norm: str) -> list[dict[str, Any]]:
-    return [arm for arm in comparison["arms"] if arm["norm"] == norm]
+def _tuned(comparison: Comparison) -> list[Column]:
+    return [
+        Column(name.rpartition(".")[2].replace("_", " "), (Part(f"tuned/{name}", _plain),))
+        for name in comparison["tuned"]
+    ]
 
 
-def _mean_curve(runs: list[dict[str, Any]], values: Callable[[dict[str, Any]], list[Any]]) -> tuple[list, list]:
-    """Steps and mean values where every run has one (a run that diverged ends early)."""
-    points: dict[int, list[float]] = {}
-    for run in runs:
-        for point, value in zip(run["curve"], values(run), strict=True):
-            if value is not None:
-                points.setdefault(point["step"], []).append(value)
-    steps = [step for step, found in sorted(points.items()) if len(found) == len(runs)]
-    return steps, [sum(points[step]) / len(runs) for step in steps]
+def _compared(comparison: Comparison) -> list[tuple[str, str]]:
+    """What varied, and its values, in words."""
+    found = []
+    for name in [*comparison["varied"], *comparison["tuned"]]:
+        heading = "normalization" if name == "model.norm" else name.rpartition(".")[2].replace("_", " ")
+        values = [norm_name(str(v)) if name == "model.norm" else _plain(v, {}) for v in comparison["grid"][name]]
+        chosen = " (the best chosen for each arm)" if name in comparison["tuned"] else ""
+        found.append((heading, ", ".join(values) + chosen))
+    return found or [("arm", in_words({"model.norm": comparison["settings"]["model"]["norm"]}))]
 
 
-def _draw_accuracy(axes: Axes, comparison: Comparison) -> None:
-    for norm, color in _colors(comparison).items():
-        runs = _runs(comparison, norm)
-        for run in runs:
-            axes.plot([p["step"] for p in run["curve"]], [100 * p["accuracy"] for p in run["curve"]], color=color,
-                      linewidth=0.8, alpha=0.5)  # fmt: skip
-        steps, values = _mean_curve(runs, lambda run: [100 * point["accuracy"] for point in run["curve"]])
-        rate = runs[0]["learning_rate"]
-        axes.plot(steps, values, color=color, linewidth=2, marker="o", markersize=3,
-                  label=f"{norm_name(norm)}, learning rate {rate:g}")  # fmt: skip
-    base = next(arm for arm in comparison["summary"] if arm["norm"] == comparison["baseline"])
-    axes.axhline(100 * base["best_accuracy_mean"], color=_colors(comparison)[base["norm"]], linestyle="--", linewidth=1)
-    # Room for what matters: the first points of a curve may be far below the rest.
-    middle = sorted(100 * point["accuracy"] for arm in comparison["arms"] for point in arm["curve"])
-    axes.set_ylim(max(0.0, middle[len(middle) // 10] - 2), min(100.0, middle[-1] + 1))
-    axes.set(xlabel="step", ylabel="accuracy (%)")
-    axes.legend(loc="lower right")
+def _short(value: Any) -> str:
+    """For the table behind a figure."""
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else exact(value) if isinstance(value, bool) else str(value)
 
 
-def _draw_loss(axes: Axes, comparison: Comparison) -> None:
-    for norm, color in _colors(comparison).items():
-        steps, values = _mean_curve(_runs(comparison, norm), lambda run: run["train_loss"])
-        axes.plot(steps, values, color=color, linewidth=2, marker="o", markersize=3, label=norm_name(norm))
-    axes.set(xlabel="step", ylabel="cross-entropy (nats)")
-    axes.legend(loc="upper right")
+def _plain(value: Any, _: Record) -> str:
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _draw_search(axes: Axes, comparison: Comparison) -> None:
-    for norm, color in _colors(comparison).items():
-        trials = sorted((t for t in comparison["search"] if t["norm"] == norm), key=lambda t: t["learning_rate"])
-        rates, values = [t["learning_rate"] for t in trials], [100 * t["best_accuracy"] for t in trials]
-        axes.plot(rates, values, color=color, marker="o", linewidth=2, markersize=4, label=norm_name(norm))
-        fallen = [number for number, trial in enumerate(trials) if trial["diverged"]]
-        axes.plot([rates[n] for n in fallen], [values[n] for n in fallen], "x", color=color, markersize=10)
-    axes.set_xscale("log")
-    tried = sorted({trial["learning_rate"] for trial in comparison["search"]})
-    axes.set_xticks(tried, [f"{rate:g}" for rate in tried])
-    axes.set_xticks([], minor=True)
-    axes.set(xlabel="peak learning rate", ylabel="accuracy (%)")
-    axes.legend(loc="best")
-
-
-def _draw_speed(axes: Axes, comparison: Comparison) -> None:
-    colors = _colors(comparison)
-    arms = [arm for arm in comparison["summary"] if arm["images_per_second_mean"]]
-    bars = axes.barh([norm_name(arm["norm"]) for arm in arms], [arm["images_per_second_mean"] for arm in arms],
-                     xerr=[arm["images_per_second_std"] or 0 for arm in arms],
-                     color=[colors[arm["norm"]] for arm in arms], ecolor=_INK, height=0.5)  # fmt: skip
-    axes.bar_label(bars, fmt="{:,.0f}", padding=6)
-    axes.margins(x=0.15)
-    axes.invert_yaxis()
-    axes.set(xlabel="images per second")
-    axes.grid(visible=False, axis="y")
-
-
-def _percent(value: float | None) -> str:
+def _percent(value: float | None, _: Record) -> str:
     return "–" if value is None else f"{100 * value:.2f}%"
 
 
-def _number(value: float | None) -> str:
+def _points(value: float | None, _: Record) -> str:
+    return "–" if value is None else f"{100 * value:+.2f}".replace("-", "−")
+
+
+def _low(value: float, record: Record) -> str:
+    return f" ({_points(value, record)} to "
+
+
+def _high(value: float, record: Record) -> str:
+    return f"{_points(value, record)})"
+
+
+def _and_points(value: float, _: Record) -> str:
+    return f" ± {100 * value:.2f}"
+
+
+def _count(value: float | None, _: Record) -> str:
     return "–" if value is None else f"{value:,.0f}"
+
+
+def _and_count(value: float, _: Record) -> str:
+    return f" ± {value:,.0f}"
+
+
+def _arrival(value: float | None, record: Record) -> str:
+    return "never" if value is None else _count(value, record)
+
+
+def _late(value: float | None, _: Record) -> str:
+    return "never" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _and_late(value: float, arm: Record) -> str:
+    return f" ± {value:,.1f}" if arm["seconds_to_target_mean"] < 100 else f" ± {value:,.0f}"
+
+
+def _times(value: float | None, _: Record) -> str:
+    return "–" if value is None else f"{value:.3g}×" if value < 1000 else f"{value:,.0f}×"
+
+
+def _stable(value: float | None, arm: Record) -> str:
+    return "none" if value is None else f"{'≥ ' if arm['highest_stable_is_bound'] else ''}{value:g}"
+
+
+def _extra(value: float | None, _: Record) -> str:
+    return "–" if value is None else signed_percent(value)
+
+
+def _diverged(value: int, arm: Record) -> str:
+    return f"{value} of {arm['n']}" if value else "no"
+
+
+def _yes_or_no(value: bool, _: Record) -> str:
+    return "diverged" if value else "no"

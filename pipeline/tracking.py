@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 for _name, _level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("mlflow.system_metrics", 100)):
     logging.getLogger(_name).setLevel(_level)
+# A traceback for each call to a database that is down; we get the error itself, and say it once.
+logging.getLogger("mlflow.store.db.utils").setLevel(100)
+# MLflow's own tables ask SQLAlchemy for it, whatever one does with them.
+warnings.filterwarnings("ignore", "The ``noload`` loader strategy", DeprecationWarning, module=r"mlflow\.")
 # It writes a line for each new try of each call; we say once that the server is down.
 logging.getLogger("urllib3.connectionpool").addFilter(lambda record: "/mlflow/" not in record.getMessage())
 
@@ -58,15 +63,27 @@ os.environ.setdefault(_TIMEOUT, _CALL_SECONDS)
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for a result's path
 
+# The threads that upload now.
+_uploads: list[int] = []
+_uploads_lock = threading.Lock()
+# While MLflow logs a model, it and torch.export exchange functions of the whole process for others.
+_one_model_at_a_time = threading.Lock()
 
-def _open_file(path: Path) -> None:
-    """Make the folder of a SQLite store and open it once: MLflow itself tries for minutes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+def _open_database(uri: str) -> None:
+    """Make the folder of a SQLite store, and open a store that is a database once: MLflow itself tries for minutes."""
+    path = Path(uri.removeprefix("sqlite:///"))
     try:
-        with closing(sqlite3.connect(path)) as database:
-            database.execute("PRAGMA user_version")
-    except sqlite3.Error as error:
-        raise OSError(f"{path}: {error}") from error
+        if uri.startswith("sqlite:///"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(path)) as database:
+                database.execute("PRAGMA user_version")
+        elif uri.startswith(("postgresql", "mysql", "mssql")):
+            import sqlalchemy
+
+            sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
+    except Exception as error:  # each driver raises kinds of its own, or is not installed
+        raise OSError(reason(error)) from error
 
 
 def store_name() -> str:
@@ -149,13 +166,13 @@ class TrackedRun:
         with _time_to_upload():
             self._patiently(f"store {name}", lambda: self._client.log_text(self.run_id, text, name))
 
-    def log_pictures(self, folder: str, pictures: dict[str, bytes]) -> None:
-        """PNG files by name, as artifacts in a folder of the run."""
+    def log_files(self, folder: str, files: dict[str, bytes]) -> None:
+        """Files by name, as artifacts in a folder of the run."""
         with tempfile.TemporaryDirectory() as place, _time_to_upload():
-            for name, content in pictures.items():
+            for name, content in files.items():
                 Path(place, name).write_bytes(content)
             store = partial(self._client.log_artifacts, self.run_id, place, folder)
-            self._patiently(f"store {', '.join(pictures)}", store)
+            self._patiently(f"store {', '.join(files)}", store)
 
     def log_dataset(self, manifest: Manifest, path: str, context: str) -> None:
         """The dataset's name, digest and place as the run's input; MLflow cuts digests, so a tag has it whole."""
@@ -164,7 +181,14 @@ class TrackedRun:
         entry = Dataset(name=manifest.name, digest=digest, source_type="local", source=source)
         tags = [InputTag("mlflow.data.context", context)]
         inputs = [DatasetInput(entry, tags)]
-        self._patiently("log the dataset", lambda: self._client.log_inputs(self.run_id, inputs))
+
+        def log() -> None:
+            try:
+                self._client.log_inputs(self.run_id, inputs)
+            except MlflowException:  # another run brought the same dataset at this moment: now MLflow finds it
+                self._client.log_inputs(self.run_id, inputs)
+
+        self._patiently("log the dataset", log)
         self.log_summary({"dataset_digest": manifest.digest})
 
     def log_model(self, model: torch.nn.Module, image_shape: tuple[int, int, int]) -> None:
@@ -179,21 +203,24 @@ class TrackedRun:
         with torch.inference_mode():
             logits = model(torch.from_numpy(example)).numpy()
         versions = [f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"]
-        try:
-            with _time_to_upload():
-                mlflow.pytorch.log_model(
-                    model,
-                    name="model",
-                    signature=infer_signature(example, logits),
-                    input_example=example,
-                    pip_requirements=versions,
-                    serialization_format="pt2",
-                )
-        except (MlflowException, OSError) as error:
-            raise TrackingError(f"MLflow at {store_name()} did not take the model: {reason(error)}") from error
+        with _one_model_at_a_time, _time_to_upload():
+            params = self._patiently("read params", lambda: self._client.get_run(self.run_id).data.params)
+            # It is made once, and a store that fails later gets the same one again.
+            begin = partial(mlflow.initialize_logged_model, "model", self.run_id, params=params)
+            begun = self._patiently("begin a model", begin)
+            store = partial(
+                mlflow.pytorch.log_model,
+                model,
+                model_id=begun.model_id,
+                signature=infer_signature(example, logits),
+                input_example=example,
+                pip_requirements=versions,
+                serialization_format="pt2",
+            )
+            self._patiently("store the model", store)
 
-    def _patiently(self, what: str, call: Callable[[], Any]) -> None:
-        _patiently(what, call, self.outage_seconds)
+    def _patiently(self, what: str, call: Callable[[], Answer]) -> Answer:
+        return _patiently(what, call, self.outage_seconds)
 
 
 class Tracker:
@@ -209,9 +236,8 @@ class Tracker:
         self._settings = settings
         uri = settings.uri
         try:
-            if uri.startswith("sqlite:///"):
-                _open_file(Path(uri.removeprefix("sqlite:///")))
             mlflow.set_tracking_uri(uri)
+            _open_database(uri)
             if mlflow.get_experiment_by_name(settings.experiment) is None:
                 local = uri.startswith(("sqlite:", "file:"))
                 mlflow.create_experiment(
@@ -331,15 +357,24 @@ def _sample_system(run_id: str, ended: threading.Event) -> None:
 
 @contextmanager
 def _time_to_upload() -> Iterator[None]:
-    """The server answers an upload when it has stored it, which may take longer than we give other calls."""
-    if os.environ.get(_TIMEOUT) != _CALL_SECONDS:  # the user's own value
-        yield
-        return
-    os.environ[_TIMEOUT] = _UPLOAD_SECONDS
+    """The server answers an upload when it has stored it, which may take longer than we give other calls.
+
+    MLflow reads that time from the environment of the process: with uploads in several threads, the last one to end
+    sets it back.
+    """
+    with _uploads_lock:
+        ours = bool(_uploads) or os.environ.get(_TIMEOUT) == _CALL_SECONDS  # else it is the user's own value
+        if ours:
+            _uploads.append(threading.get_ident())
+            os.environ[_TIMEOUT] = _UPLOAD_SECONDS
     try:
         yield
     finally:
-        os.environ[_TIMEOUT] = _CALL_SECONDS
+        with _uploads_lock:
+            if ours:
+                _uploads.remove(threading.get_ident())
+                if not _uploads:
+                    os.environ[_TIMEOUT] = _CALL_SECONDS
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -50,7 +50,7 @@ def fit(worker: Worker, job: Job) -> dict[str, Any]:
     -------
     dict
         best_accuracy, final_accuracy, steps, images_per_second, data_wait_share, diverged, curve, train_loss,
-        checkpoint (path of the last one), world_size, attempts, ranks (seconds of each, see `StepTimes`)
+        train_seconds, checkpoint (path of the last one), world_size, attempts, ranks (seconds of each, see `StepTimes`)
 
     Raises
     ------
@@ -188,11 +188,13 @@ class _Trainer:
         self.progress.loss_sum += loss
         self.progress.loss_steps += 1
         times.end()
+        self.progress.step_seconds += times.last_seconds
         if times.steady:
             self.progress.timed_images += self.train.global_batch
             self.progress.timed_seconds += times.last_seconds
             self.progress.data_wait_seconds += times.last_data_wait_seconds
-        self._emit("step", step=self.progress.step, loss=loss, learning_rate=rate)
+        if self.progress.step % self.train.log_every_steps == 0:
+            self._emit("step", step=self.progress.step, loss=loss, learning_rate=rate)
         return save
 
     def _gradients(self, batch: reader.Batch, step: int) -> tuple[float, bool]:
@@ -272,6 +274,7 @@ class _Trainer:
         }
         progress.curve.append(point)
         progress.train_loss.append(train_loss)
+        progress.train_seconds.append(progress.step_seconds)
         ranks = self._gather_times()
         self._emit(
             "evaluation",
@@ -380,6 +383,7 @@ class _Trainer:
             "diverged": progress.diverged,
             "curve": progress.curve,
             "train_loss": progress.train_loss,
+            "train_seconds": progress.train_seconds,
             "checkpoint": self.worker.gather(self.writer.path)[0],
             "world_size": self.worker.world_size,
             "attempts": self.worker.attempt,

@@ -122,6 +122,7 @@ class TrainSettings(Section):
     gradient_compression: Literal["none", "bf16"] = Field(
         "none", description="bf16: workers exchange gradients in half the bytes, rounded to bfloat16"
     )
+    log_every_steps: int = Field(1, ge=1, description="steps of which one is logged: loss and learning rate")
     on_divergence: Literal["mark", "fail"] = Field(
         "mark", description="a loss that is not finite ends the run; mark: as diverged, and a comparison goes on; fail"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from pipeline.manifest import load as load_manifest
 from pipeline.progress import TrainingBar
 from pipeline.record import Record, find_record
 from pipeline.relay import Relay
+from pipeline.side_by_side import Place, free_place
 from pipeline.tracking import TrackedRun, Tracker
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ def run_trial(
     name: str,
     parent: str | None = None,
     log_model: bool = True,
+    place: Place | None = None,
     **tags: Any,
 ) -> dict[str, Any]:
     """Train once and log it as one MLflow run, whatever the number of ranks or restarts, also of the driver.
@@ -56,43 +60,67 @@ def run_trial(
     A trial of the same name, settings and dataset that was begun and not finished is continued, in its MLflow run. One
     that was finished is trained again, but within one parent run its result is returned.
 
+    Parameters
+    ----------
+    place : what has to be had while it trains; None where nothing else trains
+
     Returns
     -------
     dict
-        What `train.fit` returns, and ``run_id``.
+        What `train.fit` returns, ``run_id`` and, where diagnostics looked at it, ``gradient_norms``: for each layer the
+        norm at the first look and the median over all.
 
     Raises
     ------
     BusyError
         Another process is training it now.
     """
-    from pipeline.diagnostic_plots import draw
-    from pipeline.events import EventReader
-    from pipeline.job import TOKEN
-
     manifest = check_trial(spark, settings)
     record, job = _begin(settings, manifest, name, parent)
     if record.finished:
         return record.data["result"]
     record.claim(name=name)
-    with tracker.run(name, settings=settings, parent=parent, run_id=record.data.get("run_id"), **tags) as run:
-        record.update(run_id=run.run_id)
-        run.log_dataset(manifest, settings.dataset.path, context="training")
-        storage.publish(storage.join(job.folder, TOKEN), job.token.encode())
-        with (
-            TrainingBar(name, settings.train.global_batch) as bar,
-            Relay(storage.join(job.folder, "events"), run, bar),
-        ):
-            result = elastic.train(spark, job, settings.workers)
-        run.log_summary({key: value for key, value in result.items() if not isinstance(value, list)})
-        if settings.train.diagnostics.every_steps is not None:
-            run.log_pictures("diagnostics", draw(EventReader(storage.join(job.folder, "events")).new()))
-        if log_model and not result["diverged"] and "model" not in record.data:
-            _log_model(run, job, manifest)
-            record.update(model=True)
+    with ExitStack() as training:
+        stop = training.enter_context(place or free_place()).stop
+        with tracker.run(name, settings=settings, parent=parent, run_id=record.data.get("run_id"), **tags) as run:
+            record.update(run_id=run.run_id)
+            run.log_dataset(manifest, settings.dataset.path, context="training")
+            result = _train(spark, settings, job, run, name, stop)
+            training.close()  # what is left to do needs no worker
+            result |= _log_result(run, job, result)
+            if log_model and not result["diverged"] and "model" not in record.data:
+                _log_model(run, job, manifest)
+                record.update(model=True)
     result = {**result, "run_id": run.run_id}
     record.update(result=result)
     return result
+
+
+def _train(
+    spark: SparkSession, settings: Settings, job: Job, run: TrackedRun, name: str, stop: threading.Event
+) -> dict[str, Any]:
+    """Launch it, and pass on what it tells while it lasts."""
+    from pipeline.job import TOKEN
+
+    storage.publish(storage.join(job.folder, TOKEN), job.token.encode())
+    with (
+        TrainingBar(name, settings.train.global_batch) as bar,
+        Relay(storage.join(job.folder, "events"), run, bar),
+    ):
+        return elastic.train(spark, job, settings.workers, stop=stop)
+
+
+def _log_result(run: TrackedRun, job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    """The final figures and, where diagnostics looked, their pictures; what those add to the result."""
+    from pipeline.diagnostic_plots import draw, gradient_norms
+    from pipeline.events import EventReader
+
+    run.log_summary({key: value for key, value in result.items() if not isinstance(value, list)})
+    if job.train.diagnostics.every_steps is None:
+        return {}
+    events = EventReader(storage.join(job.folder, "events")).new()
+    run.log_files("diagnostics", draw(events))
+    return {"gradient_norms": gradient_norms(events)}
 
 
 def _begin(settings: Settings, manifest: Manifest, name: str, parent: str | None) -> tuple[Record, Job]:

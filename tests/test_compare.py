@@ -1,5 +1,6 @@
 """`make run` in a shortened form: real images, a real Spark stage of two workers, a real MLflow store."""
 
+import csv
 import json
 import math
 import re
@@ -13,14 +14,16 @@ from mlflow.entities import RunStatus
 
 from pipeline import __main__ as commands
 from pipeline import barrier
-from pipeline.compare import compare, summarize
+from pipeline.compare import _trial, compare, metrics_of
+from pipeline.config import CompareSettings
+from pipeline.grid import arms_of
 
 pytestmark = pytest.mark.spark
 
 REPOSITORY = Path(__file__).parents[1]
-RESULT_KEYS = {
-    "norm", "seed", "learning_rate", "best_accuracy", "final_accuracy", "steps", "steps_to_baseline_best",
-    "images_per_second", "diverged",
+RUN_KEYS = {
+    "arm", "values", "tuned", "learning_rate", "global_batch", "seed", "best_accuracy", "final_accuracy", "steps",
+    "target", "steps_to_target", "images_to_target", "seconds_to_target", "images_per_second", "diverged", "run_id",
 }  # fmt: skip
 
 
@@ -38,8 +41,9 @@ def study(spark, fashion_mnist_part, tmp_path_factory):
         "train.epochs=2",
         "dataset.row_group_rows=250",
         "train.batch_size=64",
-        "compare.learning_rates=[0.02, 0.1]",
-        "compare.norms=[none, batch]",
+        "train.learning_rate=[0.02, 0.1]",
+        "model.norm=[none, batch]",
+        "train.diagnostics.every_steps=40",
         f"tracking.uri=sqlite:///{root}/runs/mlflow.db",
         f"tracking.artifacts={root}/runs/mlartifacts",
     ]
@@ -58,50 +62,89 @@ def comparison(study):
     return json.loads((study / "comparison.json").read_text())
 
 
-def test_every_arm_and_seed_has_its_result(comparison):
-    assert [(arm["norm"], arm["seed"]) for arm in comparison["arms"]] == [
+def test_every_arm_and_seed_has_its_run(comparison):
+    assert [(run["arm"], run["seed"]) for run in comparison["runs"]] == [
         ("none", 0), ("batch", 0), ("none", 1), ("batch", 1),
     ]  # fmt: skip
-    for arm in comparison["arms"]:
-        assert arm.keys() >= RESULT_KEYS
-        assert 0.5 < arm["final_accuracy"] <= arm["best_accuracy"] < 1
-        assert arm["steps"] == arm["curve"][-1]["step"]
-        assert arm["images_per_second"] > 0
-        assert arm["diverged"] is False
+    for run in comparison["runs"]:
+        assert run.keys() >= RUN_KEYS
+        assert run["values"] == {"model.norm": run["arm"]}
+        assert 0.5 < run["final_accuracy"] <= run["best_accuracy"] < 1
+        assert run["steps"] == run["curve"][-1]["step"]
+        assert run["images_per_second"] > 0
+        assert run["diverged"] is False
+        seconds = run["train_seconds"]
+        assert len(seconds) == len(run["curve"])
+        assert 0 < seconds[0] < seconds[-1]
+        # Convolutions, norms and the last layer, in the network's order; looks at steps 1, 41, ...
+        assert len(run["gradient_norms"]) >= 4
+        assert all(layer["first"] > 0 and layer["median"] > 0 for layer in run["gradient_norms"])
 
 
 def test_each_arm_has_the_learning_rate_that_was_best_on_validation(comparison):
     assert len(comparison["search"]) == 4
     for norm in ("none", "batch"):
-        trials = [trial for trial in comparison["search"] if trial["norm"] == norm]
+        trials = [trial for trial in comparison["search"] if trial["arm"] == norm]
+        assert [trial["tuned"] for trial in trials] == [{"train.learning_rate": 0.02}, {"train.learning_rate": 0.1}]
         best = max(trials, key=lambda trial: trial["best_accuracy"])
-        assert {a["learning_rate"] for a in comparison["arms"] if a["norm"] == norm} == {best["learning_rate"]}
+        chosen = [run["learning_rate"] for run in comparison["runs"] if run["arm"] == norm]
+        assert chosen == [best["learning_rate"]] * 2
+        assert any(f"The best train.learning_rate of {norm}" in text or f"; {norm}" in text
+                   for text in comparison["warnings"])  # of two values both are the edge of the grid  # fmt: skip
 
 
-def test_steps_to_the_baselines_best_follow_from_the_curves(comparison):
-    best = {arm["seed"]: arm["best_accuracy"] for arm in comparison["arms"] if arm["norm"] == "none"}
+def test_targets_follow_from_the_curves(comparison):
+    best = {run["seed"]: run["best_accuracy"] for run in comparison["runs"] if run["arm"] == "none"}
+    for run in comparison["runs"]:
+        reached = [point["step"] for point in run["curve"] if point["accuracy"] >= best[run["seed"]]]
+        assert run["steps_to_target"] == (reached[0] if reached else None)
+        assert run["images_to_target"] == (64 * reached[0] if reached else None)
+    assert all(run["steps_to_target"] for run in comparison["runs"] if run["arm"] == "none")
+
+
+def test_arms_are_mean_deviation_and_paired_difference_of_their_runs(comparison):
+    accuracies = {
+        arm["arm"]: [run["best_accuracy"] for run in comparison["runs"] if run["arm"] == arm["arm"]]
+        for arm in comparison["arms"]
+    }
     for arm in comparison["arms"]:
-        reached = [point["step"] for point in arm["curve"] if point["accuracy"] >= best[arm["seed"]]]
-        assert arm["steps_to_baseline_best"] == (reached[0] if reached else None)
-    assert all(arm["steps_to_baseline_best"] for arm in comparison["arms"] if arm["norm"] == "none")
+        assert arm["n"] == 2
+        assert math.isclose(arm["best_accuracy_mean"], np.mean(accuracies[arm["arm"]]))
+        assert math.isclose(arm["best_accuracy_std"], np.std(accuracies[arm["arm"]], ddof=1), abs_tol=1e-12)
+    differences = np.subtract(accuracies["batch"], accuracies["none"])
+    found = comparison["arms"][1]["difference"]
+    half = 12.706204736 * np.std(differences, ddof=1) / math.sqrt(2)  # Student's t for one degree of freedom
+    assert found["mean"] == pytest.approx(differences.mean(), abs=1e-12)
+    assert (found["low"], found["high"]) == pytest.approx((differences.mean() - half, differences.mean() + half))
 
 
-def test_summary_is_the_mean_and_deviation_of_the_runs(comparison):
-    for summary in comparison["summary"]:
-        accuracies = [a["best_accuracy"] for a in comparison["arms"] if a["norm"] == summary["norm"]]
-        assert summary["n"] == 2
-        assert math.isclose(summary["best_accuracy_mean"], np.mean(accuracies))
-        assert math.isclose(summary["best_accuracy_std"], np.std(accuracies, ddof=1), abs_tol=1e-12)
-
-
-def test_the_report_stands_alone_and_shows_the_numbers(study, comparison):
+def test_page_json_and_mlflow_have_the_same_numbers(study, comparison, runs):
     page = (study / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!#)[^"]*"|url\((?!#)|@import', page)
-    assert page.count("<svg") == 4
+    cells = {
+        (arm, key): value
+        for arm, key, value in re.findall(r'data-arm="([^"]*)" data-key="([^"]*)" data-value="([^"]*)"', page)
+    }
+    metrics = runs[comparison["mlflow"]["parent_run_id"]].data.metrics
+    assert len(cells) >= 10
     for arm in comparison["arms"]:
-        assert f"{100 * arm['best_accuracy']:.2f}%" in page
-    assert "prefers-color-scheme: dark" in page
-    assert "NaN" not in page
+        for key in ("best_accuracy_mean", "best_accuracy_std", "final_accuracy_mean", "images_per_second_mean"):
+            assert float(cells[arm["arm"], key]) == arm[key] == metrics[f"{arm['arm']}/{key}"]
+        logged = metrics_of({"arms": [arm]})
+        assert {name: metrics[name] for name in logged} == logged
+    for run in comparison["runs"]:
+        assert f'data-run="{run["run_id"]}"' in page
+        assert f"{100 * run['best_accuracy']:.2f}%" in page
+
+
+def test_every_figure_is_a_picture_and_a_table(study, comparison, client):
+    names = {"learning_curves", "training_loss", "learning_rates", "gradient_norms", "steps_to_target", "cost"}
+    there = {path.name for path in (study / "report").iterdir()}
+    assert there == {f"{name}.{kind}" for name in names for kind in ("png", "csv")}
+    logged = {file.path for file in client.list_artifacts(comparison["mlflow"]["parent_run_id"], "report")}
+    assert logged == {f"report/{name}" for name in there}
+    with (study / "report" / "learning_rates.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
 
 
 @pytest.fixture(scope="module")
@@ -123,16 +166,16 @@ def test_one_parent_and_a_child_for_each_trial(comparison, runs):
     assert sorted(run.data.tags["kind"] for run in children) == ["arm"] * 4 + ["search"] * 4
 
 
-def test_mlflow_has_the_numbers_of_the_comparison(comparison, runs, client):
-    for arm in comparison["arms"]:
-        run = runs[arm["run_id"]]
-        assert run.data.params["model.norm"] == arm["norm"]
-        assert float(run.data.params["train.learning_rate"]) == arm["learning_rate"]
-        assert run.data.metrics["best_accuracy"] == arm["best_accuracy"]
-        history = client.get_metric_history(arm["run_id"], "test/accuracy")
-        assert [(m.step, m.value) for m in history] == [(p["step"], p["accuracy"]) for p in arm["curve"]]
-        losses = client.get_metric_history(arm["run_id"], "train/loss")
-        assert [m.step for m in losses] == list(range(1, arm["steps"] + 1))
+def test_mlflow_has_the_numbers_of_every_run(comparison, runs, client):
+    for result in comparison["runs"]:
+        run = runs[result["run_id"]]
+        assert run.data.params["model.norm"] == run.data.tags["norm"] == run.data.tags["arm"] == result["arm"]
+        assert float(run.data.params["train.learning_rate"]) == result["learning_rate"]
+        assert run.data.metrics["best_accuracy"] == result["best_accuracy"]
+        history = client.get_metric_history(result["run_id"], "test/accuracy")
+        assert [(m.step, m.value) for m in history] == [(p["step"], p["accuracy"]) for p in result["curve"]]
+        losses = client.get_metric_history(result["run_id"], "train/loss")
+        assert [m.step for m in losses] == list(range(1, result["steps"] + 1))
         assert run.inputs.dataset_inputs[0].dataset.name == "fashion_mnist"
         assert run.data.tags["dataset_digest"] == comparison["dataset"]["digest"]
 
@@ -146,7 +189,7 @@ def test_the_logged_model_predicts_what_was_measured(comparison, study, fashion_
     """Loaded through MLflow, the model scores the test images as the evaluation did."""
     import gzip
 
-    arm = next(a for a in comparison["arms"] if a["norm"] == "batch")
+    arm = next(run for run in comparison["runs"] if run["arm"] == "batch")
     mlflow.set_tracking_uri(f"sqlite:///{study}/mlflow.db")
     (logged,) = mlflow.search_logged_models(
         experiment_ids=[mlflow.get_experiment_by_name("sparknorm").experiment_id],
@@ -167,8 +210,15 @@ def test_the_logged_model_predicts_what_was_measured(comparison, study, fashion_
     assert np.mean(logits.argmax(1) == labels) == pytest.approx(arm["final_accuracy"], abs=0.0021)
 
 
-def test_a_study_that_fails_leaves_no_result_and_a_failed_run(spark, settings, tmp_path, monkeypatch):
+def varied(settings, **compare):
+    """The settings with these of `compare`."""
+    return settings.model_copy(update={"compare": CompareSettings(**compare)})
 
+
+NORMS = {"model.norm": ("none", "batch")}
+
+
+def test_a_study_that_fails_leaves_no_result_and_a_failed_run(spark, settings, tmp_path, monkeypatch):
     output = Path(settings.output)
     output.mkdir(parents=True)
     (output / "comparison.json").write_text("{}")
@@ -182,7 +232,7 @@ def test_a_study_that_fails_leaves_no_result_and_a_failed_run(spark, settings, t
 
     monkeypatch.setattr(barrier, "run", fail_later)
     with pytest.raises(barrier.LaunchError, match="executors were lost"):
-        compare(spark, settings)
+        compare(spark, varied(settings, grid=NORMS))
     assert not (output / "comparison.json").exists()
     assert not (output / "report.html").exists()
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
@@ -193,34 +243,17 @@ def test_a_study_that_fails_leaves_no_result_and_a_failed_run(spark, settings, t
 
 
 def test_a_learning_rate_is_not_chosen_on_the_split_that_judges_it(spark, settings, tmp_path):
-    options = settings.compare.model_copy(update={"learning_rates": (0.1, 0.2), "search_on": "test"})
+    grid = {**NORMS, "train.learning_rate": (0.1, 0.2)}
     with pytest.raises(ValueError, match=r"search_on and train\.evaluate_on are both 'test'.*use `validation`"):
-        compare(spark, settings.model_copy(update={"compare": options}))
+        compare(spark, varied(settings, grid=grid, search_on="test"))
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def arm(norm, seed, accuracies, diverged=False):
-    curve = [{"step": 10 * (n + 1), "epoch": n + 1, "accuracy": a, "loss": 1.0} for n, a in enumerate(accuracies)]
-    return {
-        "norm": norm, "seed": seed, "learning_rate": 0.1, "best_accuracy": max(accuracies),
-        "final_accuracy": accuracies[-1], "steps": 10 * len(accuracies), "images_per_second": 100.0,
-        "diverged": diverged, "curve": curve, "train_loss": [1.0] * len(curve),
-    }  # fmt: skip
-
-
-def test_an_arm_that_diverged_or_never_arrived_is_shown_as_such(settings):
-    from pipeline.report import render, verdict
-
-    arms = [
-        arm("none", 0, [0.5, 0.6, 0.7]), arm("batch", 0, [0.6, 0.75, 0.8]),
-        arm("none", 1, [0.5, 0.6, 0.6]), arm("batch", 1, [0.1], diverged=True),
-    ]  # fmt: skip
-    result = summarize(settings, arms, search=[])
-    result["mlflow"] = {"parent_run_id": "0", "experiment": "x"}
-    none, batch = result["summary"]
-    assert none["steps_to_baseline_best_mean"] == 25  # 30 and 20: each against its own seed's best
-    assert (batch["diverged"], batch["reached_baseline_best"], batch["steps_to_baseline_best_mean"]) == (1, 1, 20)
-    assert any("Batch norm diverged in 1 of 2 runs" in line for line in verdict(result))
-    page = render(result)
-    assert "20 (1 of 2)" in page
-    json.dumps(result, allow_nan=False)
+def test_arms_differ_in_the_settings_varied_alone(settings):
+    study = varied(settings, grid={**NORMS, "model.depth": (2, 3), "train.learning_rate": (0.1, 0.2)})
+    arms = arms_of(study)
+    trees = [_trial(study, arm, 7, {"train.learning_rate": 0.2}).settings.model_dump() for arm in arms]
+    for tree, arm in zip(trees, arms, strict=True):
+        assert (tree["model"].pop("norm"), tree["model"].pop("depth")) == tuple(arm.values.values())
+    assert all(tree == trees[0] for tree in trees)
+    assert (trees[0]["train"]["seed"], trees[0]["train"]["learning_rate"]) == (7, 0.2)

@@ -7,14 +7,14 @@ from pipeline.config import Settings, SettingsError, digest_of, load_settings
 QUICKSTART = Path(__file__).parents[1] / "conf" / "quickstart.yaml"
 
 
-@pytest.mark.parametrize("path", sorted(QUICKSTART.parent.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(QUICKSTART.parent.rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_file_loads(path):
     assert load_settings(path).name == path.stem
 
 
 def test_overrides_reach_every_level():
-    settings = load_settings(QUICKSTART, ["train.epochs=7", "compare.norms=[none, group]", "train.augment.shift=2"])
-    assert (settings.train.epochs, settings.compare.norms, settings.train.augment.shift) == (7, ("none", "group"), 2)
+    settings = load_settings(QUICKSTART, ["train.epochs=7", "compare.seeds=[3, 4]", "train.augment.shift=2"])
+    assert (settings.train.epochs, settings.compare.seeds, settings.train.augment.shift) == (7, (3, 4), 2)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,16 @@ def test_overrides_reach_every_level():
         ("train.batch_size=250", ["batch_size 250", "lanes 16", "use 256"]),
         ("workers.count=3", ["workers.count 3", "train.lanes 16", "[1, 2, 4, 8, 16]"]),
         ("workers.device=tpu", ["workers.device", "'auto', 'cpu' or 'cuda'"]),
-        ("compare.learning_rates=[0.1, -1]", ["learning_rates", "above 0"]),
+        ("train.learning_rate=[0.1, -1]", ["train.learning_rate", "greater than 0", "got -1"]),
+        ("model.nrm=[none, batch]", ["unknown setting model.nrm", "did you mean model.norm"]),
+        ("compare.grid.model.nrm=[a]", ["compare cannot vary 'model.nrm'", "did you mean model.norm"]),
+        ("compare.grid.dataset.path=[a]", ["cannot vary 'dataset.path'", "model, train, reader, workers"]),
+        ("compare.grid.train.augment=[1]", ["cannot vary 'train.augment'"]),
+        ("compare.tune=[train.rate]", ["cannot vary 'train.rate'"]),
+        ("compare.grid=3", ["compare.grid", "dictionary"]),
+        ("train.seed=[1, 2]", ["train.seed cannot vary", "compare.seeds"]),
+        ("model.norm=[group, group]", ["model.norm lists a value twice"]),
+        ("workers.count=[1, 3]", ["workers.count=3", "does not divide train.lanes 16"]),
         ("compare.seeds=[1, 1]", ["seeds", "twice"]),
         ("dataset.source.kind=idx", ["kind: idx needs", "classes"]),
         ("epochs", ["write section.key=value"]),

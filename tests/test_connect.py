@@ -20,7 +20,7 @@ from pipeline.session import CONNECT_SECONDS, spark_reason
 QUICKSTART = str(REPOSITORY / "conf" / "quickstart.yaml")
 SMALL = (
     "train.batch_size=32", "train.lanes=4", "train.epochs=2", "model.width=4", "workers.count=2",
-    "compare.norms=[none,batch]", "compare.seeds=[0]", "compare.learning_rates=[0.05]", "tracking.system_metrics=false",
+    "model.norm=[none,batch]", "compare.seeds=[0]", "train.learning_rate=0.05", "tracking.system_metrics=false",
 )  # fmt: skip
 
 
@@ -63,8 +63,8 @@ def test_the_same_ingest_and_compare(address, code, dataset, idx_folder, tmp_pat
     done = command("compare", *session, *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     comparison = json.loads((tmp_path / "runs" / "comparison.json").read_text())
-    assert [(arm["norm"], arm["diverged"]) for arm in comparison["arms"]] == [("none", False), ("batch", False)]
-    assert all(arm["best_accuracy"] > 0.8 for arm in comparison["arms"])
+    assert [(run["arm"], run["diverged"]) for run in comparison["runs"]] == [("none", False), ("batch", False)]
+    assert all(run["best_accuracy"] > 0.8 for run in comparison["runs"])
     assert comparison["dataset"]["rows"]["test"] == 301
 
 

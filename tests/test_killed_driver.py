@@ -141,7 +141,7 @@ def test_train_goes_on_in_the_same_run_with_the_same_bits(spark, undisturbed, da
 
 def test_compare_goes_on_with_the_trial_it_was_at(undisturbed, dataset, tracking_uri, tmp_path):
     job, _ = undisturbed
-    arms = {"norms": ["none", "batch"], "learning_rates": [0.1], "seeds": [0]}
+    arms = {"grid": {"model.norm": ["none", "batch"], "train.learning_rate": [0.1]}, "seeds": [0]}
     settings = make_settings(job, tmp_path / "runs", tracking_uri, "compared", master="local[2]", compare=arms)
     trials, studies = (Path(settings.output, name) for name in ("trials", "studies"))
 
@@ -160,7 +160,7 @@ def test_compare_goes_on_with_the_trial_it_was_at(undisturbed, dataset, tracking
     assert equal(final_state(job), final_state(make_job(dataset, begun, epochs=EPOCHS)))
     comparison = read(Path(settings.output, "comparison.json"))
     assert comparison["mlflow"]["parent_run_id"] == parent
-    none, batch = comparison["arms"]
+    none, batch = comparison["runs"]
     assert none["run_id"] == before["run_id"]
     # One parent and two children, each step once.
     experiment = Tracker(settings.tracking).experiment_id

@@ -44,6 +44,13 @@ SPARK_SIDE += [
     "elastic",
     "preflight",
     "diagnostic_plots",
+    "grid",
+    "evidence",
+    "figures",
+    "figure_style",
+    "figure_rates",
+    "verdict",
+    "side_by_side",
 ]
 
 

@@ -51,7 +51,7 @@ def test_from_files_to_report(spark, idx_folder, tmp_path):
         "train.lanes": 4,
         "train.batch_size": 32,
         "train.epochs": 1,
-        "compare.learning_rates": "[0.1]",
+        "train.learning_rate": "0.1",
         "compare.seeds": "'[0, 1]'",
         "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
         "tracking.artifacts": tmp_path / "artifacts",
@@ -69,7 +69,7 @@ def test_from_files_to_report(spark, idx_folder, tmp_path):
     assert names["result"]["steps"] > 0
     assert shown[0].count() == len(names["result"]["curve"])
     names, shown = run("03_compare.py", spark, chosen)
-    assert {arm["norm"] for arm in names["comparison"]["arms"]} == {"none", "batch"}
+    assert {arm["arm"] for arm in names["comparison"]["arms"]} == {"none", "batch"}
     assert shown[0].lstrip().startswith("<!doctype html>")
 
 

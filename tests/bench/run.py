@@ -1,4 +1,4 @@
-"""`make bench`: loading, ingest, ingest at scale, training, norm layers. No tests: nothing here passes or fails."""
+"""`make bench`: loading, ingest, ingest at scale, training, studies, norms. No tests: nothing here passes or fails."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 WORK = Path("runs/bench/work")
 
 
-PARTS = ("loader", "ingest", "scale", "training", "norms")
+PARTS = ("loader", "ingest", "scale", "training", "study", "norms")
 
 
 def main() -> None:
     import ingest
     import loader
     import norms
+    import study
     import training
 
     parts = sys.argv[1:] or PARTS
     unknown = set(parts) - set(PARTS)
     if unknown:
         sys.exit(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
-    if set(parts) - {"training", "norms"}:
+    if set(parts) - {"training", "study", "norms"}:
         spark = ingest.start()
         try:
             if "loader" in parts:
@@ -41,6 +42,12 @@ def main() -> None:
         spark = training.start()
         try:
             training.run(spark, ingest.fashion_mnist(spark, WORK), WORK)
+        finally:
+            spark.stop()
+    if "study" in parts:
+        spark = training.start()
+        try:
+            study.run(spark, ingest.fashion_mnist(spark, WORK), WORK)
         finally:
             spark.stop()
     if "norms" in parts:

@@ -45,6 +45,7 @@ ONE, BARE = "sparknorm, 1 worker", "bare loop, tensors in memory"
 OURS_IN_TURN, BARE_IN_TURN = "sparknorm, 1 worker, 3 steps in turn", "bare loop, 3 steps in turn, same process"
 TWO, TWICE = "sparknorm, 2 workers", "twice 1 worker"
 BARE_PAIR = "limit: 2 bare loops side by side"
+BARE_IN_STEP = "limit: 2 bare loops that wait for each other at every step"
 RESTART = "sparknorm, SIGKILL of a worker to its first new step"
 
 
@@ -66,7 +67,14 @@ def run(spark: Any, dataset: str, work: Path) -> None:
     results = [Result(name, "s", passes) for name, passes in seconds.items()]
     results += [Result(RESTART, "s", lost)]
     results += [Result(name, "images/s", passes) for name, passes in speeds.items()]
-    pairs = ((OURS, DISTRIBUTOR), (ONE, BARE), (OURS_IN_TURN, BARE_IN_TURN), (TWO, TWICE), (TWO, BARE_PAIR))
+    pairs = (
+        (OURS, DISTRIBUTOR),
+        (ONE, BARE),
+        (OURS_IN_TURN, BARE_IN_TURN),
+        (TWO, TWICE),
+        (TWO, BARE_PAIR),
+        (TWO, BARE_IN_STEP),
+    )
     leave("training", results + [compare(results, *pair) for pair in pairs], "training on local[2], 1 thread a rank")
 
 
@@ -139,7 +147,13 @@ def throughputs(spark: Any, dataset: str, folder: Path) -> dict[str, list[float]
 
         return go
 
-    contenders = {ONE: train(1), BARE: lambda: _bare(dataset, 1), TWO: train(2), BARE_PAIR: lambda: _bare(dataset, 2)}
+    contenders = {
+        ONE: train(1),
+        BARE: lambda: _bare(dataset, 1),
+        TWO: train(2),
+        BARE_PAIR: lambda: _bare(dataset, 2),
+        BARE_IN_STEP: lambda: _bare(dataset, 2, BATCH // 2, in_step=True),
+    }
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(PASSES):
         for name, contender in contenders.items():
@@ -190,30 +204,35 @@ def _in_turn(worker: Any, job: Job) -> dict[str, list[float]]:
     return speeds
 
 
-def _bare(dataset: str, count: int) -> float:
-    """Images per second of so many processes at once, each with a loop of its own, in sum."""
+def _bare(dataset: str, count: int, batch: int = BATCH, *, in_step: bool = False) -> float:
+    """Images per second of so many processes at once, each with a loop of its own, in sum.
+
+    in_step : they exchange nothing, but wait for each other at every step, as any synchronous training has to
+    """
     context = multiprocessing.get_context("spawn")
     gate = context.Barrier(count)
     with context.Pool(count, initializer=_open_gate, initargs=(gate,)) as pool:
-        return sum(pool.map_async(_bare_loop, [dataset] * count, chunksize=1).get(timeout=600))
+        return sum(pool.starmap_async(_bare_loop, [(dataset, batch, in_step)] * count, chunksize=1).get(timeout=600))
 
 
 def _open_gate(gate: Any) -> None:
     globals()["GATE"] = gate
 
 
-def _bare_loop(dataset: str) -> float:
+def _bare_loop(dataset: str, batch: int = BATCH, in_step: bool = False) -> float:
     torch.set_num_threads(1)
-    take = _bare_step(dataset)
+    take = _bare_step(dataset, batch)
     GATE.wait(timeout=300)  # noqa: F821 - made by the initializer
     for step in range(STEPS):
         if step == UNCOUNTED:
             started = time.perf_counter()
         take(step)
-    return (STEPS - UNCOUNTED) * BATCH / (time.perf_counter() - started)
+        if in_step:
+            GATE.wait(timeout=300)  # noqa: F821
+    return (STEPS - UNCOUNTED) * batch / (time.perf_counter() - started)
 
 
-def _bare_step(dataset: str) -> Callable[[int], None]:
+def _bare_step(dataset: str, batch: int = BATCH) -> Callable[[int], None]:
     """What a person would write by hand: one tensor of all images, a permutation, SGD; same network, same settings."""
     from models import build_model
 
@@ -228,10 +247,10 @@ def _bare_step(dataset: str) -> Callable[[int], None]:
     order = torch.randperm(len(images))
 
     def take(step: int) -> None:
-        first = step * BATCH % (len(images) - BATCH)
-        rows = order[first : first + BATCH]
-        batch = torch.index_select(images, 0, rows).contiguous(memory_format=torch.channels_last)
-        loss = torch.nn.functional.cross_entropy(model(batch), labels[rows])
+        first = step * batch % (len(images) - batch)
+        rows = order[first : first + batch]
+        inputs = torch.index_select(images, 0, rows).contiguous(memory_format=torch.channels_last)
+        loss = torch.nn.functional.cross_entropy(model(inputs), labels[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

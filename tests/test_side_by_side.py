@@ -1,0 +1,135 @@
+"""Trials beside each other on real Spark: they overlap, keep their order, and stop together."""
+
+import itertools
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipeline import barrier, side_by_side
+from pipeline.compare import compare
+from pipeline.config import CompareSettings, WorkerSettings
+
+ONE, TWO = WorkerSettings(count=1), WorkerSettings(count=2)
+
+
+def alone(settings, **compare_settings):
+    """Settings whose trials are single workers: two fit on the session's two slots."""
+    return settings.with_values({"workers.count": 1}).model_copy(
+        update={"compare": CompareSettings(**compare_settings)}
+    )
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize(
+    ("workers", "wanted", "found"),
+    [([ONE], None, 2), ([TWO], None, 1), ([ONE, TWO], None, 1), ([ONE], 1, 1), ([ONE], 9, 2)],
+)
+def test_as_many_as_the_slots_hold(spark, workers, wanted, found):
+    assert side_by_side.places(spark, workers, wanted) == found
+
+
+@pytest.mark.spark
+def test_results_come_in_order_and_never_more_train_than_there_are_places(spark):
+    training, most, lock = [], [], threading.Lock()
+
+    def trial(number):
+        def run(place):
+            with place:
+                with lock:
+                    training.append(number)
+                    most.append(len(training))
+                time.sleep(0.3 if number % 2 else 0.1)
+                with lock:
+                    training.remove(number)
+            return number
+
+        return run
+
+    assert side_by_side.run_all(spark, [trial(number) for number in range(9)], at_once=3) == list(range(9))
+    assert max(most) == 3
+
+
+@pytest.mark.spark
+def test_the_next_trial_trains_while_one_logs_what_it_made(spark):
+    began = {}
+
+    def trial(number):
+        def run(place):
+            with place:
+                began[number] = time.monotonic()
+            if number == 0:  # it logs until the third, for which there was no place, trains
+                deadline = time.monotonic() + 30
+                while 2 not in began and time.monotonic() < deadline:
+                    time.sleep(0.01)
+            return 2 in began
+
+        return run
+
+    assert side_by_side.run_all(spark, [trial(number) for number in range(3)], at_once=2)[0]
+
+
+@pytest.mark.spark
+def test_a_study_side_by_side_has_the_results_of_one_after_the_other(spark, settings, tmp_path):
+    """The same numbers, whatever trains beside; and the trials did overlap."""
+    grid = {"model.norm": ("none", "batch"), "train.learning_rate": (0.05, 0.1)}
+    both = compare(spark, alone(settings, grid=grid, seeds=(0, 1)))
+    single = compare(
+        spark,
+        alone(settings, grid=grid, seeds=(0, 1), side_by_side=1).model_copy(
+            update={"output": str(tmp_path / "single")}
+        ),
+    )
+    assert (both["side_by_side"], single["side_by_side"]) == (2, 1)
+    for one, other in zip(both["runs"], single["runs"], strict=True):
+        for key in ("arm", "seed", "tuned", "curve", "train_loss", "steps_to_target"):
+            assert one[key] == other[key]
+    client = mlflow.MlflowClient(settings.tracking.uri)
+    for comparison, overlap in ((both, True), (single, False)):
+        spans = sorted(
+            (client.get_run(run["run_id"]).info.start_time, client.get_run(run["run_id"]).info.end_time)
+            for run in comparison["runs"]
+        )
+        assert any(late[0] < early[1] for early, late in itertools.pairwise(spans)) is overlap
+        parents = {client.get_run(run["run_id"]).data.tags["mlflow.parentRunId"] for run in comparison["runs"]}
+        assert parents == {comparison["mlflow"]["parent_run_id"]}
+
+
+@pytest.mark.spark
+def test_the_first_error_stops_the_others_at_once(spark, settings, tmp_path, monkeypatch):
+    """One trial of two fails while the other is in the middle of a training that would last for minutes."""
+    long = alone(settings, grid={"model.norm": ("none", "batch")}).with_values({"train.epochs": 5000})
+    study = long.model_copy(update={"compare": CompareSettings(grid={"model.norm": ("none", "batch")})})
+    launch, launched = barrier.run, threading.Barrier(2)
+
+    def fail_one(*args, **options):
+        launched.wait(timeout=60)
+        if "batch" in options["folder"]:
+            folder = next(Path(settings.output, "trials").glob("*none*"))
+            deadline = time.monotonic() + 60
+            while not list(folder.glob("events/*")) and time.monotonic() < deadline:
+                time.sleep(0.1)  # the other one has made steps
+            raise barrier.LaunchError("executors were lost")
+        return launch(*args, **options)
+
+    monkeypatch.setattr(barrier, "run", fail_one)
+    started = time.monotonic()
+    with pytest.raises(barrier.LaunchError, match="executors were lost"):
+        compare(spark, study)
+    assert time.monotonic() - started < 150
+    client = mlflow.MlflowClient(settings.tracking.uri)
+    (experiment,) = [e for e in client.search_experiments() if e.name == settings.tracking.experiment]
+    reasons = sorted(run.data.tags["failure"] for run in client.search_runs([experiment.experiment_id]))
+    assert reasons == [
+        "LaunchError: executors were lost", "LaunchError: executors were lost",
+        "StoppedError: the training was stopped, since another one failed",
+    ]  # fmt: skip
+    assert barrier.run is fail_one
+    monkeypatch.undo()
+    assert len(barrier.run(spark, rank_of, workers=TWO)) == 2  # no slot is left occupied
+
+
+def rank_of(worker):
+    return worker.rank
