@@ -15,6 +15,17 @@ from pipeline import fashion_mnist, storage
 from pipeline.config import Settings, SparkSettings, TrackingSettings
 
 REPOSITORY = Path(__file__).parents[1]
+# Files that take minutes. They come first, so that the processes of `make test` end at about the same time.
+LONG = (
+    *("test_faults", "test_killed_driver", "test_side_by_side", "test_compare", "test_random_kills"),
+    *("test_spark_submit", "test_elastic", "test_folder_training", "test_standalone", "test_connect"),
+    *("test_postgres", "test_export", "test_resume", "test_commands"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session")
