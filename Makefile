@@ -32,7 +32,7 @@ check: setup ## lint and types
 	$(BIN)/mypy
 
 test: setup dist ## all tests but the slow ones; what CI runs
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-all: setup dist ## all tests
 	$(BIN)/python -m pytest

@@ -63,8 +63,7 @@ os.environ.setdefault(_TIMEOUT, _CALL_SECONDS)
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for a result's path
 
-# The threads that upload now.
-_uploads: list[int] = []
+_uploads: list[int] = []  # the threads that do it now
 _uploads_lock = threading.Lock()
 # While MLflow logs a model, it and torch.export exchange functions of the whole process for others.
 _one_model_at_a_time = threading.Lock()
@@ -207,11 +206,10 @@ class TrackedRun:
             params = self._patiently("read params", lambda: self._client.get_run(self.run_id).data.params)
             # It is made once, and a store that fails later gets the same one again.
             begin = partial(mlflow.initialize_logged_model, "model", self.run_id, params=params)
-            begun = self._patiently("begin a model", begin)
             store = partial(
                 mlflow.pytorch.log_model,
                 model,
-                model_id=begun.model_id,
+                model_id=self._patiently("begin a model", begin).model_id,
                 signature=infer_signature(example, logits),
                 input_example=example,
                 pip_requirements=versions,
@@ -239,7 +237,7 @@ class Tracker:
             mlflow.set_tracking_uri(uri)
             _open_database(uri)
             if mlflow.get_experiment_by_name(settings.experiment) is None:
-                local = uri.startswith(("sqlite:", "file:"))
+                local = not uri.startswith(("http", "databricks"))
                 mlflow.create_experiment(
                     settings.experiment,
                     artifact_location=Path(settings.artifacts).absolute().as_uri() if local else None,
@@ -357,11 +355,8 @@ def _sample_system(run_id: str, ended: threading.Event) -> None:
 
 @contextmanager
 def _time_to_upload() -> Iterator[None]:
-    """The server answers an upload when it has stored it, which may take longer than we give other calls.
-
-    MLflow reads that time from the environment of the process: with uploads in several threads, the last one to end
-    sets it back.
-    """
+    """The server answers an upload when it has stored it, which may take longer than we give other calls. MLflow reads
+    that time from the environment of the process: with uploads in several threads, the last one to end sets it back."""
     with _uploads_lock:
         ours = bool(_uploads) or os.environ.get(_TIMEOUT) == _CALL_SECONDS  # else it is the user's own value
         if ours:

@@ -22,10 +22,14 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """`mlflow server` with its store in ``folder``, always on the same port."""
+    """`mlflow server` with artifacts and log in ``folder``, always on the same port.
 
-    def __init__(self, folder: Path):
+    store : URI of its database; a SQLite file in the folder if there is none
+    """
+
+    def __init__(self, folder: Path, store: str = ""):
         self._folder = folder
+        self._store = store or f"sqlite:///{folder}/store.db"
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.uri = f"http://127.0.0.1:{self._port}"
@@ -36,13 +40,13 @@ class MlflowServer:
 
     def start(self) -> None:
         """Returns when it answers."""
-        place = ["--backend-store-uri", f"sqlite:///{self._folder}/store.db", "--artifacts-destination", "artifacts"]
+        place = ["--backend-store-uri", self._store, "--artifacts-destination", "artifacts"]
         address = ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
         with (self._folder / "server.log").open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mlflow", "server", *place, *address],
                 cwd=self._folder,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # the processes that it starts are signalled with it
