@@ -49,7 +49,8 @@ def render(comparison: Comparison) -> str:
         verdict=verdict(comparison),
         compared=_compared(comparison),
         words={arm["arm"]: arm_words(arm) for arm in comparison["arms"]},
-        arms=table_of(comparison["arms"], _arm_columns(comparison)),
+        arms=table_of(comparison["arms"], _accuracy_columns(comparison)),
+        costs=table_of(comparison["arms"], _cost_columns(comparison)),
         runs=table_of(runs, _run_columns(comparison)),
         search=table_of(search, _search_columns(comparison)),
         batches=sorted({arm["global_batch"] for arm in comparison["arms"]}),
@@ -84,8 +85,7 @@ def _cell(record: Record, column: Column) -> list[Cell]:
     return cells
 
 
-def _arm_columns(comparison: Comparison) -> list[Column]:
-    sizes = len({arm["global_batch"] for arm in comparison["arms"]})
+def _accuracy_columns(comparison: Comparison) -> list[Column]:
     columns = [
         *_tuned(comparison),
         Column("global batch", (Part("global_batch", _count),)),
@@ -97,6 +97,12 @@ def _arm_columns(comparison: Comparison) -> list[Column]:
             "points above baseline (95%)",
             (Part("difference_mean", _points), Part("difference_low", _low), Part("difference_high", _high)),
         ),
+    ]
+    return _with_sizes(columns, comparison)
+
+
+def _cost_columns(comparison: Comparison) -> list[Column]:
+    columns = [
         Column("reached target", (Part("reached_target", lambda value, arm: f"{value} of {arm['n']}"),)),
         Column("steps to target", (Part("steps_to_target_mean", _arrival), Part("steps_to_target_std", _and_count))),
         Column("baseline's steps ÷ own", (Part("steps_ratio", _times),)),
@@ -105,10 +111,16 @@ def _arm_columns(comparison: Comparison) -> list[Column]:
         Column("baseline's seconds ÷ own", (Part("seconds_ratio", _times),)),
         Column("highest stable rate", (Part("highest_stable_rate", _stable),)),
         Column("images/s", (Part("images_per_second_mean", _count), Part("images_per_second_std", _and_count))),
-        Column("extra time for an image", (Part("overhead", _extra),)),
+        Column("extra time of an image", (Part("overhead", _extra),)),
     ]
+    return _with_sizes(columns, comparison)
+
+
+def _with_sizes(columns: list[Column], comparison: Comparison) -> list[Column]:
+    """Without those that only tell something where batch sizes differ, if they do not."""
+    sizes = {arm["global_batch"] for arm in comparison["arms"]}
     of_images = ("global_batch", "images_to_target_mean")
-    return [column for column in columns if sizes > 1 or column.parts[0].key not in of_images]
+    return [column for column in columns if len(sizes) > 1 or column.parts[0].key not in of_images]
 
 
 def _run_columns(comparison: Comparison) -> list[Column]:
