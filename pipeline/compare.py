@@ -75,7 +75,8 @@ def compare(spark: SparkSession, settings: Settings) -> dict[str, Any]:
     for stale in (*FILES, FIGURES):  # a study that fails must not look like the one before it
         storage.remove(storage.join(settings.output, stale))
     run_id = record.data.get("run_id")
-    with tracker.run(settings.name, settings=settings, run_id=run_id, kind="comparison") as parent:
+    varied = {**settings.compare.grid, "train.seed": settings.compare.seeds}
+    with tracker.run(settings.name, settings=settings, varied=varied, run_id=run_id, kind="comparison") as parent:
         record.update(run_id=parent.run_id)
         manifest = load_manifest(settings.dataset.path, settings.dataset.version)
         parent.log_dataset(manifest, settings.dataset.path, context="comparison")

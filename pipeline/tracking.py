@@ -10,14 +10,12 @@ import json
 import logging
 import os
 import re
-import shutil
 import sqlite3
-import subprocess
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -36,6 +34,7 @@ from pipeline.config import Settings, TrackingSettings
 from pipeline.events import Event, metric_values
 from pipeline.manifest import Manifest
 from pipeline.outage import Answer, RefusedError, TrackingError, patiently, reason
+from pipeline.run_facts import origin, params_of
 
 if TYPE_CHECKING:
     import torch
@@ -251,9 +250,18 @@ class Tracker:
 
     @contextmanager
     def run(
-        self, name: str, *, settings: Settings, parent: str | None = None, run_id: str | None = None, **tags: Any
+        self,
+        name: str,
+        *,
+        settings: Settings,
+        varied: Mapping[str, Sequence[Any]] | None = None,
+        parent: str | None = None,
+        run_id: str | None = None,
+        **tags: Any,
     ) -> Iterator[TrackedRun]:
-        """An open run with all settings as params. It ends FINISHED, or FAILED with the reason in tag ``failure``.
+        """An open run with all settings as params (see `params_of`).
+
+        It ends FINISHED, or FAILED with the reason in tag ``failure``.
 
         With ``run_id`` that run goes on; if it is no longer in the experiment, a new one is opened, so what counts
         afterwards is the ``run_id`` of the run returned.
@@ -264,14 +272,14 @@ class Tracker:
             The store was down for ``tracking.outage_seconds`` when the run was opened or ended, or refuses it.
         """
         seconds = self._settings.outage_seconds
-        run = self._open(name, parent, run_id, {**tags, **_origin()})
+        run = self._open(name, parent, run_id, {**tags, **origin()})
         ended = threading.Event()
         if self._settings.system_metrics:
             threading.Thread(
                 target=_sample_system, args=(run.run_id, ended), name="sparknorm-system-metrics", daemon=True
             ).start()
         try:
-            run.log_params(_flatten(settings.model_dump(mode="json")))
+            run.log_params(params_of(settings, varied))
             yield run
         except BaseException as error:
             _end_failed(run.run_id, error)
@@ -370,31 +378,3 @@ def _time_to_upload() -> Iterator[None]:
                 _uploads.remove(threading.get_ident())
                 if not _uploads:
                     os.environ[_TIMEOUT] = _CALL_SECONDS
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
-
-
-def _origin() -> dict[str, str]:
-    """Versions, and the git commit where there is one."""
-    import pyspark
-    import torch
-
-    from pipeline import __version__
-
-    versions = {"sparknorm": __version__, "version.torch": torch.__version__, "version.pyspark": pyspark.__version__}
-    return versions | ({"mlflow.source.git.commit": commit} if (commit := _git_commit()) else {})
-
-
-def _git_commit() -> str:
-    """The commit this package runs from; empty where it is installed, or git is not."""
-    folder = Path(__file__).parent
-    if shutil.which("git") is None or not folder.is_dir():
-        return ""
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""

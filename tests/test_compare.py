@@ -163,6 +163,8 @@ def test_one_parent_and_a_child_for_each_trial(comparison, runs):
     children = [run for run in runs.values() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == 8 == len(runs) - 1
     assert {run.info.status for run in runs.values()} == {RunStatus.to_string(RunStatus.FINISHED)}
+    assert parent.data.params["model.norm"] == "none, batch"
+    assert (parent.data.params["train.learning_rate"], parent.data.params["train.seed"]) == ("0.02, 0.1", "0, 1")
     assert sorted(run.data.tags["kind"] for run in children) == ["arm"] * 4 + ["search"] * 4
 
 

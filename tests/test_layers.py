@@ -51,6 +51,7 @@ SPARK_SIDE += [
     "figure_rates",
     "verdict",
     "side_by_side",
+    "run_facts",
 ]
 
 
@@ -108,7 +109,7 @@ def test_only_gang_joins_spark_and_torch():
     users = {
         p.stem for p in (REPOSITORY / "pipeline").glob("*.py") if {"torch", "pyspark"} <= imports(p, anywhere=True)
     }
-    assert users <= {"gang", "daemon", "tracking"}  # tracking asks both for their versions
+    assert users <= {"gang", "daemon", "run_facts"}  # run_facts asks both for their versions
 
 
 BARE_MACHINE = """

@@ -177,7 +177,7 @@ def test_a_database_that_is_down_during_a_training_has_each_step_once(spark, dat
 
 def test_a_database_without_a_server_before_it_that_goes_down_has_each_step_once(database, study, tmp_path, capfd):
     tracking = study.tracking.model_copy(update={"uri": database.uri, "artifacts": str(tmp_path / "artifacts")})
-    emit = EventWriter(str(tmp_path / "events"), 0, flush_seconds=0.1).emit
+    writer = EventWriter(str(tmp_path / "events"), 0, flush_seconds=0.1)
     with (
         Tracker(tracking).run("direct", settings=study) as run,
         TrainingBar("direct", 32) as bar,
@@ -188,8 +188,9 @@ def test_a_database_without_a_server_before_it_that_goes_down_has_each_step_once
                 database.stop()
             elif step == 300:
                 database.start()
-            emit("step", step=step, loss=1 / step, learning_rate=0.1)
+            writer.emit("step", step=step, loss=1 / step, learning_rate=0.1)
             time.sleep(0.02)
+        writer.flush()
     assert points(database, run.run_id) == [(step, 1 / step) for step in range(1, 401)]
     assert "Traceback" not in capfd.readouterr().err  # MLflow's own, for each call
 
