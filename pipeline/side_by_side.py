@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 class Place:
     """The right to train. Entering it waits until fewer than ``at_once`` others have one.
 
-    stop : set when the trial, at whatever it is, shall end
+    stop : set when all trials shall end; one that trains is ended, one that waits does not begin
 
     Raises
     ------
@@ -34,10 +34,10 @@ class Place:
         self._places, self.stop = places, stop
 
     def __enter__(self) -> Place:
-        while not self._places.acquire(timeout=_LOOK_SECONDS):
-            if self.stop.is_set():
-                raise StoppedError("another trial failed")
-        return self
+        while not self.stop.is_set():
+            if self._places.acquire(timeout=_LOOK_SECONDS):
+                return self
+        raise StoppedError("another trial failed")
 
     def __exit__(self, *_: object) -> None:
         self._places.release()

@@ -71,6 +71,14 @@ def test_the_next_trial_trains_while_one_logs_what_it_made(spark):
     assert side_by_side.run_all(spark, [trial(number) for number in range(3)], at_once=2)[0]
 
 
+def test_a_place_that_comes_free_when_all_shall_stop_is_not_taken():
+    places, stop = threading.Semaphore(1), threading.Event()
+    stop.set()
+    with pytest.raises(barrier.StoppedError, match="another trial failed"), side_by_side.Place(places, stop):
+        pass
+    assert places.acquire(blocking=False)  # it is still free
+
+
 @pytest.mark.spark
 def test_a_study_side_by_side_has_the_results_of_one_after_the_other(spark, settings, tmp_path):
     """The same numbers, whatever trains beside; and the trials did overlap."""

@@ -48,6 +48,14 @@ def test_events_tell_each_step_once(dataset, tmp_path):
     assert [(e["step"], e["accuracy"]) for e in evaluations] == [(p["step"], p["accuracy"]) for p in result["curve"]]
 
 
+def test_logging_fewer_steps_changes_nothing_else(dataset, tmp_path):
+    every = fit(alone("cpu"), make_job(dataset, tmp_path / "every"))
+    some = fit(alone("cpu"), make_job(dataset, tmp_path / "some", log_every_steps=7))
+    assert some["curve"] == every["curve"]
+    steps = [e["step"] for e in EventReader(str(tmp_path / "some" / "events")).new() if e["kind"] == "step"]
+    assert steps == list(range(7, every["steps"] + 1, 7))
+
+
 def gradients(worker, job):
     """Gradients of the first global batch, and its loss."""
     trainer = _Trainer(worker, job)

@@ -38,18 +38,13 @@ def main() -> None:
                 ingest.run_scale(spark, WORK)
         finally:
             spark.stop()
-    if "training" in parts:
-        spark = training.start()
-        try:
-            training.run(spark, ingest.fashion_mnist(spark, WORK), WORK)
-        finally:
-            spark.stop()
-    if "study" in parts:
-        spark = training.start()
-        try:
-            study.run(spark, ingest.fashion_mnist(spark, WORK), WORK)
-        finally:
-            spark.stop()
+    for part, run in (("training", training.run), ("study", study.run)):
+        if part in parts:
+            spark = training.start()
+            try:
+                run(spark, ingest.fashion_mnist(spark, WORK), WORK)
+            finally:
+                spark.stop()
     if "norms" in parts:
         norms.run()
 
