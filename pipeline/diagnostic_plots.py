@@ -16,6 +16,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
 from pipeline.events import Event
+from pipeline.figure_style import STYLE
 
 # step -> the values seen there that are numbers, by name
 Looks = dict[int, dict[str, float]]
@@ -51,17 +52,7 @@ _BY_LAYER = {
     ],
 }
 
-_STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
+_STYLE = STYLE | {"grid.alpha": 0.25}
 _WIDTH, _HEIGHT, _DPI = 8.0, 3.6, 120
 # From dark to a yellow that can still be seen on white.
 _MAP, _DARKEST, _LIGHTEST = "viridis", 0.0, 0.9

@@ -38,7 +38,7 @@ _ROW_LETTERS = 34
 _DPI = 150
 # Drawn in this colour, replaced by the page's own text colour, so that figures follow light and dark.
 _PAGE_INK, _PAPER_INK = "#123456", "#1b1f24"
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -111,7 +111,7 @@ class Drawing:
         return buffer.getvalue()
 
     def _save(self, kind: str, ink: str, **options: Any) -> bytes:
-        with matplotlib.rc_context(_STYLE | dict.fromkeys(_INKED, ink) | {"svg.hashsalt": self.name}):
+        with matplotlib.rc_context(STYLE | dict.fromkeys(_INKED, ink) | {"svg.hashsalt": self.name}):
             figure = Figure(figsize=self.size)
             self.paint(figure, [dict(zip(self.columns, row, strict=True)) for row in self.rows])
             buffer = io.BytesIO()
