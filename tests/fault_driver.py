@@ -76,19 +76,25 @@ class Bench:
         return self.report(job, launch(self.spark, job, **how))
 
 
+def in_the_middle(run: Running, rank: int) -> int:
+    """The process of a rank that has done most of its steps, of which some are saved."""
+    run.saved(26)
+    return run.at_step(55, rank)["pid"]
+
+
 def worker_killed(bench: Bench) -> dict[str, Any]:
     """SIGKILL of the Python process of rank 1."""
-    return bench.try_it("worker_killed", meanwhile=lambda run: run.kill(run.at_step(55, rank=1)["pid"]))
+    return bench.try_it("worker_killed", meanwhile=lambda run: run.kill(in_the_middle(run, rank=1)))
 
 
 def first_worker_killed(bench: Bench) -> dict[str, Any]:
     """SIGKILL of the Python process of rank 0, which has the rendezvous and writes events and checkpoints."""
-    return bench.try_it("first_worker_killed", meanwhile=lambda run: run.kill(run.at_step(55)["pid"]))
+    return bench.try_it("first_worker_killed", meanwhile=lambda run: run.kill(in_the_middle(run, rank=0)))
 
 
 def executor_killed(bench: Bench) -> dict[str, Any]:
     """SIGKILL of an executor's JVM."""
-    return bench.try_it("executor_killed", meanwhile=lambda run: run.kill(jvm_of(run.at_step(55, rank=1)["pid"]).pid))
+    return bench.try_it("executor_killed", meanwhile=lambda run: run.kill(jvm_of(in_the_middle(run, rank=1)).pid))
 
 
 def model_raises(bench: Bench) -> dict[str, Any]:
@@ -231,7 +237,7 @@ def port_set(bench: Bench) -> dict[str, Any]:
     def release_and_kill(run: Running) -> dict[str, Any]:
         time.sleep(4)
         other.close()
-        return run.kill(run.at_step(55, rank=1)["pid"])
+        return run.kill(in_the_middle(run, rank=1))
 
     workers = TWO.model_copy(update={"port": other.getsockname()[1]})
     return bench.try_it("port_set", workers=workers, meanwhile=release_and_kill)

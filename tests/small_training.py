@@ -108,6 +108,17 @@ class Running:
             lambda: next((b for r, b in self.beats().items() if r == rank and b["step"] >= step), None),
         )
 
+    def saved(self, step: int) -> int:
+        """The step of the newest checkpoint, once there is one of this step or a later one.
+
+        A training that is at a step may have saved none for long: a state that is due waits until the one before is
+        written.
+        """
+        folder = str(self.folder / "checkpoints")
+        return self.wait_until(
+            f"a checkpoint of step {step}", lambda: (newest := checkpoint.newest_step(folder)) >= step and newest
+        )
+
     def kill(self, pid: int) -> dict[str, Any]:
         """SIGKILL a process of this training; returns when, and the step of the newest checkpoint just before."""
         newest = checkpoint.newest_step(str(self.folder / "checkpoints"))
