@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.events import Event, EventReader
 from pipeline.outage import AGAIN_SECONDS, TrackingError, is_outage, reason
 from pipeline.progress import TrainingBar
-from pipeline.tracking import TrackedRun, store_name
+from pipeline.tracking import TrackedRun, longest_call_seconds, store_name
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +24,6 @@ RELAY_SECONDS = 0.5
 _PAUSES, _LONGEST_PAUSE_SECONDS = 4, 30.0
 # A long list is read and passed on a part at a time, so that it is seen to move on.
 _FILES_AT_ONCE, _EVENTS_AT_ONCE = 200, 500
-# A call that has not ended after this time hangs: no call of ours to MLflow takes so long (see tracking.py).
-HANGING_SECONDS = 20.0
 
 
 class Relay:
@@ -91,7 +89,7 @@ class Relay:
             if self._server_error and not is_outage(self._server_error):
                 return False
             quiet_seconds = time.monotonic() - self._moved_at
-            if quiet_seconds >= patience_seconds + (0.0 if error else HANGING_SECONDS):
+            if quiet_seconds >= patience_seconds + (0.0 if error else longest_call_seconds()):
                 return False
             if error and not told:
                 told = True

@@ -58,8 +58,9 @@ _SAMPLE_AGAIN_SECONDS = 10.0
 # tries of 6 s: what is urgent fails soon, and what can wait is offered again from this side, where a person is told
 # about it. Values that the user has set stay.
 _TIMEOUT, _CALL_SECONDS, _UPLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", "6", "120"
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 os.environ.setdefault(_TIMEOUT, _CALL_SECONDS)
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault(_RETRIES, "1")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for a result's path
 
 _uploads: list[int] = []  # the threads that do it now
@@ -359,6 +360,12 @@ def _sample_system(run_id: str, ended: threading.Event) -> None:
             mlflow.get_run(run_id)
             Monitor(run_id, resume_logging=True).monitor()
         ended.wait(_SAMPLE_AGAIN_SECONDS)
+
+
+def longest_call_seconds() -> float:
+    """A call to the store that begins now and has not ended after this time hangs: its tries, and the pauses between
+    them."""
+    return (1 + int(os.environ[_RETRIES])) * float(os.environ[_TIMEOUT]) + 8.0
 
 
 @contextmanager

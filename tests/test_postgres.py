@@ -191,7 +191,9 @@ def test_a_database_without_a_server_before_it_that_goes_down_has_each_step_once
             writer.emit("step", step=step, loss=1 / step, learning_rate=0.1)
             time.sleep(0.02)
         writer.flush()
+        run.log_text("note.txt", "here")
     assert points(database, run.run_id) == [(step, 1 / step) for step in range(1, 401)]
+    assert [path.read_text() for path in Path(tracking.artifacts).rglob("note.txt")] == ["here"]
     assert "Traceback" not in capfd.readouterr().err  # MLflow's own, for each call
 
 
