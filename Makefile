@@ -38,7 +38,7 @@ test-all: setup dist ## all tests
 	$(BIN)/python -m pytest
 
 ui-test: setup ## look at the MLflow UI and the report of `make run` in a headless Chromium; pictures in runs/screenshots
-	$(BIN)/python -m pytest -m ui
+	SPARKNORM_UI_RUNS=runs $(BIN)/python -m pytest -m ui
 
 bench: setup ## loading, ingest, training and norms against their peers, about an hour (PART=loader, ingest, scale, training, study or norms)
 	$(BIN)/python tests/bench/run.py $(PART)

@@ -23,7 +23,14 @@ OPTIONS = (
     "--disable-background-networking",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
-# Elements that show this text, innermost last; `innerText` is what a person sees.
+# What is below the edge of the window may wait to be drawn until one scrolls there.
+_SPINNERS = """
+return [...document.querySelectorAll('[class*=spin i], [class*=skeleton i], [aria-busy=true]')].filter(one => {
+  const place = one.getBoundingClientRect()
+  return place.height > 0 && place.bottom > 0 && place.top < innerHeight
+}).length
+"""
+# `innerText` is what a person sees.
 _SHOWN = "return document.body ? document.body.innerText : ''"
 
 
@@ -67,9 +74,8 @@ class Page:
             self.until(repr(text), lambda text=text: text in self.text())
 
     def until_still(self) -> None:
-        """Nothing turns, and two pictures half a second apart are the same."""
-        spinners = "return document.querySelectorAll('[class*=spin i], [class*=skeleton i], [aria-busy=true]').length"
-        self.until("no spinner", lambda: self.driver.execute_script(spinners) == 0)
+        """Nothing in sight turns, and two pictures half a second apart are the same."""
+        self.until("no spinner", lambda: self.driver.execute_script(_SPINNERS) == 0)
         pictures = [b""]
 
         def still() -> bool:

@@ -1,6 +1,7 @@
-"""The MLflow UI on what the main job left in `runs/`, as a person sees it: its pages, and pictures of them.
+"""The MLflow UI on what a comparison left, as a person sees it: its pages, and pictures of them.
 
-`make run` first. The pictures are left in `screenshots` below the same folder.
+`make ui-test` looks at the store that `make run` left in `runs/` (SPARKNORM_UI_RUNS); without it, a small comparison
+is made first. The pictures are left in `screenshots` in the same folder.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from mlflow_server import MlflowServer
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-pytestmark = [pytest.mark.slow, pytest.mark.ui]
+from pipeline.compare import compare
+from pipeline.config import load_settings
 
-REPOSITORY = Path(__file__).parents[1]
-RUNS = Path(os.environ.get("SPARKNORM_UI_RUNS") or REPOSITORY / "runs").absolute()
-SCREENSHOTS = RUNS / "screenshots"
+pytestmark = pytest.mark.ui
+
 # What MLflow remembers of a person who trains models, has closed its assistant, and points at no chart.
 MEMORY = {
     "mlflow.workflowType_v1": '"machine_learning"',
@@ -49,7 +50,7 @@ class Study:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         parents = client.search_runs(experiments, "tags.kind = 'comparison'", order_by=["start_time DESC"])
         if not parents:
-            pytest.skip(f"{RUNS} has no comparison: `make run` makes one")
+            pytest.fail(f"{store} has no comparison: `make run` makes one")
         self.parent = parents[0]
         self.experiment = self.parent.info.experiment_id
         of_parent = f"tags.mlflow.parentRunId = '{self.parent.info.run_id}' AND tags.kind = 'arm'"
@@ -69,13 +70,46 @@ class Study:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def runs(request, tmp_path_factory):
+    """The folder in which a comparison has left its report and its store."""
+    chosen = os.environ.get("SPARKNORM_UI_RUNS")
+    if chosen is None:
+        folder = tmp_path_factory.mktemp("runs")
+        small_study(request.getfixturevalue("spark"), request.getfixturevalue("dataset"), folder)
+        return folder
+    if not Path(chosen, "mlflow.db").exists():
+        pytest.fail(f"SPARKNORM_UI_RUNS: {chosen} has no mlflow.db: `make run` makes one")
+    return Path(chosen).absolute()
+
+
+def small_study(spark, dataset, folder):
+    """Of two arms with two seeds, each with the better of two learning rates."""
+    settings = {
+        "name": "small",
+        "output": str(folder),
+        "dataset": {"path": dataset},
+        "model": {"depth": 3, "width": 4, "norm": ["none", "batch"]},
+        "train": {"epochs": 2, "rank_batch_size": 32, "lanes": 4, "learning_rate": [0.02, 0.1]},
+        "workers": {"count": 1},
+        "compare": {"seeds": [0, 1], "search_epochs": 1},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "artifacts": f"{folder}/mlartifacts"},
+    }
+    config = folder / "small.yaml"
+    config.write_text(json.dumps(settings))  # which is YAML too
+    compare(spark, load_settings(str(config)))
+
+
+@pytest.fixture(scope="module")
+def screenshots(runs):
+    return runs / "screenshots"
+
+
+@pytest.fixture(scope="module")
+def server(runs, tmp_path_factory):
     """MLflow on a copy of the store: to look at it must not change it."""
-    if not (RUNS / "mlflow.db").exists():
-        pytest.skip(f"{RUNS} has no mlflow.db: `make run` makes one, or name another folder in SPARKNORM_UI_RUNS")
     folder = tmp_path_factory.mktemp("ui")
     with (
-        closing(sqlite3.connect(f"file:{RUNS / 'mlflow.db'}?mode=ro", uri=True)) as source,
+        closing(sqlite3.connect(f"file:{runs / 'mlflow.db'}?mode=ro", uri=True)) as source,
         closing(sqlite3.connect(folder / "store.db")) as copy,
     ):
         source.backup(copy)
@@ -125,7 +159,7 @@ def remember(page: Page, **changes: Any) -> None:
     page.driver.execute_script("localStorage[arguments[0]] = arguments[1]", key, json.dumps({**state, **changes}))
 
 
-def test_the_table_shows_the_parent_and_its_arms(server, study, page, columns):
+def test_the_table_shows_the_parent_and_its_arms(server, study, page, columns, screenshots):
     page.open(study.address(server, only="tags.kind != 'search'"))
     names = [run.info.run_name for run in (study.parent, *study.children)]
     page.until_shown(*names, "best_accuracy", *(f"{run.data.metrics['best_accuracy']:.4g}" for run in study.children))
@@ -134,10 +168,10 @@ def test_the_table_shows_the_parent_and_its_arms(server, study, page, columns):
     # Long names are seen whole, and the mouse is out of the way.
     webdriver.ActionChains(page.driver).drag_and_drop_by_offset(edge, 130, 0).move_by_offset(0, 400).perform()
     page.until_still()
-    page.take(SCREENSHOTS / "mlflow_runs.png")
+    page.take(screenshots / "mlflow_runs.png")
 
 
-def test_a_chart_shows_the_accuracy_of_each_arm(server, study, page, columns):
+def test_a_chart_shows_the_accuracy_of_each_arm(server, study, page, columns, screenshots):
     tag = {"mode": "tag", "groupByData": study.arm_tag}
     remember(page, groupBy={"aggregateFunction": "average", "groupByKeys": [tag]})
     address = study.address(server, view="compareRunsMode=CHART", only="tags.kind = 'arm'")
@@ -161,7 +195,7 @@ def test_a_chart_shows_the_accuracy_of_each_arm(server, study, page, columns):
         page.until("a line for each arm", lambda: page.driver.execute_script(lines) >= len(study.arms))
         page.driver.execute_script("document.activeElement.blur()")
         page.until_still()
-        page.take(SCREENSHOTS / "mlflow_chart.png")
+        page.take(screenshots / "mlflow_chart.png")
     finally:
         remember(page, groupBy=None)
 
@@ -175,14 +209,14 @@ def field(page: Page, placeholder: str) -> Any:
     return found[0] if found else None
 
 
-def test_the_parents_page_names_its_children(server, study, page):
+def test_the_parents_page_names_its_children(server, study, page, screenshots):
     page.open(study.address(server, run_id=study.parent.info.run_id))
     page.until_shown("Finished", "Child runs", *(child.info.run_name for child in study.children), "comparison")
     page.until_still()
-    page.take(SCREENSHOTS / "mlflow_parent.png")
+    page.take(screenshots / "mlflow_parent.png")
 
 
-def test_the_report_is_shown_among_the_parents_artifacts(server, study, page):
+def test_the_report_is_shown_among_the_parents_artifacts(server, study, page, screenshots):
     run_id = f"{study.parent.info.run_id}/artifacts/report.html"
     page.open(study.address(server, run_id=run_id))
     frame = page.until("the report", lambda: page.driver.find_elements(By.TAG_NAME, "iframe"))[0]
@@ -190,7 +224,7 @@ def test_the_report_is_shown_among_the_parents_artifacts(server, study, page):
     verdict(page)
     page.driver.switch_to.default_content()
     page.until_still()
-    page.take(SCREENSHOTS / "mlflow_report.png")
+    page.take(screenshots / "mlflow_report.png")
 
 
 def verdict(page: Page) -> str:
@@ -201,7 +235,7 @@ def verdict(page: Page) -> str:
     return text
 
 
-def test_the_page_of_a_child_draws_its_metrics(server, study, page):
+def test_the_page_of_a_child_draws_its_metrics(server, study, page, screenshots):
     child = study.children[0]
     page.open(study.address(server, run_id=f"{child.info.run_id}/model-metrics"))
     page.until_shown(child.info.run_name)
@@ -209,17 +243,15 @@ def test_the_page_of_a_child_draws_its_metrics(server, study, page):
     page.until_shown(f"{child.info.run_name} (test/accuracy)", f"{child.info.run_name} (train/loss)")
     page.driver.execute_script("document.activeElement.blur()")
     page.until_still()
-    page.take(SCREENSHOTS / "mlflow_child.png")
+    page.take(screenshots / "mlflow_child.png")
 
 
 @pytest.mark.parametrize(
     ("name", "scheme", "width", "height"),
     [("light", "light", 1400, 900), ("dark", "dark", 1400, 900), ("phone", "light", 360, 740)],
 )
-def test_the_report_by_itself(page, name, scheme, width, height):
-    report = RUNS / "report.html"
-    if not report.exists():
-        pytest.skip(f"{report} does not exist")
+def test_the_report_by_itself(runs, screenshots, page, name, scheme, width, height):
+    report = runs / "report.html"
     page.colors(scheme)
     try:
         page.open(report.as_uri(), width=width, height=height)
@@ -230,7 +262,7 @@ def test_the_report_by_itself(page, name, scheme, width, height):
         light = sum(int(part) for part in ground.strip("rgba()").split(",")[:3]) > 3 * 127
         assert light == (scheme == "light") or "0, 0, 0, 0" in ground
         page.until_still()
-        page.take(SCREENSHOTS / f"report_{name}.png")
-        page.take(SCREENSHOTS / f"report_{name}_whole.png", whole=True)
+        page.take(screenshots / f"report_{name}.png")
+        page.take(screenshots / f"report_{name}_whole.png", whole=True)
     finally:
         page.colors("light")

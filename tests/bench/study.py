@@ -19,7 +19,7 @@ from pipeline.events import EventReader
 TRIALS = 8
 PASSES = int(os.environ.get("BENCH_PASSES", "3"))
 # Of a trial that shall take about a minute.
-LONG_EPOCHS = int(os.environ.get("BENCH_EPOCHS", "2"))
+LONG_EPOCHS = int(os.environ.get("BENCH_EPOCHS", "3"))
 BESIDE, AFTER = "8 small trials side by side", "8 small trials one after the other"
 LOST, WHOLE = "8 trials of a minute: time in which a core did not train", "8 trials of a minute: time of both cores"
 
@@ -29,10 +29,12 @@ def run(spark: Any, dataset: str, work: Path) -> None:
     folder = work / "study"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that did not get to its end
     seconds: dict[str, list[float]] = {BESIDE: [], AFTER: []}
-    for _ in range(PASSES):
+    for number in range(PASSES):
         for name, at_once in ((BESIDE, None), (AFTER, 1)):
-            seconds[name].append(study(spark, dataset, folder, epochs=1, batch=1024, at_once=at_once)[0])
-    wall, trained = study(spark, dataset, folder, epochs=LONG_EPOCHS, batch=128, at_once=None)
+            # A folder for each: MLflow keeps a store open that was deleted.
+            place = folder / f"{number}-{at_once}"
+            seconds[name].append(study(spark, dataset, place, epochs=1, batch=1024, at_once=at_once)[0])
+    wall, trained = study(spark, dataset, folder / "long", epochs=LONG_EPOCHS, batch=128, at_once=None)
     shutil.rmtree(folder, ignore_errors=True)
     results = [Result(name, "s", passes) for name, passes in seconds.items()]
     results += [Result(LOST, "core-s", [2 * wall - trained]), Result(WHOLE, "core-s", [2 * wall])]
@@ -46,7 +48,6 @@ def study(
     """Seconds of the whole `compare`, report and all, and of its trials' training and evaluation in sum."""
     from pipeline.compare import compare as job
 
-    shutil.rmtree(folder, ignore_errors=True)
     settings = Settings.model_validate(
         {
             "name": "bench",
