@@ -127,7 +127,9 @@ class _Synchronized(torch.autograd.Function):
             raise ValueError("batch norm over all ranks: there is only one value in a channel")
         mean = first / total
         variance = (second / total - mean**2).clamp_(min=0)
-        dtype = x.dtype if weight is None else weight.dtype
+        # torch's kernel wants one dtype of all four; without scale and shift, statistics of bf16 rows stay float32.
+        affine = weight if weight is not None else bias
+        dtype = affine.dtype if affine is not None else torch.promote_types(x.dtype, torch.float32)
         mean_, variance_ = mean.to(dtype), variance.to(dtype)
         ctx.save_for_backward(x, weight, mean_, variance_, total)
         ctx.eps, ctx.sum_over_ranks, ctx.has_bias = eps, sum_over_ranks, bias is not None
@@ -143,10 +145,12 @@ class _Synchronized(torch.autograd.Function):
             sums = ctx.sum_over_ranks(torch.cat([alone.double(), by_x_hat.double()]))
             mean_g, mean_gx = (part / total for part in sums.chunk(2))
             inverse = (variance.double() + ctx.eps).rsqrt()
-            # scale * inverse * (mean_g + x_hat * mean_gx) is a + b * x in each channel.
+            # scale * inverse * (mean_g + x_hat * mean_gx) is a + b * x in each channel; the two nearly cancel for rows
+            # far from 0, so not in bf16.
             b = scale * inverse * inverse * mean_gx
             a = scale * inverse * mean_g - b * mean
-            grad_x = grad_x - torch.addcmul(per_channel(a, x).to(x.dtype), x, per_channel(b, x).to(x.dtype))
+            a, b = (per_channel(values, x).to(mean.dtype) for values in (a, b))
+            grad_x = (grad_x - torch.addcmul(a, x, b)).to(x.dtype)
         return grad_x, None if weight is None else by_x_hat, alone if ctx.has_bias else None, None, None
 
 

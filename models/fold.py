@@ -21,6 +21,8 @@ _WEIGHTS: dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor]] = {
     StandardizedConv2d: standardized,
     StandardizedLinear: standardized,
 }
+# Norms of torch's own: no network here has them, but one that somebody else gives may.
+_OF_TORCH = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _SUMS = (operator.add, operator.iadd, torch.add)
 _SHOWN = 24  # layers that a message names for one reason; `Folded.left` has all
 
@@ -60,11 +62,11 @@ def fold(model: nn.Module, *, partial: bool = False) -> Folded:
     Raises
     ------
     FoldError
-        A norm has no running statistics, or does not follow a convolution or linear layer of its own. All such norms
-        are listed with their reasons.
+        A norm is not one of ours, has no running statistics, or does not follow a convolution or linear layer of its
+        own. All such norms are listed with their reasons.
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
-    names = {module: name for name, module in folded.named_modules() if isinstance(module, NormLayer)}
+    names = {module: name for name, module in folded.named_modules() if isinstance(module, (NormLayer, *_OF_TORCH))}
     graph = _Graph(folded) if names else None
     replacements: dict[nn.Module, nn.Module] = {}
     left = {}
@@ -93,8 +95,10 @@ def by_reason(left: dict[str, str]) -> str:
     )
 
 
-def _at_evaluation(norm: NormLayer) -> tuple[torch.Tensor, torch.Tensor]:
+def _at_evaluation(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """(factor, addend) of a norm, (C,) each, in float64."""
+    if not isinstance(norm, NormLayer):
+        raise FoldError(f"{type(norm).__name__} is torch's own: only norm layers of models.norms are folded")
     if not isinstance(norm, RunningNorm):
         raise FoldError(f"{type(norm).__name__} has no running statistics")
     try:
@@ -126,7 +130,7 @@ class _Graph:
                 if node.op == "call_module":
                     self._calls[self._modules[str(node.target)]].append(node)
 
-    def layer_before(self, norm: NormLayer) -> nn.Module:
+    def layer_before(self, norm: nn.Module) -> nn.Module:
         """The layer whose output goes into this norm and nowhere else."""
         if self._failure:
             raise FoldError(f"the network's graph cannot be traced: {self._failure}")

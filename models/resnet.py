@@ -62,6 +62,8 @@ def _last_norm(channels: int, norm: Norm, settings: ModelSettings) -> nn.Module:
 class BasicBlock(nn.Module):
     """activation(shortcut(x) + norm(conv(activation(norm(conv(x)))))), both convolutions 3x3.
 
+    Input (N, ``inputs``, H, W); output (N, ``channels``, ceil(H / stride), ceil(W / stride)).
+
     layers : convolutions of a block
     expansion : its output channels for each of ``channels``
     """
@@ -82,7 +84,10 @@ class BasicBlock(nn.Module):
 
 class Bottleneck(nn.Module):
     """As `BasicBlock` with three convolutions (He et al. 2016, figure 5): 1x1 to ``channels``, 3x3 with the stride, and
-    1x1 to ``4 channels``."""
+    1x1 to ``4 channels``.
+
+    Input (N, ``inputs``, H, W); output (N, ``4 channels``, ceil(H / stride), ceil(W / stride)).
+    """
 
     layers, expansion = 3, 4
 

@@ -9,8 +9,10 @@ from models.norm_layer import NormLayer
 
 
 class GroupNorm(NormLayer):
-    """Group normalization (Wu & He 2018, equations 1 and 7): over (C / groups, positions) of one sample.
+    """y = weight * (x - mean) / sqrt(var + eps) + bias, over the positions of all channels of a group, for each sample
+    (Wu & He 2018, equations 1, 2, 6 and 7).
 
+    A group is C / ``groups`` neighbouring channels; weight and bias are those of a channel, the variance is biased.
     With one group it is layer normalization (Ba et al. 2016, equation 3) with one scale and shift for each channel, as
     Wu & He compare it. Input and output (N, C, ...).
 
@@ -34,7 +36,8 @@ class GroupNorm(NormLayer):
 
 
 class InstanceNorm(NormLayer):
-    """Instance normalization (Ulyanov et al. 2016, equation 2): over the positions of one channel of one sample.
+    """y = weight * (x - mean) / sqrt(var + eps) + bias, over the positions of one channel, for each sample (Ulyanov et
+    al. 2016, equation 2). The variance is biased.
 
     Input and output (N, C, ...) with more than one position in training.
     """

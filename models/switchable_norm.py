@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from models.norm_layer import RunningNorm, total_variance
+from models.norm_layer import RunningNorm, per_channel, total_variance
 
 
 class SwitchableNorm(RunningNorm):
@@ -15,7 +15,8 @@ class SwitchableNorm(RunningNorm):
     (equation 3); w and w' are the softmax of three learned numbers each, which start equal (equation 5).
 
     All statistics come from those of the instances (equation 4). Variances are biased. Evaluation uses running averages
-    for the batch's part. Input and output (N, C, ...) with more than one position.
+    for the batch's part. Input and output (N, C, ...) with more than one position; computed in float32, or float64 for
+    float64.
     """
 
     running_mean: torch.Tensor
@@ -29,13 +30,14 @@ class SwitchableNorm(RunningNorm):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        var_in, mean_in = torch.var_mean(x.flatten(2), 2, correction=0)  # (N, C)
-        square_in = var_in + mean_in**2
-        mean_ln = mean_in.mean(1, keepdim=True)
-        var_ln = square_in.mean(1, keepdim=True) - mean_ln**2
+        exact = x if x.dtype == torch.float64 else x.float()
+        var_in, mean_in = torch.var_mean(exact.flatten(2), 2, correction=0)  # (N, C)
+        # Law of total variance: a difference of mean square and squared mean would cancel where the mean is large.
+        var_of_means, mean_ln = torch.var_mean(mean_in, 1, correction=0, keepdim=True)
+        var_ln = var_in.mean(1, keepdim=True) + var_of_means
         if self.training:
-            mean_bn = mean_in.mean(0)
-            var_bn = square_in.mean(0) - mean_bn**2
+            var_of_means, mean_bn = torch.var_mean(mean_in, 0, correction=0)
+            var_bn = var_in.mean(0) + var_of_means
             with torch.no_grad():
                 self.running_mean.lerp_(mean_bn.to(self.running_mean.dtype), self.momentum)
                 self.running_var.lerp_(var_bn.to(self.running_var.dtype), self.momentum)
@@ -47,9 +49,9 @@ class SwitchableNorm(RunningNorm):
         factor = (variance + self.eps).rsqrt()  # (N, C)
         if self.weight is not None:
             factor = factor * self.weight
-        addend = -mean * factor if self.bias is None else self.bias - mean * factor
         shape = (*mean.shape, *(1,) * (x.ndim - 2))
-        return x * factor.view(shape) + addend.view(shape)
+        y = (exact - mean.view(shape)) * factor.view(shape)  # the mean first: both products would be large
+        return (y if self.bias is None else y + per_channel(self.bias, y)).to(x.dtype)
 
     def join(self, running: Mapping[str, torch.Tensor], shares: torch.Tensor) -> dict[str, torch.Tensor]:
         mean, variance = total_variance(running["running_mean"], running["running_var"], shares)

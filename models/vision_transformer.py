@@ -75,13 +75,14 @@ class VisionTransformer(nn.Module):
     Raises
     ------
     ValueError
-        Patches do not fit the image, or heads the width.
+        Patches do not fit the image, or heads the width; or the whole image is one patch, and the norm needs several
+        positions.
     """
 
     def __init__(self, settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int, norm: Norm):
         super().__init__()
         channels, height, width = image_shape
-        _check(settings, height, width)
+        _check(settings, height, width, norm)
         side, features = settings.patch, settings.width
         self.patches = norm.conv(channels, features, side, stride=side, bias=not norm.shifts)
         self.positions = nn.Embedding((height // side) * (width // side), features)
@@ -98,12 +99,17 @@ class VisionTransformer(nn.Module):
         return self.classifier(self.norm(self.blocks(tokens_ntd)).mean(dim=1))
 
 
-def _check(settings: ModelSettings, height: int, width: int) -> None:
+def _check(settings: ModelSettings, height: int, width: int, norm: Norm) -> None:
     if height % settings.patch or width % settings.patch:
         fits = [side for side in range(1, min(height, width) + 1) if height % side == width % side == 0]
         raise ValueError(
             f"model.patch {settings.patch} does not cut images of {height} x {width} into whole patches: "
             f"use one of {fits}"
+        )
+    if norm.positions and height == width == settings.patch:
+        raise ValueError(
+            f"model.norm {settings.norm} needs several positions, and model.patch {settings.patch} makes one token of "
+            f"images of {height} x {width}: use another norm, or a smaller patch"
         )
     if settings.width % settings.heads:
         fits = [heads for heads in range(1, settings.width + 1) if settings.width % heads == 0]

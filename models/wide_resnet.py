@@ -17,6 +17,8 @@ class PreActivationBlock(nn.Module):
     Where shapes change, the shortcut is a 1x1 convolution of the activated norm, which it shares with the branch. The
     branch does not end with a norm, and `model.zero_init` does nothing here: with a scale of 0 before the second
     activation, a ReLU would pass no gradient and the branch stay at 0.
+
+    Input (N, ``inputs``, H, W); output (N, ``outputs``, ceil(H / stride), ceil(W / stride)).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm, settings: ModelSettings):

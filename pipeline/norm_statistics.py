@@ -76,9 +76,12 @@ def precise(worker: Worker, model: nn.Module, batches: Iterable[torch.Tensor]) -
 
     Parameters
     ----------
-    batches : this rank's images, as the model takes them; as many on every rank
+    batches : this rank's images, as the model takes them; as many on every rank. A model without running statistics
+        reads none.
     """
     found = layers(model)
+    if not found:
+        return
     modes = {module: module.training for module in model.modules()}
     own = {name: buffer.clone() for name, buffer in model.named_buffers()}
     sums = {name: torch.zeros(2 * norm.channels + 1, dtype=torch.float64) for name, norm in found.items()}
@@ -95,8 +98,6 @@ def precise(worker: Worker, model: nn.Module, batches: Iterable[torch.Tensor]) -
         for module, mode in modes.items():
             module.training = mode
         load(model, own)
-    if not found:
-        return
     flat = worker.all_reduce_sum(torch.cat([value.to(worker.device) for value in sums.values()]))
     parts = flat.split([len(value) for value in sums.values()])
     for norm, part in zip(found.values(), parts, strict=True):

@@ -205,6 +205,17 @@ def test_every_norm_that_cannot_be_folded_is_named_with_its_reason():
         fold(Odd())
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(2), nn.SyncBatchNorm(2), nn.InstanceNorm2d(2), nn.GroupNorm(1, 2)])
+def test_norms_of_torchs_own_are_left_with_the_reason(norm):
+    model = randomized(nn.Sequential(nn.Conv2d(1, 2, 3), BatchNorm(2), nn.Conv2d(2, 2, 1), norm).double().eval())
+    reason = f"{type(norm).__name__} is torch's own: only norm layers of models.norms are folded"
+    folded = fold(model, partial=True)
+    assert (folded.folded, folded.left) == (("1",), {"3": reason})
+    assert difference(folded.model, model, torch.randn(2, 1, 5, 5, dtype=torch.float64)) <= 1e-12
+    with pytest.raises(FoldError, match=re.escape(f"1 of 2 norm layers cannot be folded: {reason} (3)")):
+        fold(model)
+
+
 class Shaped(nn.Sequential):
     """Goes another way for other images, so that it has no one graph."""
 

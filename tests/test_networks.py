@@ -1,6 +1,5 @@
 """Every network with every norm, and what is special to each network against numpy or plain torch, in float64."""
 
-import io
 import math
 
 import numpy as np
@@ -9,9 +8,11 @@ import torch
 from torch import nn
 
 from models import NETWORKS, build_model
+from models.batch_norm import BatchNorm
 from models.inception import InceptionModule
 from models.norms import NORMS, make_norm
 from models.vision_transformer import Block
+from pipeline import checkpoint
 from pipeline.training_settings import ModelSettings
 
 DEPTHS = {"cnn": 3, "inception": 3, "resnet": 8, "wide_resnet": 10, "recurrent": 1, "vit": 2}
@@ -20,6 +21,10 @@ KINDS = {
     "bottleneck": {"network": "resnet", "depth": 11, "block": "bottleneck"},
     "gru": {"network": "recurrent", "depth": 2, "cell": "gru"},
     "post": {"network": "vit", "depth": 2, "norm_place": "post"},
+}
+ARMS = {
+    **{norm: {"norm": norm} for norm in NORMS},
+    **{f"batch by {statistics}": {"norm": "batch", "norm_statistics": statistics} for statistics in ("lane", "world")},
 }
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), dtype=np.uint8))
 LABELS = torch.arange(8) % 5
@@ -45,10 +50,19 @@ def number(tensor):
     return tensor.detach().numpy()
 
 
-@pytest.mark.parametrize("norm", NORMS)
+def make_arm(kind, arm, **options):
+    """A network with an arm of `ARMS`; batch norm by lane has two lanes, and that over the world a world of one."""
+    model = make(kind, **ARMS[arm], **options)
+    for layer in model.modules():
+        if isinstance(layer, BatchNorm):
+            layer.lanes, layer.sum_over_ranks = 2, lambda values: values
+    return model
+
+
+@pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_network_with_every_norm_trains_round_trips_and_computes_in_bf16(kind, norm):
-    model = make(kind, norm)
+def test_every_network_with_every_norm_trains_round_trips_and_computes_in_bf16(kind, arm, tmp_path):
+    model = make_arm(kind, arm)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     losses = []
     for _ in range(6):
@@ -59,10 +73,10 @@ def test_every_network_with_every_norm_trains_round_trips_and_computes_in_bf16(k
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-    buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
-    other = make(kind, norm, seed=1)
-    other.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
+    identity = {"model": settings_of(kind, **ARMS[arm]).model_dump()}
+    checkpoint.save(str(tmp_path), {"model": model.state_dict()}, step=6, identity=identity, keep=1)
+    other = make_arm(kind, arm, seed=1)
+    other.load_state_dict(checkpoint.load_newest(str(tmp_path), identity=identity, device=torch.device("cpu"))["model"])
     logits = model.eval()(IMAGES)
     assert torch.equal(other.eval()(IMAGES), logits)
     assert logits.std(0).max() > 1e-4  # images are told apart
@@ -236,8 +250,17 @@ def test_block_of_the_vision_transformer(place):
     block = randomized(Block(settings, make_norm(settings)))
     x = np.random.default_rng(2).normal(size=(2, 6, 8))
     np.testing.assert_allclose(
-        number(block(torch.from_numpy(x))), block_in_numpy(block, x, place == "pre"), rtol=1e-10, atol=1e-10
+        number(block(torch.from_numpy(x))), block_in_numpy(block, x, place == "pre"), rtol=0, atol=1e-10
     )
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+@pytest.mark.parametrize("place", ["pre", "post"])
+def test_gradient_of_a_block_of_the_vision_transformer(place, norm):
+    settings = settings_of("vit", norm, norm_place=place, width=4)
+    block = randomized(Block(settings, make_norm(settings)))
+    x = torch.from_numpy(np.random.default_rng(3).normal(size=(2, 3, 4))).requires_grad_()
+    torch.autograd.gradcheck(lambda x, *_: block(x), (x, *block.parameters()))
 
 
 def test_tokens_of_the_vision_transformer_are_patches_in_reading_order():
@@ -249,7 +272,7 @@ def test_tokens_of_the_vision_transformer_are_patches_in_reading_order():
     for place, (row, column) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
         patch = number(x)[:, :, row : row + 4, column : column + 4]
         token = np.einsum("nchw,dchw->nd", patch, weight) + number(model.patches.bias)
-        np.testing.assert_allclose(seen[0][:, place], token + number(model.positions.weight)[place], atol=1e-10)
+        np.testing.assert_allclose(seen[0][:, place], token + number(model.positions.weight)[place], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +288,10 @@ def test_tokens_of_the_vision_transformer_are_patches_in_reading_order():
         (
             {"network": "vit", "heads": 3},
             r"model.heads 3 does not divide model.width 16: use one of \[1, 2, 4, 8, 16\]",
+        ),
+        *(
+            ({"network": "vit", "patch": 4, "norm": norm}, rf"model.norm {norm} .* model.patch 4 makes one token of")
+            for norm in ("instance", "switchable")
         ),
         ({"network": "recurrent", "activation": "relu"}, "model.activation relu: the cells .* set it to null"),
         ({"network": "cnn"}, "images of 4 x 4: the cnn halves them 3 times, so dataset.image.shape .* at least 8 x 8"),

@@ -69,7 +69,7 @@ def expected(norm, made):
 @pytest.mark.parametrize("norm", sorted(NORMS))
 def test_forward_is_the_papers(norm):
     made = make(norm)
-    np.testing.assert_allclose(number(made(torch.from_numpy(X))), expected(norm, made), atol=1e-10)
+    np.testing.assert_allclose(number(made(torch.from_numpy(X))), expected(norm, made), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -127,7 +127,7 @@ def test_lanes_are_normalized_apart(lanes):
     y = made(torch.from_numpy(X))
     parts = X.reshape(lanes, -1, *X.shape[1:])
     each = np.concatenate([scaled(standardized(part, (0, 2, 3)), made) for part in parts])
-    np.testing.assert_allclose(number(y), each, atol=1e-10)
+    np.testing.assert_allclose(number(y), each, rtol=0, atol=1e-10)
     mean = np.mean([part.mean((0, 2, 3)) for part in parts], axis=0)
     var = np.mean([part.var((0, 2, 3), ddof=1) for part in parts], axis=0)
     np.testing.assert_allclose(made.running_mean, MOMENTUM * mean, rtol=1e-10)
@@ -157,11 +157,11 @@ def test_batch_renorm_over_its_schedule():
         r, d = np.clip(sigma_b / sigma, 1 / r_max, r_max), np.clip((mu_b - mu) / sigma, -d_max, d_max)
         clipped += (r != sigma_b / sigma).sum()
         x_hat = (x - wide(mu_b)) / wide(sigma_b) * wide(r) + wide(d)
-        np.testing.assert_allclose(number(made(torch.from_numpy(x))), scaled(x_hat, made), atol=1e-10)
+        np.testing.assert_allclose(number(made(torch.from_numpy(x))), scaled(x_hat, made), rtol=0, atol=1e-10)
         mu, sigma = mu + MOMENTUM * (mu_b - mu), sigma + MOMENTUM * (sigma_b - sigma)
     assert 0 < clipped < 20 * 6
     evaluated = scaled((X - wide(mu)) / wide(sigma), made)
-    np.testing.assert_allclose(number(made.eval()(torch.from_numpy(X))), evaluated, atol=1e-10)
+    np.testing.assert_allclose(number(made.eval()(torch.from_numpy(X))), evaluated, rtol=0, atol=1e-10)
 
 
 def test_power_norm_over_warm_up_and_after():
@@ -176,18 +176,18 @@ def test_power_norm_over_warm_up_and_after():
         x_hat = x / wide(psi)
         tensor = torch.from_numpy(x).requires_grad_()
         y = made(tensor)
-        np.testing.assert_allclose(number(y), scaled(x_hat, made), atol=1e-10)
+        np.testing.assert_allclose(number(y), scaled(x_hat, made), rtol=0, atol=1e-10)
         y.backward(torch.from_numpy(grad_y))
         grad = grad_y * wide(number(made.weight))
         product, gamma = (grad * x_hat).mean(axes), (x_hat**2).mean(axes)
         grad_x = (grad - wide(product if step < 2 else nu) * x_hat) / wide(psi)
-        np.testing.assert_allclose(number(tensor.grad), grad_x, atol=1e-10)
+        np.testing.assert_allclose(number(tensor.grad), grad_x, rtol=0, atol=1e-10)
         square = (1 - MOMENTUM) * square + MOMENTUM * own
         if step >= 2:
             nu = nu * (1 - MOMENTUM * gamma) + MOMENTUM * product
-    np.testing.assert_allclose(made.running_nu, nu, atol=1e-10)
+    np.testing.assert_allclose(made.running_nu, nu, rtol=0, atol=1e-10)
     evaluated = scaled(X / wide(np.sqrt(square + EPS)), made)
-    np.testing.assert_allclose(number(made.eval()(torch.from_numpy(X))), evaluated, atol=1e-10)
+    np.testing.assert_allclose(number(made.eval()(torch.from_numpy(X))), evaluated, rtol=0, atol=1e-10)
 
 
 def test_switchable_norm_evaluates_with_running_statistics_of_the_batch():
@@ -196,7 +196,88 @@ def test_switchable_norm_evaluates_with_running_statistics_of_the_batch():
     mean, var = MOMENTUM * X.mean((0, 2, 3)), 1 - MOMENTUM + MOMENTUM * X.var((0, 2, 3))
     other = X[:2] + 1
     y = made.eval()(torch.from_numpy(other))
-    np.testing.assert_allclose(number(y), switched(other, made, mean, var), atol=1e-10)
+    np.testing.assert_allclose(number(y), switched(other, made, mean, var), rtol=0, atol=1e-10)
+
+
+def far_from_zero(mean, std, dtype):
+    """Rows of a large mean, and a float32 switchable norm with the float64 one that it should agree with."""
+    layers = [make("switchable"), make("switchable").float()]
+    x = torch.from_numpy(np.random.default_rng(5).normal(mean, std, size=(8, 6, 5, 3))).to(dtype)
+    return x, layers[0](x.double()), layers[1], layers[0]
+
+
+def test_switchable_norm_of_a_large_mean_in_float32():
+    """A difference of mean square and squared mean would have no correct digit: 1e6 times 2^-24 is more than 0.01."""
+    x, exact, made, reference = far_from_zero(1000, 0.1, torch.float32)
+    y = made(x)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y.double(), exact, rtol=0, atol=5e-3)  # x itself is exact to 3e-5 of a deviation of 0.1
+    torch.testing.assert_close(made.running_var.double(), reference.running_var, rtol=1e-5, atol=0)
+    torch.testing.assert_close(made.running_mean.double(), reference.running_mean, rtol=1e-6, atol=0)
+
+
+def test_switchable_norm_in_bf16():
+    x, exact, made, reference = far_from_zero(10, 0.5, torch.bfloat16)
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = made(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), exact, rtol=2**-8, atol=1e-4)  # rounded once
+    y.square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+    torch.testing.assert_close(made.running_var.double(), reference.running_var, rtol=1e-5, atol=0)
+
+
+def synchronized(**settings):
+    """Batch norm over a world of one rank: the sum over ranks is the rank's own."""
+    made = make("batch", norm_statistics="world", **settings)
+    made.sum_over_ranks = lambda values: values
+    return made
+
+
+@pytest.mark.parametrize("shift", ["learned", "off"])
+@pytest.mark.parametrize("scale", ["learned", "off"])
+def test_gradient_of_synchronized_batch_norm(scale, shift):
+    made = synchronized(norm_scale=scale, norm_shift=shift)
+    x = torch.from_numpy(X[:3, :, :2, :2].copy()).requires_grad_()
+    torch.autograd.gradcheck(lambda x, *_: made(x), (x, *made.parameters()))
+
+
+@pytest.mark.parametrize("shift", ["learned", "fixed", "off"])
+@pytest.mark.parametrize("scale", ["learned", "fixed", "off"])
+def test_synchronized_batch_norm_of_bf16_rows_keeps_its_statistics_in_float32(scale, shift):
+    """Values and gradients are those of float64, rounded to the 8 bits of bf16; of mean 10, bf16 holds 0.03."""
+    reference, made = (synchronized(norm_scale=scale, norm_shift=shift) for _ in range(2))
+    made.float()
+    x, grad = (torch.from_numpy(np.random.default_rng(6).normal(m, 0.5, size=X.shape)).bfloat16() for m in (10, 0))
+    found, exact = x.requires_grad_(), x.detach().double().requires_grad_()
+    y, want = made(found), reference(exact)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), want, rtol=2**-8, atol=1e-4)
+    y.backward(grad)
+    want.backward(grad.double())
+    torch.testing.assert_close(found.grad.double(), exact.grad, rtol=2**-6, atol=0.02)
+    torch.testing.assert_close(made.running_var.double(), reference.running_var, rtol=1e-5, atol=0)
+
+
+def test_gradient_of_batch_renorm_with_some_channels_clipped():
+    """r and d are constants to the gradient: each call sets the running statistics so that they stay what they are."""
+    made = make("batch_renorm", norm_r_max=1.5, norm_d_max=0.5)
+    made.steps.fill_(100)  # past the warm-up and both ramps
+    r, d = np.array([0.5, 0.9, 1.2, 3.0, 1.1, 1.0]), np.array([0.1, -2.0, 0.2, 2.0, -0.3, 0.4])
+
+    def call(x, *_):
+        rows = number(x)
+        running_std = np.sqrt(rows.var((0, 2, 3)) + EPS) / r
+        made.running_std = torch.from_numpy(running_std)
+        made.running_mean = torch.from_numpy(rows.mean((0, 2, 3)) - d * running_std)
+        return made(x)
+
+    rows = X[:3, :, :2, :2].copy()
+    clipped = standardized(rows, (0, 2, 3)) * wide(r.clip(1 / 1.5, 1.5)) + wide(d.clip(-0.5, 0.5))
+    x = torch.from_numpy(rows).requires_grad_()
+    np.testing.assert_allclose(number(call(x)), scaled(clipped, made), rtol=0, atol=1e-10)
+    torch.autograd.gradcheck(call, (x, *made.parameters()))
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
@@ -208,7 +289,7 @@ def test_weights_are_standardized(kind):
     weight = (weight - weight.mean(1, keepdims=True)) / np.sqrt(weight.var(1, keepdims=True) + 1e-5)
     x = np.random.default_rng(4).normal(size=(2, 3, 3, 3) if kind == "conv" else (2, 27))
     want = x.reshape(2, 27) @ weight.T + number(made.bias)
-    np.testing.assert_allclose(number(made(torch.from_numpy(x))).reshape(2, 4), want, atol=1e-10)
+    np.testing.assert_allclose(number(made(torch.from_numpy(x))).reshape(2, 4), want, rtol=0, atol=1e-10)
     x = torch.from_numpy(x).requires_grad_()
     torch.autograd.gradcheck(lambda x, *_: made(x), (x, *made.parameters()))
 
@@ -219,7 +300,7 @@ def test_at_evaluation_is_what_the_layer_does_then(norm):
     for _ in range(4):
         made(torch.from_numpy(X))
     factor, addend = (wide(number(values)) for values in made.eval().at_evaluation())
-    np.testing.assert_allclose(number(made(torch.from_numpy(X))), factor * X + addend, atol=1e-10)
+    np.testing.assert_allclose(number(made(torch.from_numpy(X))), factor * X + addend, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("norm", RUNNING)

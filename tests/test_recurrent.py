@@ -110,6 +110,15 @@ def test_normalized_cells_are_the_papers(kind, in_numpy, norm):
         np.testing.assert_allclose(hidden, in_numpy(layer, x, normalize), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+@pytest.mark.parametrize("kind", [LSTM, GRU])
+def test_gradient_of_the_cells(kind, norm):
+    settings = ModelSettings(norm=norm, width=3)
+    layer = randomized(kind(2, 3, make_norm(settings), settings))
+    x = torch.from_numpy(np.random.default_rng(2).normal(size=(4, 3, 2))).requires_grad_()
+    torch.autograd.gradcheck(lambda x, *_: layer(x), (x, *layer.parameters()))
+
+
 def test_scale_and_shift_of_recurrent_batch_norm():
     def affine(**changes):
         return make("recurrent", **changes)[1].layers[0].cell_norm.scale_and_shift

@@ -152,6 +152,21 @@ def test_optional_ways_learn_too(dataset, tmp_path, setting):
     assert fit(alone("cpu"), make_job(dataset, tmp_path, "batch", epochs=4, **setting))["best_accuracy"] > 0.9
 
 
+def test_the_loss_is_that_of_smoothed_labels(dataset, tmp_path):
+    trainer = _Trainer(alone("cpu"), make_job(dataset, tmp_path, label_smoothing=0.3))
+    with Prefetch(trainer.feed.blocks(0)) as batches:
+        batch = next(batches)
+        loss, _ = trainer._gradients(batch, step=0)
+    trainer.close()
+    with torch.no_grad():
+        logits = trainer.model(batch.images)
+    smoothed, plain = (
+        torch.nn.functional.cross_entropy(logits, batch.labels, label_smoothing=share).item() for share in (0.3, 0.0)
+    )
+    assert loss == pytest.approx(smoothed, rel=1e-5)
+    assert loss != pytest.approx(plain, rel=1e-3)
+
+
 def test_all_ranks_judge_with_the_same_statistics_and_keep_their_own(dataset, tmp_path):
     judged, own = zip(*run_ranks(final_buffers, 2, make_job(dataset, tmp_path, "batch", epochs=1)), strict=True)
     assert judged[0].keys() == own[0].keys()
