@@ -51,8 +51,7 @@ def save(folder: str, state: dict[str, Any], *, step: int, identity: dict[str, A
     }
     storage.publish(storage.join(folder, f"{name}.json"), json.dumps(seal).encode())
     for old in _names(folder)[:-keep]:
-        storage.remove(storage.join(folder, f"{old}.json"))
-        storage.remove(storage.join(folder, f"{old}.pt"))
+        _remove(folder, old)
     return path, len(data)
 
 
@@ -62,19 +61,31 @@ def newest_step(folder: str) -> int:
     return int(names[-1].removeprefix("step-")) if names else 0
 
 
-def load_newest(folder: str, *, identity: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
+def load_newest(
+    folder: str, *, identity: dict[str, Any], device: torch.device, mend: bool = False
+) -> dict[str, Any] | None:
     """The newest whole state in the folder, or None where there is none. A damaged one is passed over with a warning.
+
+    Parameters
+    ----------
+    mend : delete what is damaged or unfinished, which would else count as the newest; what cannot be read now stays
 
     Raises
     ------
     CheckpointError
         The checkpoint was made with other settings or from another dataset.
     """
-    for name in reversed(_names(folder)):
+    sealed = _names(folder)
+    states = {file.removesuffix(".pt") for file in storage.names(folder) if file.endswith(".pt")}
+    for name in states.difference(sealed) if mend else ():
+        _remove(folder, name)
+    for name in reversed(sealed):
         try:
             seal, data = _read(folder, name)
         except (OSError, ValueError, KeyError) as error:
             log.warning("checkpoint %s/%s cannot be used (%s); trying the one before it", folder, name, error)
+            if mend and isinstance(error, (FileNotFoundError, ValueError, KeyError)):
+                _remove(folder, name)
             continue
         return _unpack(folder, name, seal, data, identity, device)
     return None
@@ -125,6 +136,11 @@ def differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
     keys = [*ours, *(key for key in theirs if key not in ours)]
     parts = [differences(theirs.get(key), ours.get(key), f"{name}.{key}" if name else str(key)) for key in keys]
     return [text for part in parts for text in part]
+
+
+def _remove(folder: str, name: str) -> None:
+    storage.remove(storage.join(folder, f"{name}.json"))
+    storage.remove(storage.join(folder, f"{name}.pt"))
 
 
 def _names(folder: str) -> list[str]:

@@ -126,9 +126,10 @@ def _trial(settings: Settings, arm: Arm, seed: int, tuned: Values) -> Trial:
 
 
 def _search(settings: Settings, arm: Arm, tuned: Values) -> Trial:
-    """A short trial, judged on another split."""
+    """A short trial, judged on another split. At most half of it is warm-up, so that it does try the rate it is for."""
     options = settings.compare
     short = {
+        "train.warmup_epochs": min(settings.train.warmup_epochs, options.search_epochs / 2),
         "train.seed": options.search_seed,
         "train.epochs": options.search_epochs,
         "train.evaluate_on": options.search_on,

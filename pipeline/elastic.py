@@ -55,7 +55,7 @@ def train(
         step = checkpoint.newest_step(checkpoints)
         waited = isinstance(lost, barrier.ShortageError) or lost.waited
         next_size = _after_loss(spark, workers, job.train.lanes, size, waited)
-        if next_size == size and step <= reached:
+        if next_size == size and step == reached:  # it is less where the newest one was damaged
             raise lost
         log.warning("%s; going on from step %d with %d workers", lost, step, next_size)
         size = next_size

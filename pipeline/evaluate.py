@@ -69,7 +69,8 @@ def evaluate(
         sums[1] += (logits.argmax(dim=1) == labels).sum()
         sums[2] += nn.functional.cross_entropy(logits, labels, reduction="sum").double()
     model.train(was_training)
-    rows, correct, loss = worker.all_reduce_sum(sums).tolist()
+    with worker.status.waiting():
+        rows, correct, loss = worker.all_reduce_sum(sums).tolist()
     if int(rows) != split_rows:
         raise RuntimeError(f"evaluation saw {int(rows)} rows of a split that has {split_rows}")
     return Evaluation(int(rows), int(correct), correct / rows, loss / rows)

@@ -76,7 +76,7 @@ def _curves(
     comparison: Comparison, name: str, title: str, caption: str, value: str, rows: list[tuple[Any, ...]],
     more: tuple[str, ...] = (),
 ) -> Drawing | None:  # fmt: skip
-    if not rows:
+    if not rows or all(len(run["curve"]) < 2 for run in comparison["runs"]):  # one point is no curve
         return None
     looks, along = looks_of(comparison["arms"]), _along(comparison)
     if along == "images":

@@ -62,7 +62,10 @@ def short_name(setting: str) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)  # values that differ have names that differ
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _combinations(settings: Settings, names: list[str]) -> list[Values]:

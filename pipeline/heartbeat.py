@@ -28,20 +28,22 @@ from pipeline import storage
 log = logging.getLogger(__name__)
 
 # What a rank can be in, in the order of one step.
-PHASES = ("start", "restore", "data loading", "forward", "backward", "all-reduce", "optimizer step", "evaluation",
-          "checkpoint", "end")  # fmt: skip
+PHASES = ("start", "restore", "data loading", "forward", "backward", "all-reduce", "optimizer step", "diagnostics",
+          "evaluation", "checkpoint", "end")  # fmt: skip
 # Exit code of a process whose gang was replaced by a newer one.
 SUPERSEDED = 75
 RANKS = "ranks"  # folder of the heartbeats
 
 
 class Position(NamedTuple):
-    """phase : one of `PHASES`; step : optimizer steps done; since : time.monotonic() at which it began"""
+    """phase : one of `PHASES`; step : optimizer steps done; since : time.monotonic() at which it began; waits : for the
+    other ranks, having done its own part of the phase"""
 
     phase: str = "start"
     epoch: int = 0
     step: int = 0
     since: float = 0.0
+    waits: bool = False
 
     def __str__(self) -> str:
         return f"{self.phase}, epoch {self.epoch}, step {self.step}"
@@ -59,6 +61,15 @@ class Status:
         self.position = Position(
             phase, now.epoch if epoch is None else epoch, now.step if step is None else step, time.monotonic()
         )
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The rank waits for the others: if one of them hangs in this phase, it is not this one."""
+        self.position = self.position._replace(waits=True)
+        try:
+            yield
+        finally:
+            self.position = self.position._replace(waits=False)
 
 
 @dataclass(frozen=True)
@@ -168,6 +179,7 @@ class Heartbeat:
             "phase": position.phase,
             "epoch": position.epoch,
             "step": position.step,
+            "waits": position.waits,
             "for_seconds": time.monotonic() - position.since,
             "time": time.time(),
             "ended": ended,

@@ -15,7 +15,10 @@ TOKEN = "launch-token"
 
 @dataclass(frozen=True)
 class Job:
-    """What to train. ``folder`` gets the checkpoints and events; a job that finds its checkpoints there goes on."""
+    """What to train. ``folder`` gets the checkpoints and events; a job that finds its checkpoints there goes on.
+
+    Its global batch, once known, stays what it is when the number of workers changes on the way.
+    """
 
     dataset: str
     folder: str
@@ -25,6 +28,10 @@ class Job:
     version: int | None = None  # of the dataset; None is the newest
     token: str = ""  # what the driver wrote into the file `TOKEN` of the folder, to see that every rank sees it
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+
+    def __post_init__(self) -> None:
+        if self.train.batch_size is not None:
+            object.__setattr__(self, "train", self.train.model_copy(update={"rank_batch_size": None}))
 
 
 @dataclass

@@ -337,9 +337,10 @@ class _Trainer:
         rank_state.seed_all(self.worker, self.train.seed)
         device, state = self.worker.device, None
         if self.worker.rank == 0:
-            state = checkpoint.load_newest(self.checkpoints, identity=self.identity, device=device)
+            state = checkpoint.load_newest(self.checkpoints, identity=self.identity, device=device, mend=True)
         found = torch.tensor(state["progress"]["step"] if state else 0, device=device)
-        step = int(self.worker.all_reduce_sum(found))
+        with self.status.waiting():
+            step = int(self.worker.all_reduce_sum(found))
         if step and self.worker.rank > 0:
             state = checkpoint.load_step(self.checkpoints, step, identity=self.identity, device=device)
         if state is not None:

@@ -40,10 +40,11 @@ class _Rank:
         return self.beat["for_seconds"] + self.age
 
     @property
-    def order(self) -> tuple[int, int]:
+    def order(self) -> tuple[int, int, bool]:
         """How far the rank has come."""
         phase = self.beat["phase"]
-        return self.beat["step"], heartbeat.PHASES.index(phase) if phase in heartbeat.PHASES else 0
+        number = heartbeat.PHASES.index(phase) if phase in heartbeat.PHASES else 0
+        return self.beat["step"], number, self.beat.get("waits", False)
 
     def __str__(self) -> str:
         beat = self.beat

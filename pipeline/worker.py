@@ -57,13 +57,15 @@ class Worker:
         """The values of all ranks, in rank order, on every rank. Anything that pickles; for small things."""
         values: list[Any] = [value] * self.world_size
         if self.world_size > 1:
-            dist.all_gather_object(values, value)
+            with self.status.waiting():
+                dist.all_gather_object(values, value)
         return values
 
     def wait_for_all(self) -> None:
         """Return once every rank is here, or raise after the collective timeout."""
         if self.world_size > 1:
-            dist.barrier(device_ids=[self.device.index or 0] if self.device.type == "cuda" else None)
+            with self.status.waiting():
+                dist.barrier(device_ids=[self.device.index or 0] if self.device.type == "cuda" else None)
 
 
 def alone(device: str = "auto") -> Worker:

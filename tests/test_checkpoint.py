@@ -27,10 +27,10 @@ def test_the_newest_comes_back_and_the_old_go(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("*.pt")) == [f"step-{step:08d}.pt" for step in (10, 15, 100)]
 
 
-@pytest.mark.parametrize("damage", ["cut", "altered", "no seal", "broken seal", "gone"])
-def test_a_damaged_one_is_passed_over(tmp_path, caplog, damage):
-    save(tmp_path, 5)
-    path = tmp_path / save(tmp_path, 10)[0]
+DAMAGES = ("cut", "altered", "no seal", "broken seal", "gone")
+
+
+def harm(path, damage):
     seal, data = path.with_suffix(".json"), path.read_bytes()
     if damage == "cut":
         path.write_bytes(data[:-10])
@@ -42,9 +42,39 @@ def test_a_damaged_one_is_passed_over(tmp_path, caplog, damage):
         seal.write_text("{")
     else:
         path.unlink()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_is_passed_over(tmp_path, caplog, damage):
+    save(tmp_path, 5)
+    harm(tmp_path / save(tmp_path, 10)[0], damage)
     with caplog.at_level(logging.WARNING):
         assert load(tmp_path)["progress"]["step"] == 5
     assert ("step-00000010" in caplog.text) == (damage != "no seal")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_does_not_outlive_those_that_are_made_after_it(tmp_path, damage):
+    save(tmp_path, 5)
+    harm(tmp_path / save(tmp_path, 10)[0], damage)
+    assert checkpoint.load_newest(str(tmp_path), identity=MINE, device=CPU, mend=True)["progress"]["step"] == 5
+    assert {path.stem for path in tmp_path.iterdir()} == {"step-00000005"}
+    save(tmp_path, 7, keep=1)
+    assert load(tmp_path)["progress"]["step"] == checkpoint.newest_step(str(tmp_path)) == 7
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000007.pt", "step-00000007.json"}
+
+
+def test_one_that_cannot_be_read_now_stays(tmp_path, monkeypatch):
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+
+    def unreachable(path):
+        raise ConnectionError(path)
+
+    with monkeypatch.context() as outage:
+        outage.setattr(checkpoint.storage, "read_bytes", unreachable)
+        assert checkpoint.load_newest(str(tmp_path), identity=MINE, device=CPU, mend=True) is None
+    assert load(tmp_path)["progress"]["step"] == 10
 
 
 def test_that_of_another_run_is_refused(tmp_path):

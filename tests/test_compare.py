@@ -14,7 +14,7 @@ from mlflow.entities import RunStatus
 
 from pipeline import __main__ as commands
 from pipeline import barrier
-from pipeline.compare import _trial, compare, metrics_of
+from pipeline.compare import _search, _trial, compare, metrics_of
 from pipeline.config import CompareSettings
 from pipeline.grid import arms_of
 
@@ -259,3 +259,10 @@ def test_arms_differ_in_the_settings_varied_alone(settings):
         assert (tree["model"].pop("norm"), tree["model"].pop("depth")) == tuple(arm.values.values())
     assert all(tree == trees[0] for tree in trees)
     assert (trees[0]["train"]["seed"], trees[0]["train"]["learning_rate"]) == (7, 0.2)
+
+
+@pytest.mark.parametrize(("warmup", "expected"), [(3.0, 0.5), (0.25, 0.25), (0.0, 0.0)])
+def test_a_trial_of_the_search_reaches_the_rate_that_it_tries(settings, warmup, expected):
+    study = varied(settings.with_values({"train.warmup_epochs": warmup}), grid=NORMS, search_epochs=1)
+    short = _search(study, arms_of(study)[0], {"train.learning_rate": 0.5}).settings.train
+    assert (short.warmup_epochs, short.epochs) == (expected, 1)

@@ -1,5 +1,6 @@
 """Executors that are gone for good, more workers than before, and a tracking server that goes away while it trains."""
 
+import dataclasses
 import json
 import sys
 import threading
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 
 import mlflow
 import pytest
+import torch
 from mlflow_server import MlflowServer
 from pyspark import cloudpickle
 from small_training import TWO, Running, equal, events, final_state, launch, make_job, make_settings, steps_not_told
@@ -15,6 +17,7 @@ from standalone_cluster import WorkerOffer, run_driver, standalone_cluster
 
 from pipeline import elastic
 from pipeline.tracking import Tracker
+from pipeline.training_settings import ModelSettings, TrainSettings
 from pipeline.trial import run_trial
 
 pytestmark = pytest.mark.spark
@@ -88,6 +91,20 @@ def test_more_workers_go_on_where_one_was(spark, dataset, tmp_path):
     assert second.result["world_size"] == 2
     assert [start["restored_from"] for start in events(job, "start")][1] >= 57
     assert {event["step"] for event in events(job, "step")} == set(range(1, second.result["steps"] + 1))
+
+
+def test_the_batch_of_all_workers_stays_where_that_of_one_was_given_and_a_worker_is_missing(spark, dataset, tmp_path):
+    """The size of a worker's batch is the usual setting; it was made for two workers, and one is left."""
+    jobs = [make_job(dataset, tmp_path / name, epochs=2) for name in ("both", "one")]
+    for_two = TrainSettings(**jobs[0].train.model_dump() | {"batch_size": None, "rank_batch_size": 16}).for_workers(2)
+    by_lane = ModelSettings(depth=3, width=4, norm="batch", norm_statistics="lane")  # the same ones on one worker
+    jobs = [dataclasses.replace(job, train=for_two, model=by_lane) for job in jobs]
+    outcomes = [launch(spark, job, TWO.model_copy(update={"count": n})) for n, job in zip((2, 1), jobs, strict=True)]
+    assert [outcome.error for outcome in outcomes] == ["", ""]
+    assert outcomes[0].result["steps"] == outcomes[1].result["steps"]
+    assert {job.train.global_batch for job in jobs} == {32}
+    for left, right in zip(*(final_state(job)["model"].values() for job in jobs), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3)
 
 
 def stop_at_step_60(worker, job):

@@ -125,6 +125,15 @@ def test_curves_of_steps_of_different_size_are_over_images():
     assert "images_mean" in drawing_of(comparison, "steps_to_target").columns
 
 
+def test_runs_of_one_evaluation_have_no_curves():
+    comparison = comparison_of()
+    for run in comparison["runs"]:
+        run["curve"], run["train_loss"] = run["curve"][-1:], run["train_loss"][-1:]
+    names = {drawing.name for drawing in figures_of(comparison)}
+    assert not names & set(COMMON)
+    assert "learning_rates" in names
+
+
 def test_a_run_that_diverged_is_left_out_of_the_mean_unless_all_of_its_arm_did():
     found = records(comparison_of(diverged={"none": 1, "batch": 2}), "learning_curves")
     none, batch = ([record for record in found if record["arm"] == arm] for arm in ("none", "batch"))
