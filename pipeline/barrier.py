@@ -2,9 +2,9 @@
 
 A worker *process* that dies takes the stage down and Spark restarts the whole gang by itself (up to four times in a
 row), because ``repartition(1)`` before ``collect()`` makes the barrier stage a shuffle-map stage; a result stage would
-be given up. An *exception* in ``fn`` would fail again, so it is not retried: it travels to the driver as a result, with
-its rank, host and traceback, and is raised there as `WorkerError`. A rank that does not get on, and a stage that does
-not start, are ended by the driver.
+be given up. An *exception* in ``fn`` is not Spark's to retry: it travels to the driver as a result, with its rank, host
+and traceback, and is raised there as `WorkerError` (`elastic` tries again where that may help). A rank that does not
+get on, and a stage that does not start, are ended by the driver.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import resources
 from pipeline.config import WorkerSettings
-from pipeline.gang import SCHEMA, Facts, Task, describe, run_task
+from pipeline.gang import SCHEMA, Facts, Task, describe, first_of, run_task
 from pipeline.session import is_connect, spark_reason
 from pipeline.watch import Watch
 
@@ -64,11 +64,21 @@ class GangLostError(LaunchError):
 
 
 class WorkerError(RuntimeError):
-    """``fn`` raised on a worker. The message names rank, host and phase and carries the worker's own traceback."""
+    """``fn`` raised on a worker. The message names rank, host and phase and carries the worker's own traceback.
+
+    final : it would be raised again
+    """
+
+    def __init__(self, text: str, *, final: bool = False):
+        super().__init__(text)
+        self.final = final
 
 
 class StallError(WorkerError):
     """A rank did not get on. The message names it, says where it is, and carries its stack."""
+
+    def __init__(self, text: str):
+        super().__init__(text, final=True)
 
 
 def run(
@@ -125,7 +135,7 @@ def run(
     rows = _collect_patiently(spark, stage, workers, watch, limits)
     failures = [pickle.loads(row.payload) for row in rows if row.failed]
     if failures:
-        raise WorkerError(describe(failures))
+        raise WorkerError(describe(failures), final=first_of(failures).final)
     return [pickle.loads(row.payload) for row in sorted(rows, key=lambda row: row.rank)]
 
 
@@ -253,7 +263,7 @@ def _judge(spark: SparkSession, workers: WorkerSettings, watch: Watch) -> None:
         log.debug("heartbeats could not be read: %s", error)
         return
     if failure is not None:
-        raise WorkerError(describe([failure]))
+        raise WorkerError(describe([failure]), final=failure.final)
     stall = watch.stalled()
     if stall is not None:
         raise StallError(stall)

@@ -1,7 +1,8 @@
 """Launch a training, and launch it again from its newest checkpoint, with fewer workers where executors are gone.
 
 Spark itself restarts a gang a few times (`barrier.py`). This is for what it gives up: more deaths than it allows one
-stage, and executors that do not come back.
+stage, executors that do not come back, and exceptions, of which some pass (storage or network for a moment) and others
+come again; a training that has saved nothing new since it was launched is not launched again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def train(
     StoppedError
         ``stop`` was set.
     WorkerError
-        The training failed.
+        The training failed, and launched again without one new checkpoint; or it did in a way that does not pass.
     """
     from pipeline import checkpoint, storage
     from pipeline.job import facts
@@ -52,12 +53,16 @@ def train(
             if "UNAVAILABLE" in str(error.__cause__):  # the Spark Connect server is gone, and each call waits for it
                 raise
             lost = error
+            waited = isinstance(lost, barrier.ShortageError) or lost.waited
+            next_size = _after_loss(spark, workers, job.train.lanes, size, waited)
+        except barrier.WorkerError as error:
+            if error.final:
+                raise
+            lost, next_size = error, size
         step = checkpoint.newest_step(checkpoints)
-        waited = isinstance(lost, barrier.ShortageError) or lost.waited
-        next_size = _after_loss(spark, workers, job.train.lanes, size, waited)
         if next_size == size and step == reached:  # it is less where the newest one was damaged
             raise lost
-        log.warning("%s; going on from step %d with %d workers", lost, step, next_size)
+        log.warning("%s; going on from step %d with %d workers", str(lost).partition("\n")[0], step, next_size)
         size = next_size
 
 

@@ -49,6 +49,7 @@ class Failure:
     """Why one rank stopped; an echo is the broken connection that another rank's failure left behind.
 
     where : what the rank was doing
+    final : the exception has an attribute ``final`` that is true: it would be raised again
     """
 
     rank: int
@@ -59,6 +60,7 @@ class Failure:
     time: float
     device: str = ""
     where: str = ""
+    final: bool = False
 
 
 @dataclass
@@ -92,8 +94,8 @@ def run_task(task: Task, batches: Iterator[Any]) -> Iterator[Any]:
     Raises
     ------
     GangBrokenError
-        A process group could not be joined, or rank 0 is gone. Any other failure is a row: Spark would try again, and
-        the user's mistake would be made again.
+        A process group could not be joined, or rank 0 is gone. Any other failure is a row: Spark would try again up to
+        four times, and say why in Java's words.
     """
     import pyarrow as pa
     from pyspark import BarrierTaskContext
@@ -340,12 +342,17 @@ def _agree(facts: list[dict[str, Any]], hosts: list[str]) -> None:
 def _failure(me: _Self, error: BaseException, echo: bool) -> Failure:
     text = "".join(traceback.format_exception(error))
     return Failure(me.rank, socket.gethostname(), f"{type(error).__name__}: {error}", text, echo, time.time(),
-                   str(me.device or ""), str(me.status.position))  # fmt: skip
+                   str(me.device or ""), str(me.status.position), getattr(error, "final", False))  # fmt: skip
+
+
+def first_of(failures: list[Failure]) -> Failure:
+    """The first one that is no echo."""
+    return min(failures, key=lambda failure: (failure.echo, failure.time))
 
 
 def describe(failures: list[Failure]) -> str:
     """The first failure that is no echo, in full; equal failures of other ranks are only counted."""
-    first = min(failures, key=lambda failure: (failure.echo, failure.time))
+    first = first_of(failures)
     others = [f.rank for f in failures if not f.echo and f.rank != first.rank]
     also = f" (also on ranks {sorted(others)})" if others else ""
     device = f" ({first.device})" if first.device else ""

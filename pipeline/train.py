@@ -42,6 +42,8 @@ from pipeline.worker import Worker
 class DivergedError(RuntimeError):
     """The loss of a run whose ``train.on_divergence`` is ``fail`` was not finite."""
 
+    final = True  # the same steps from a checkpoint would diverge again
+
 
 def fit(worker: Worker, job: Job) -> dict[str, Any]:
     """Train to the end, evaluating and checkpointing on the way. Every rank calls it and gets the same result.

@@ -13,7 +13,8 @@ INSTALL_SECONDS = 300
 
 
 def need(name: str, *, package: str, below: str = "") -> Path:
-    """The path of a program, installed first where this user may do that. Without it, the test is skipped.
+    """The path of a program, installed first where this user may do that. Without it, the test is skipped, in CI
+    failed.
 
     Parameters
     ----------
@@ -26,7 +27,10 @@ def need(name: str, *, package: str, below: str = "") -> Path:
     problem = _install(package)
     if found := _find(name, below):
         return found
-    pytest.skip(f"{name} is not here, and Debian's package {package} cannot be installed: {problem}")
+    reason = f"{name} is not here, and Debian's package {package} cannot be installed: {problem}"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def _find(name: str, below: str) -> Path | None:

@@ -101,6 +101,10 @@ def model_raises(bench: Bench) -> dict[str, Any]:
     return bench.try_it("model_raises", fit=rank_faults.model_raises(rank=1, step=40))
 
 
+def model_raises_once(bench: Bench) -> dict[str, Any]:
+    return bench.try_it("model_raises_once", fit=rank_faults.model_raises(rank=1, step=40, once=True))
+
+
 def shard_damaged(bench: Bench) -> dict[str, Any]:
     """One byte in the middle of a shard is another."""
     dataset = bench.folder / "damaged"
@@ -119,7 +123,7 @@ def diverged(bench: Bench, on_divergence: str) -> dict[str, Any]:
     )
     outcome = launch(bench.spark, job)
     text = [event["text"] for event in events(job, "diverged")]
-    return {**dataclasses.asdict(outcome), "diverged": text}
+    return {**dataclasses.asdict(outcome), "diverged": text, "attempts": len(events(job, "start"))}
 
 
 def divergence_marked(bench: Bench) -> dict[str, Any]:
@@ -246,9 +250,9 @@ def port_set(bench: Bench) -> dict[str, Any]:
 FAULTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     fault.__name__: fault
     for fault in (
-        worker_killed, first_worker_killed, executor_killed, model_raises, shard_damaged, divergence_marked,
-        divergence_fails, hang_in_python, hang_in_native_code, hang_stopped, too_few_slots, disk_full_for_a_while,
-        disk_full_at_the_end, checkpoints_torn, event_files_torn, port_taken, port_set,
+        worker_killed, first_worker_killed, executor_killed, model_raises, model_raises_once, shard_damaged,
+        divergence_marked, divergence_fails, hang_in_python, hang_in_native_code, hang_stopped, too_few_slots,
+        disk_full_for_a_while, disk_full_at_the_end, checkpoints_torn, event_files_torn, port_taken, port_set,
     )
 }  # fmt: skip
 

@@ -29,15 +29,16 @@ Fit = Callable[..., dict[str, Any]]
 HANG_SECONDS = 1000  # "for ever", should nobody end it
 
 
-def model_raises(*, rank: int, step: int) -> Fit:
-    """The model's forward pass raises on one rank at a step."""
-    return partial(_fit_with_hook, rank=rank, step=step)
+def model_raises(*, rank: int, step: int, once: bool = False) -> Fit:
+    """The model's forward pass raises on one rank at a step; ``once``: in the first attempt alone."""
+    return partial(_fit_with_hook, rank=rank, step=step, once=once)
 
 
-def _fit_with_hook(worker, job, *, rank, step):
+def _fit_with_hook(worker, job, *, rank, step, once):
     def raise_there(module, inputs):
         position = worker.status.position
-        if worker.rank == rank and position.phase == "forward" and position.step == step:
+        here = worker.rank == rank and position.phase == "forward" and position.step == step
+        if here and not (once and worker.attempt > 1):
             raise ZeroDivisionError("the model's own mistake")
 
     build = train.build_model
