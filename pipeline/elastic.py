@@ -44,6 +44,7 @@ def train(
 
     checkpoints = storage.join(job.folder, "checkpoints")
     size = world_size(spark, workers, job.train.lanes)
+    lost: RuntimeError
     while True:
         reached = checkpoint.newest_step(checkpoints)
         gang = workers.model_copy(update={"count": size})
@@ -52,8 +53,7 @@ def train(
         except (barrier.GangLostError, barrier.ShortageError) as error:
             if "UNAVAILABLE" in str(error.__cause__):  # the Spark Connect server is gone, and each call waits for it
                 raise
-            lost = error
-            waited = isinstance(lost, barrier.ShortageError) or lost.waited
+            lost, waited = error, isinstance(error, barrier.ShortageError) or error.waited
             next_size = _after_loss(spark, workers, job.train.lanes, size, waited)
         except barrier.WorkerError as error:
             if error.final:

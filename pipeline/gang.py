@@ -187,6 +187,7 @@ def _introduce(context: Any, me: _Self, task: Task) -> tuple[Any, dict[str, Any]
     if any("error" in other for other in messages):
         raise _FailedError(_failure(me, RuntimeError("another rank failed before the start"), echo=True))
     _agree([other["facts"] for other in messages], me.hosts)
+    one_gpu_each([other["gpu"] for other in messages], me.hosts)
     return store, messages[0]
 
 
@@ -204,7 +205,7 @@ def _prepare(context: Any, me: _Self, task: Task) -> tuple[Any, dict[str, Any]]:
     requested = "cpu" if workers.device == "auto" and me.gpu is None else workers.device
     me.device = choose_device(requested, me.gpu, me.local_rank)
     facts = {**_versions(), "device": me.device.type, **(task.facts(*task.args) if task.facts else {})}
-    message: dict[str, Any] = {"facts": facts}
+    message: dict[str, Any] = {"facts": facts, "gpu": me.gpu}
     if me.rank > 0:
         return None, message
     store = _open_store(me.hosts, workers)
@@ -337,6 +338,16 @@ def _agree(facts: list[dict[str, Any]], hosts: list[str]) -> None:
                     f"ranks disagree about {name}: rank 0 on {hosts[0]} has {facts[0].get(name)}, "
                     f"rank {rank} on {hosts[rank]} has {fact.get(name)}"
                 )
+
+
+def one_gpu_each(gpus: list[str | None], hosts: list[str]) -> None:
+    """Raise ValueError where two ranks of a host have the same GPU: NCCL would refuse them later, in its own words."""
+    owners: dict[tuple[str, str], int] = {}
+    for rank, (host, gpu) in enumerate(zip(hosts, gpus, strict=True)):
+        if gpu is not None and (other := owners.setdefault((host, gpu), rank)) != rank:
+            raise ValueError(
+                f"ranks {other} and {rank} on {host} were both assigned GPU {gpu}: set workers.task_gpus=1"
+            )
 
 
 def _failure(me: _Self, error: BaseException, echo: bool) -> Failure:

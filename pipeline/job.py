@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,11 +76,24 @@ def facts(job: Job) -> dict[str, Any]:
 
     Raises
     ------
+    OSError
+        The job's folder cannot be written here.
     ValueError
-        The job's folder here is not the one that the driver sees, or cannot be written.
+        It is not the one that the driver sees, a file in it cannot be replaced, or its disk is full.
     """
     if job.token:
         path = storage.join(job.folder, TOKEN)
         if not storage.exists(path) or storage.read_bytes(path).decode() != job.token:
             raise ValueError(f"{path}, written by the driver, is not seen here: set `output` to a place that all share")
+        own = storage.join(job.folder, f"launch-{socket.gethostname()}-{os.getpid()}")
+        try:
+            storage.check_replaces(own, job.token)
+        finally:
+            storage.remove(own)
+        free = storage.free_bytes(job.folder)
+        if free is not None and free < storage.LEAST_FREE_BYTES:
+            raise ValueError(
+                f"{job.folder} has {free >> 20} MiB left, and checkpoints may not fit: make room, or set `output` to "
+                "another place"
+            )
     return identity(job)

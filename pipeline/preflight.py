@@ -1,6 +1,7 @@
 """`doctor`: is everything there that a training needs, on the driver and on every executor; and if not, what to do.
 
-The same checks guard every launch (`trial.check_trial`, `job.facts`, `gang`); here all are made, and all are told.
+Every launch makes the same checks but those of speed (`trial.check_trial` and `barrier` on the driver, `gang` and
+`job.facts` on each executor) and ends with the first that fails; here all are made, and all are told.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 # All checks together take seconds; what takes longer than this hangs.
 LIMIT_SECONDS = 120.0
-LITTLE_BYTES, TOO_LITTLE_BYTES = 2 << 30, 200 << 20
+LITTLE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,7 @@ def _slots(spark: SparkSession, settings: Settings) -> str:
 
 
 def _java(spark: SparkSession, settings: Settings) -> str:
-    """Asked of every partition of a small job, which Spark spreads over the executors."""
-    count = max(8, 4 * settings.workers.count)
-    ask = "java_method('java.lang.System', 'getProperty', 'java.version') AS version"
-    rows = spark.range(0, count, 1, count).selectExpr(ask).distinct().collect()
-    versions = sorted({row.version for row in rows})
-    if len({version.partition(".")[0] for version in versions}) > 1:
-        raise _ProblemError(f"executors run Java {' and '.join(versions)}: install one version everywhere")
+    versions = resources.java_versions(spark, settings.workers)
     return f"executors run Java {', '.join(versions)}"
 
 
@@ -176,7 +171,7 @@ def _disk(reports: list[dict[str, Any]]) -> str:
     free = [(b, r, what) for r in reports for what, b in r["free_bytes"].items() if b is not None]
     least, report, what = min(free, key=lambda entry: entry[0])
     text = f"{least / 2**30:.1f} GiB free on the {what} disk of {report['host']}"
-    if least < TOO_LITTLE_BYTES:
+    if least < storage.LEAST_FREE_BYTES:
         raise _ProblemError(f"{text}: make room, or set `output` to another place")
     if least < LITTLE_BYTES:
         raise _DoubtError(f"{text}: checkpoints and Spark's own files may not fit")
@@ -187,9 +182,6 @@ def _gpus(settings: Settings, reports: list[dict[str, Any]]) -> str:
     devices = ", ".join(f"rank {r['rank']}: {r['device']}" + (f" ({r['gpu']})" if r["gpu"] else "") for r in reports)
     if settings.workers.device == "auto" and not any(report["gpu"] for report in reports):
         return "Spark assigned none: training is on CPU"
-    taken = [(r["host"], r["gpu"]) for r in reports if r["gpu"]]
-    if len(set(taken)) < len(taken):
-        raise _ProblemError(f"one GPU was assigned to several workers ({devices}): set workers.task_gpus=1")
     return devices
 
 

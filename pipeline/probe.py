@@ -50,7 +50,10 @@ def probe(worker: Worker, task: Task) -> dict[str, Any]:
         "device": str(worker.device),
         "gpu": worker.gpu,
         "digest": _try(problems, lambda: load_manifest(task.dataset, task.version).digest),
-        "free_bytes": {"output": _free(task.folder), "local": shutil.disk_usage(tempfile.gettempdir()).free},
+        "free_bytes": {
+            "output": storage.free_bytes(task.folder),
+            "local": shutil.disk_usage(tempfile.gettempdir()).free,
+        },
         "exchange_seconds": _exchange_seconds(worker),
         "problems": problems,
     }
@@ -69,13 +72,7 @@ def _check_storage(worker: Worker, task: Task) -> None:
     path = storage.join(task.folder, "driver")
     if not storage.exists(path) or storage.read_bytes(path).decode() != task.token:
         raise ValueError(f"{path}, written by the driver, is not seen here: set `output` to a place that all share")
-    own = storage.join(task.folder, f"rank-{worker.rank}")
-    for text in ("first", f"{task.token} {worker.rank}"):
-        storage.publish(own, text.encode())
-        if storage.read_bytes(own).decode() != text:
-            raise ValueError(
-                f"{own} was replaced, and reads as it was before: `output` is on storage that is not consistent"
-            )
+    storage.check_replaces(storage.join(task.folder, f"rank-{worker.rank}"), f"{task.token} {worker.rank}")
 
 
 def _check_others(worker: Worker, task: Task) -> None:
@@ -85,12 +82,6 @@ def _check_others(worker: Worker, task: Task) -> None:
             raise ValueError(
                 f"{path}, written by rank {rank}, is not seen here: set `output` to a place that all share"
             )
-
-
-def _free(folder: str) -> int | None:
-    """None where it cannot be known: an object store, or a folder that is not there."""
-    local = storage.is_local(folder) and storage.exists(folder)
-    return shutil.disk_usage(storage.absolute(folder)).free if local else None
 
 
 def _exchange_seconds(worker: Worker) -> float:

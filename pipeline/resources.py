@@ -69,6 +69,27 @@ def idle_gpus(spark: SparkSession, workers: WorkerSettings) -> str | None:
     )
 
 
+def java_versions(spark: SparkSession, workers: WorkerSettings) -> list[str]:
+    """What executors run, asked of every partition of a small job, which Spark spreads over them.
+
+    Raises
+    ------
+    ValueError
+        Their major versions differ.
+    """
+    count = max(8, 4 * workers.count)
+    ask = "java_method('java.lang.System', 'getProperty', 'java.version') AS version"
+    rows = spark.range(0, count, 1, count).selectExpr(ask).distinct().collect()
+    return equal_java(sorted({row.version for row in rows}))
+
+
+def equal_java(versions: list[str]) -> list[str]:
+    """The same list. Raises ValueError where major versions differ."""
+    if len({version.partition(".")[0] for version in versions}) > 1:
+        raise ValueError(f"executors run Java {' and '.join(versions)}: install one version everywhere")
+    return versions
+
+
 def _registered(manager: Any, profile: ResourceProfile, workers: WorkerSettings) -> Any:
     """Spark's own object for a profile, which its scheduler has to know before it can count."""
     java = profile._java_resource_profile

@@ -7,6 +7,7 @@ A file that is there is whole: on an object store it appears by one put, elsewhe
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from fsspec.implementations.local import LocalFileSystem
 # Object stores, where a file appears with all its bytes or not at all. Elsewhere (HDFS, SFTP) it is written under
 # another name and renamed.
 _PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "r2", "memory", "dbfs"}
+
+# A disk with less than this has no room for checkpoints.
+LEAST_FREE_BYTES = 200 << 20
 
 
 def filesystem(path: str) -> tuple[Any, str]:
@@ -99,3 +103,27 @@ def remove(path: str) -> None:
         fs.rm(inner, recursive=True)
     except FileNotFoundError:
         return
+
+
+def check_replaces(path: str, text: str) -> None:
+    """Write a file and replace it by ``text``, as every checkpoint does.
+
+    Raises
+    ------
+    OSError
+        It cannot be written.
+    ValueError
+        It was replaced, and reads as it was before.
+    """
+    for part in ("first", text):
+        publish(path, part.encode())
+        if read_bytes(path).decode() != part:
+            raise ValueError(
+                f"{path} was replaced, and reads as it was before: `output` is on storage that is not consistent"
+            )
+
+
+def free_bytes(folder: str) -> int | None:
+    """Of the disk that has a folder. None where it cannot be known: an object store, or a folder that is not there."""
+    local = is_local(folder) and exists(folder)
+    return shutil.disk_usage(absolute(folder)).free if local else None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import uuid
+import weakref
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline import elastic, storage
+from pipeline import elastic, resources, storage
 from pipeline.config import Settings
 from pipeline.manifest import Manifest
 from pipeline.manifest import load as load_manifest
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
     from pipeline.job import Job
 
+# Sessions whose executors were asked: one small job for all trials of a session.
+_JAVA_CHECKED: weakref.WeakSet[SparkSession] = weakref.WeakSet()
+
 
 def check_trial(spark: SparkSession, settings: Settings) -> Manifest:
     """Everything that can be wrong is found before a run is opened or a worker launched. Returns the manifest.
@@ -30,7 +34,7 @@ def check_trial(spark: SparkSession, settings: Settings) -> Manifest:
     Raises
     ------
     ValueError
-        Dataset, batch size, lanes, network and norm do not fit each other.
+        Dataset, batch size, lanes, network and norm do not fit each other, or executors run several versions of Java.
     LaunchError
         There are fewer slots than workers.
     """
@@ -41,6 +45,9 @@ def check_trial(spark: SparkSession, settings: Settings) -> Manifest:
     check_data(manifest, settings.train, settings.reader, settings.workers.count)
     build_model(settings.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
     elastic.world_size(spark, settings.workers, settings.train.lanes)
+    if spark not in _JAVA_CHECKED:
+        resources.java_versions(spark, settings.workers)
+        _JAVA_CHECKED.add(spark)
     return manifest
 
 

@@ -1,5 +1,6 @@
 """`doctor` on real Spark: all well, and each thing that can be missing."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_training import make_job
 
-from pipeline import preflight, probe, storage
+from pipeline import gang, preflight, probe, resources, storage
+from pipeline.job import TOKEN, facts, identity
 from pipeline.preflight import examine, healthy
 
 pytestmark = pytest.mark.spark
@@ -69,7 +72,7 @@ def test_an_output_that_workers_do_not_see(spark, settings, monkeypatch):
 
 
 def test_a_disk_that_is_nearly_full_is_a_doubt_and_a_full_one_a_failure(spark, settings, monkeypatch):
-    for least, state in ((preflight.LITTLE_BYTES - 1, "warning"), (preflight.TOO_LITTLE_BYTES - 1, "failed")):
+    for least, state in ((preflight.LITTLE_BYTES - 1, "warning"), (storage.LEAST_FREE_BYTES - 1, "failed")):
         reports = [{"host": "a", "free_bytes": {"output": None, "local": least}}]
         with pytest.raises((preflight._ProblemError, preflight._DoubtError)) as raised:
             preflight._disk(reports)
@@ -77,10 +80,31 @@ def test_a_disk_that_is_nearly_full_is_a_doubt_and_a_full_one_a_failure(spark, s
         assert "GiB free on the local disk of a" in str(raised.value)
 
 
-def test_one_gpu_for_two_workers_is_a_failure(settings):
-    reports = [{"rank": rank, "host": "a", "gpu": "0", "device": "cuda:0"} for rank in range(2)]
-    with pytest.raises(preflight._ProblemError, match=r"set workers\.task_gpus=1"):
-        preflight._gpus(settings, reports)
+def test_one_gpu_for_two_workers_of_a_host_is_a_failure():
+    gang.one_gpu_each(["0", "1", "0", None, None], ["a", "a", "b", "b", "b"])
+    with pytest.raises(ValueError, match=r"ranks 1 and 2 on b were both assigned GPU 1: set workers\.task_gpus=1"):
+        gang.one_gpu_each(["1", "1", "1"], ["a", "b", "b"])
+
+
+def test_executors_of_two_java_versions_are_a_failure():
+    assert resources.equal_java(["17.0.9", "17.0.12"]) == ["17.0.9", "17.0.12"]
+    with pytest.raises(ValueError, match=r"executors run Java 17\.0\.9 and 21\.0\.1: install one version everywhere"):
+        resources.equal_java(["17.0.9", "21.0.1"])
+
+
+def test_each_rank_looks_at_the_folder_before_a_launch(dataset, tmp_path, monkeypatch):
+    job = dataclasses.replace(make_job(dataset, tmp_path / "job"), token="of this launch")
+    storage.publish(f"{job.folder}/{TOKEN}", b"of this launch")
+    assert facts(job) == identity(job)
+    assert storage.names(job.folder) == [TOKEN]
+    monkeypatch.setattr(storage, "LEAST_FREE_BYTES", 1 << 60)
+    with pytest.raises(
+        ValueError, match=r"job has \d+ MiB left, and checkpoints may not fit: make room, or set `output`"
+    ):
+        facts(job)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        storage.check_replaces(str(tmp_path / "file" / "name"), "text")
 
 
 def test_the_command_prints_a_table_and_leaves_json(settings, tmp_path):
