@@ -40,7 +40,7 @@ test-all: setup dist ## all tests
 ui-test: setup ## look at the MLflow UI and the report of `make run` in a headless Chromium; pictures in runs/screenshots
 	SPARKNORM_UI_RUNS=runs $(BIN)/python -m pytest -m ui
 
-bench: setup ## loading, ingest, training and norms against their peers, about an hour (PART=loader, ingest, scale, training, study or norms)
+bench: setup ## loading, ingest, training and norms against their peers, about an hour (PART=loader, ingest, scale, training, study, norms or gpu)
 	$(BIN)/python tests/bench/run.py $(PART)
 
 dist: dist/sparknorm.zip ## the wheel, and the zip for spark-submit --py-files

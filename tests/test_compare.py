@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sqlite3
+import statistics
 from pathlib import Path
 
 import mlflow
@@ -180,6 +181,17 @@ def test_mlflow_has_the_numbers_of_every_run(comparison, runs, client):
         assert [m.step for m in losses] == list(range(1, result["steps"] + 1))
         assert run.inputs.dataset_inputs[0].dataset.name == "fashion_mnist"
         assert run.data.tags["dataset_digest"] == comparison["dataset"]["digest"]
+
+
+def test_mlflow_has_what_diagnostics_saw(comparison, client):
+    for result in comparison["runs"]:
+        for layer in result["gradient_norms"]:
+            history = client.get_metric_history(result["run_id"], f"diagnostics/gradient_norm/{layer['layer']}")
+            assert [m.step for m in history] == list(range(1, result["steps"] + 1, 40))
+            assert history[0].value == layer["first"]
+            assert statistics.median(m.value for m in history) == layer["median"]
+        pictures = {file.path for file in client.list_artifacts(result["run_id"], "diagnostics")}
+        assert {"diagnostics/gradient_norms.png", "diagnostics/activation_drift.png"} <= pictures
 
 
 def test_report_and_comparison_are_artifacts_of_the_parent(comparison, client):

@@ -1,4 +1,4 @@
-"""`make bench`: loading, ingest, ingest at scale, training, studies, norms. No tests: nothing here passes or fails."""
+"""`make bench`: loading, ingest (at scale too), training, studies, norms, one GPU. Nothing here passes or fails."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 WORK = Path("runs/bench/work")
 
 
-PARTS = ("loader", "ingest", "scale", "training", "study", "norms")
+PARTS = ("loader", "ingest", "scale", "training", "study", "norms", "gpu")
 
 
 def main() -> None:
+    import gpu
     import ingest
     import loader
     import norms
@@ -27,7 +28,7 @@ def main() -> None:
     unknown = set(parts) - set(PARTS)
     if unknown:
         sys.exit(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
-    if set(parts) - {"training", "study", "norms"}:
+    if set(parts) - {"training", "study", "norms", "gpu"}:
         spark = ingest.start()
         try:
             if "loader" in parts:
@@ -47,6 +48,13 @@ def main() -> None:
                 spark.stop()
     if "norms" in parts:
         norms.run()
+    if "gpu" in parts and gpu.is_there():
+        spark = training.start()
+        try:
+            dataset = ingest.fashion_mnist(spark, WORK)
+        finally:
+            spark.stop()
+        gpu.run(dataset, WORK)
 
 
 if __name__ == "__main__":
