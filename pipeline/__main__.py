@@ -51,6 +51,7 @@ def ingest(config: Config, override: Overrides = None) -> None:
 @app.command()
 def train(config: Config, override: Overrides = None) -> None:
     """Train one network on the workers of one barrier stage."""
+    from pipeline.step_times import describe
     from pipeline.tracking import Tracker
     from pipeline.trial import check_trial, run_trial
 
@@ -61,6 +62,8 @@ def train(config: Config, override: Overrides = None) -> None:
     result = run_trial(spark, settings, Tracker(settings.tracking), name=name, norm=settings.model.norm)
     state = "diverged" if result["diverged"] else f"best accuracy {result['best_accuracy']:.2%}"
     _say(f"{name}: {state} after {result['steps']} steps; MLflow run {result['run_id']}")
+    for line in describe(result):
+        _say(line)
     _leave(settings, "train", result)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 # Steps at the start of an attempt that a throughput figure leaves out: memory is allocated, kernels are chosen.
 WARM_UP_STEPS = 10
@@ -64,3 +65,18 @@ class StepTimes:
         """What was spent since the last call."""
         spent, self._spent = self._spent, Spent()
         return spent
+
+
+def describe(result: dict[str, Any]) -> list[str]:
+    """A line for each rank: where its time went, of what `train.fit` returns."""
+    since = " since the last restart" if result["attempts"] > 1 else ""
+    lines = []
+    for spent in result["ranks"]:
+        data, compute, others = (spent[f"{part}_seconds"] for part in ("data_wait", "compute", "all_reduce"))
+        if not (seconds := data + compute + others):
+            continue
+        parts = f"{compute / seconds:.0%} computing, {data / seconds:.0%} waiting for data"
+        if len(result["ranks"]) > 1:
+            parts += f", {others / seconds:.0%} for the other ranks"
+        lines.append(f"rank {spent['rank']}: {spent['steps']:,} steps{since} in {seconds:.1f} s, {parts}")
+    return lines

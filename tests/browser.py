@@ -48,10 +48,10 @@ class Page:
         self.driver.get("about:blank")  # a page that is open already would only be moved to another #place
         self.driver.get(address)
 
-    def colors(self, scheme: str) -> None:
-        """What the reader prefers: `light` or `dark`."""
+    def colors(self, scheme: str, media: str = "screen") -> None:
+        """What the reader prefers: `light` or `dark`; and what it is read on, `screen` or `print`."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
 
     def text(self) -> str:
         return self.driver.execute_script(_SHOWN)

@@ -6,8 +6,10 @@ is made first. The pictures are left in `screenshots` in the same folder.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -209,6 +211,17 @@ def field(page: Page, placeholder: str) -> Any:
     return found[0] if found else None
 
 
+def test_the_compare_view_sets_an_arm_beside_the_other(server, study, page, screenshots):
+    """What a person sees who ticks one run of each arm in the table and chooses Compare."""
+    chosen = [next(run for run in study.children if run.data.tags[study.arm_tag] == arm) for arm in study.arms]
+    ids, experiments = json.dumps([run.info.run_id for run in chosen]), json.dumps([study.experiment])
+    page.open(f"{server}/#/compare-runs?runs={quote(ids)}&experiments={quote(experiments)}")
+    page.until_shown(f"Comparing {len(chosen)} Runs", *(run.info.run_name for run in chosen))
+    page.until_shown(*study.differing()[:4], "best_accuracy")
+    page.until_still()
+    page.take(screenshots / "mlflow_compare.png")
+
+
 def test_the_parents_page_names_its_children(server, study, page, screenshots):
     page.open(study.address(server, run_id=study.parent.info.run_id))
     page.until_shown("Finished", "Child runs", *(child.info.run_name for child in study.children), "comparison")
@@ -264,5 +277,26 @@ def test_the_report_by_itself(runs, screenshots, page, name, scheme, width, heig
         page.until_still()
         page.take(screenshots / f"report_{name}.png")
         page.take(screenshots / f"report_{name}_whole.png", whole=True)
+    finally:
+        page.colors("light")
+
+
+def test_the_report_on_paper(runs, screenshots, page):
+    """Dark on white, also for a reader who prefers dark, nothing cut off at the right, and few pages."""
+    page.colors("dark", media="print")
+    try:
+        page.open((runs / "report.html").as_uri(), width=794, height=1123)  # A4 at 96 dots per inch
+        page.until("the verdict", lambda: page.driver.find_elements(By.CSS_SELECTOR, ".verdict"))
+        wider = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert page.driver.execute_script(wider) == 0
+        ground = page.driver.execute_script("return getComputedStyle(document.documentElement).colorScheme")
+        assert "dark" not in ground
+        page.until_still()
+        page.take(screenshots / "report_paper_whole.png", whole=True)
+        paper = base64.b64decode(
+            page.driver.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})["data"]
+        )
+        (screenshots / "report.pdf").write_bytes(paper)
+        assert 1 <= len(re.findall(rb"/Type\s*/Page\b", paper)) <= 12
     finally:
         page.colors("light")
