@@ -35,6 +35,11 @@ def _best(comparison: Comparison, healthy: list[Record], base: Record) -> str:
     name, result = _capital(_name(best)), f"{_accuracy(best)} on the {comparison['evaluated_on']} split"
     if len(comparison["arms"]) == 1:
         return f"{name}, the only arm, had {result}."
+    shown = round(best["best_accuracy_mean"], 4)
+    equal = [arm for arm in healthy if round(arm["best_accuracy_mean"], 4) == shown]
+    if len(equal) > 1:
+        names = " and ".join(_name(arm) for arm in equal) if len(equal) <= _MOST_NAMES else f"{len(equal)} arms"
+        return f"{_capital(names)} were equally accurate, and no arm was more so: {result}."
     if best is base:
         return f"{name}, the baseline, was the most accurate: {result}."
     other = f"; the baseline, {_name(base)}, had {_accuracy(base)}" if base in healthy else ""

@@ -259,6 +259,15 @@ def test_an_arm_that_did_not_arrive_everywhere():
     assert re.search(r"it reached 89\.5% after \d+ steps, which the baseline never did\.$", line)
 
 
+def test_arms_with_the_same_figures_share_the_first_place():
+    comparison = comparison_of()
+    for number, arm in enumerate(comparison["arms"]):
+        arm["best_accuracy_mean"] = 0.9 + number * 1e-6
+    assert verdict(comparison)[0].startswith(
+        "No normalization and batch norm were equally accurate, and no arm was more so: 90.00% ± "
+    )
+
+
 def test_arms_that_diverged():
     every = verdict(comparison_of(diverged={"none": 2, "batch": 2}))
     assert every[0] == "Every run of every arm diverged: the comparison says nothing about accuracy."
