@@ -9,8 +9,10 @@ import mlflow
 import pytest
 
 from pipeline import barrier, side_by_side
+from pipeline.checkpoint import newest_step
 from pipeline.compare import compare
 from pipeline.config import CompareSettings, WorkerSettings
+from pipeline.events import EventReader
 
 ONE, TWO = WorkerSettings(count=1), WorkerSettings(count=2)
 
@@ -137,6 +139,56 @@ def test_the_first_error_stops_the_others_at_once(spark, settings, tmp_path, mon
     assert barrier.run is fail_one
     monkeypatch.undo()
     assert len(barrier.run(spark, rank_of, workers=TWO)) == 2  # no slot is left occupied
+
+
+@pytest.mark.spark
+def test_a_study_that_was_stopped_goes_on_with_all_that_it_had_begun(spark, settings, monkeypatch):
+    """Two trainings beside each other are lost in the middle; the same call goes on with both, in their own runs."""
+    longer = settings.with_values({"train.epochs": 24, "train.learning_rate": 0.02, "checkpoint.every_steps": 5})
+    study = alone(longer, grid={"model.norm": ("none", "batch")})
+    launch = barrier.run
+
+    def lose(*args, **options):
+        """The training, until it and the other have a checkpoint."""
+        stop = threading.Event()
+        watch = threading.Thread(target=lambda: (both_have_saved(study), stop.set()), daemon=True)
+        watch.start()
+        try:
+            return launch(*args, **options | {"stop": stop})
+        except barrier.StoppedError as error:
+            raise barrier.LaunchError("executors were lost") from error
+
+    monkeypatch.setattr(barrier, "run", lose)
+    with pytest.raises(barrier.LaunchError, match="executors were lost"):
+        compare(spark, study)
+    monkeypatch.undo()
+    reached = {folder: newest_step(f"{folder}/checkpoints") for folder in Path(study.output, "trials").glob("*/")}
+    done = compare(spark, study)
+    assert len(reached) == 2
+    for folder, step in reached.items():
+        events = EventReader(f"{folder}/events").new()
+        starts = [event["restored_from"] for event in events if event["kind"] == "start"]
+        assert len(starts) == 2
+        assert starts[1] >= step > starts[0] == 0  # Spark needs a moment to end what it was told to end
+        assert {event["step"] for event in events if event["kind"] == "step"} == set(
+            range(1, done["runs"][0]["steps"] + 1)
+        )
+    client = mlflow.MlflowClient(settings.tracking.uri)
+    (experiment,) = [e for e in client.search_experiments() if e.name == settings.tracking.experiment]
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.run_id for run in runs} == {
+        done["mlflow"]["parent_run_id"], *(run["run_id"] for run in done["runs"])
+    }  # fmt: skip
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def both_have_saved(study):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        steps = [newest_step(str(folder)) for folder in Path(study.output, "trials").glob("*/checkpoints")]
+        if len(steps) == 2 and min(steps) >= 10:
+            return
+        time.sleep(0.02)
 
 
 def rank_of(worker):
