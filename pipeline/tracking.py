@@ -349,16 +349,14 @@ def _sample_system(run_id: str, ended: threading.Event) -> None:
     fails; this begins again."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    class Monitor(SystemMetricsMonitor):
-        def collect_metrics(self) -> dict[str, float]:
-            if ended.is_set():  # it looks at the run's status alone, which stays RUNNING if the server is gone
-                raise InterruptedError
-            return super().collect_metrics()
-
     while not ended.is_set():
         with suppress(Exception):  # the server is down, or the run was deleted: the training is what matters
             mlflow.get_run(run_id)
-            Monitor(run_id, resume_logging=True).monitor()
+            monitor = SystemMetricsMonitor(run_id, resume_logging=True)
+            # Without this it sleeps on between its samples, and then asks for the run's status, which stays RUNNING if
+            # the server is gone.
+            monitor._shutdown_event = ended
+            monitor.monitor()
         ended.wait(_SAMPLE_AGAIN_SECONDS)
 
 

@@ -54,4 +54,5 @@ def test_batches_that_are_not_taken_leave_no_thread_behind(dataset):
     with Prefetch(source.blocks(0), source.blocks_ahead) as batches:
         next(batches)
     source.close()
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("sparknorm-")]
+    ours = ("sparknorm-reader", "sparknorm-prefetch")
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]

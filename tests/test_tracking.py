@@ -1,6 +1,7 @@
 """Runs in a store on this machine: what is logged, each thing once, and how a run ends."""
 
 import logging
+import threading
 import time
 
 import mlflow
@@ -177,6 +178,23 @@ def test_a_store_that_fails_at_the_end_is_waited_for(tracker, settings, monkeypa
         pass
     assert mlflow.get_run(run.run_id).info.status == "FINISHED"
     assert len([r for r in caplog.records if "waiting up to 30 s" in r.getMessage()]) == 1
+
+
+def test_system_metrics_are_sampled_until_the_run_ends_and_no_longer(settings, monkeypatch):
+    """MLflow's own monitor sleeps on to its next sample, here 600 s away."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "600")
+    sampled = settings.tracking.model_copy(update={"system_metrics": True})
+
+    def sampling():
+        return any(thread.name == "sparknorm-system-metrics" for thread in threading.enumerate())
+
+    with Tracker(sampled).run("sampled", settings=settings):
+        assert sampling()
+        time.sleep(1)  # it is asleep by now
+    ended = time.monotonic()
+    while sampling() and time.monotonic() - ended < 10:
+        time.sleep(0.01)
+    assert not sampling()
 
 
 def test_a_store_that_stays_down_ends_the_run_in_time(settings, monkeypatch):
