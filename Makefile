@@ -31,8 +31,9 @@ check: setup ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes with a thread for each core would wait for each other: small networks became 20 times as slow.
 test: setup dist ## all tests but the slow ones; what CI runs
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-all: setup dist ## all tests
 	$(BIN)/python -m pytest
