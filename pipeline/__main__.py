@@ -80,9 +80,10 @@ def export(config: Config, override: Overrides = None) -> None:
         _say(f"{made['name']}: {len(folded)} of {len(folded) + len(left)} norm layers folded into the layer before")
     if left:
         _say(f"not folded: {by_reason(left)}")
+    images = f"{made['compared_on']['images']} images of {made['compared_on']['split']}"
     for file, facts in made["files"].items():
-        error, accuracy = facts["largest_difference"], facts["accuracy"]
-        _say(f"{file}: logits differ by at most {error:.1g} from the trained network's, accuracy {accuracy:.2%}")
+        same = f"logits differ by at most {facts['largest_difference']:.1g} from the trained network's"
+        _say(f"{file}: on {images}, {same}, accuracy {facts['accuracy']:.2%}")
     sys.stdout.write(f"{path}\n")
 
 

@@ -113,7 +113,7 @@ def test_a_trained_network_is_exported(spark, settings, tmp_path, capsys):
         assert facts["largest_difference"] <= 1e-4
         assert facts["accuracy"] == made["accuracy"]
         assert facts["bytes"] == (path.parent / file).stat().st_size
-        assert f"{file}: logits differ by at most " in err
+        assert f"{file}: on 301 images of test, logits differ by at most " in err
     assert "3 of 3 norm layers folded" in err
 
     images = torch.from_numpy(make_images(40, 9)[0][:, None])
