@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +53,8 @@ def fold(model: nn.Module, *, partial: bool = False) -> Folded:
         W' = factor * W,  b' = factor * b + addend,  factor = scale / sqrt(var + eps),  addend = shift - mean * factor
 
     Both are computed in float64 and rounded once. W is the standardized weight where the layer standardizes. Linear
-    layers are taken to give vectors (N, C).
+    layers are taken to give vectors (N, C). A ReLU works in place where nothing else takes its input: this changes no
+    number, and saves the memory traffic that is left to save.
 
     Parameters
     ----------
@@ -81,6 +82,9 @@ def fold(model: nn.Module, *, partial: bool = False) -> Folded:
     if left and not partial:
         raise FoldError(f"{len(left)} of {len(names)} norm layers cannot be folded: {by_reason(left)}")
     _replace(folded, replacements)
+    if graph:
+        for relu in graph.relus_of_their_own(replacements.keys()):
+            relu.inplace = True
     return Folded(folded, tuple(name for name in names.values() if name not in left), left)
 
 
@@ -146,6 +150,18 @@ class _Graph:
         if len(layer.weight) != norm.channels:
             raise FoldError(f"{source.target} has {len(layer.weight)} outputs, and the norm {norm.channels} channels")
         return layer
+
+    def relus_of_their_own(self, replaced: Container[nn.Module]) -> Iterator[nn.ReLU]:
+        """Those whose input is a new tensor that they alone take: of a layer, a folded norm, or `torch.add`."""
+        for module, calls in self._calls.items():
+            if type(module) is not nn.ReLU or len(calls) != 1:
+                continue
+            source = calls[0].all_input_nodes[0]
+            maker = self._modules.get(str(source.target)) if source.op == "call_module" else None
+            # The trace shows += as +, and what that gives may have another name.
+            new = type(maker) in _WEIGHTS or maker in replaced or source.target is torch.add
+            if new and len(source.users) == 1:
+                yield module
 
     def _describe(self, node: fx.Node) -> str:
         if node.op == "placeholder":

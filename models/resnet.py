@@ -59,6 +59,10 @@ def _last_norm(channels: int, norm: Norm, settings: ModelSettings) -> nn.Module:
     return norm.layer(channels)
 
 
+def _sum(shortcut: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+    return torch.add(shortcut, branch)  # not +, which a trace does not tell from +=: see `models.fold`
+
+
 class BasicBlock(nn.Module):
     """activation(shortcut(x) + norm(conv(activation(norm(conv(x)))))), both convolutions 3x3.
 
@@ -79,7 +83,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
         inner = self.activation1(self.norm1(self.conv1(x_nchw)))
-        return self.activation2(self.shortcut(x_nchw) + self.norm2(self.conv2(inner)))
+        return self.activation2(_sum(self.shortcut(x_nchw), self.norm2(self.conv2(inner))))
 
 
 class Bottleneck(nn.Module):
@@ -103,7 +107,7 @@ class Bottleneck(nn.Module):
     def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
         inner = self.activation1(self.norm1(self.conv1(x_nchw)))
         inner = self.activation2(self.norm2(self.conv2(inner)))
-        return self.activation3(self.shortcut(x_nchw) + self.norm3(self.conv3(inner)))
+        return self.activation3(_sum(self.shortcut(x_nchw), self.norm3(self.conv3(inner))))
 
 
 BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}

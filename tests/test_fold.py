@@ -132,6 +132,47 @@ def test_statistics_of_a_sample_cannot_be_folded(norm):
     assert set(fold(model, partial=True).left.values()) == {reason}
 
 
+class Shared(nn.Module):
+    """Its first and last ReLU take what is taken elsewhere, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1, bias=False), BatchNorm(3)
+        self.relus = nn.ModuleList(nn.ReLU() for _ in range(4))
+
+    def forward(self, x):
+        first = self.relus[0](x)
+        second = self.relus[1](self.norm(self.conv(x)))
+        third = self.relus[2](torch.add(first, second))
+        added = first - 1
+        fourth = added
+        fourth += third
+        return self.relus[3](fourth) + added + x
+
+
+def in_place(model):
+    return [name for name, module in model.named_modules() if isinstance(module, nn.ReLU) and module.inplace]
+
+
+def test_relus_work_in_place_where_nothing_else_takes_their_input():
+    model = randomized(Shared().double().eval())
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    folded = fold(model).model
+    assert in_place(folded) == ["relus.1", "relus.2"]
+    assert in_place(model) == []
+    assert difference(model, folded, x.clone()) < 1e-12
+    before = x.clone()
+    folded(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("network", WHOLE)
+def test_all_relus_of_a_whole_network_work_in_place(network):
+    settings = {"network": network, **WHOLE[network]}
+    folded = fold(make(norm="batch", **settings)).model
+    assert in_place(folded) == [name for name, module in folded.named_modules() if isinstance(module, nn.ReLU)]
+
+
 def test_a_network_without_norms_is_copied():
     model = make("cnn", "none")
     folded = fold(model)
