@@ -26,6 +26,8 @@ PASSES = int(os.environ.get("BENCH_PASSES", "35"))
 SECONDS = float(os.environ.get("BENCH_SECONDS", "0.4"))
 THREADS, BATCH = 2, 256
 FOLDED, UNFOLDED = "sparknorm, ResNet-20 inference, folded", "ResNet-20 inference, not folded"
+# Folding also lets ReLUs work in place: without that, its own part is seen.
+IN_PLACE = "ResNet-20 inference, not folded, ReLUs in place"
 # Activations of the ResNet-20's three stages, at a training batch of 128.
 SHAPES = ((128, 16, 28, 28), (128, 32, 14, 14), (128, 64, 7, 7))
 
@@ -33,9 +35,9 @@ SHAPES = ((128, 16, 28, 28), (128, 32, 14, 14), (128, 64, 7, 7))
 def run() -> None:
     """Measure every contender; print, plot and write the results."""
     torch.set_num_threads(THREADS)
-    speeds = _take_turns({FOLDED: _inference(folded=True), UNFOLDED: _inference(folded=False)}, BATCH)
-    results = [Result(name, "images/s", passes) for name, passes in speeds.items()]
-    pairs = [(FOLDED, UNFOLDED)]
+    networks = {FOLDED: _inference(folded=True), UNFOLDED: _inference(), IN_PLACE: _inference(in_place=True)}
+    results = [Result(name, "images/s", passes) for name, passes in _take_turns(networks, BATCH).items()]
+    pairs = [(FOLDED, UNFOLDED), (FOLDED, IN_PLACE)]
     for shape in SHAPES:
         for layout in (torch.contiguous_format, torch.channels_last):
             # Torch's against itself shows what of a ratio is the machine's.
@@ -72,11 +74,15 @@ def _take_turns(contenders: dict[str, Callable[[], None]], count: int) -> dict[s
     return speeds
 
 
-def _inference(*, folded: bool) -> Callable[[], None]:
+def _inference(*, folded: bool = False, in_place: bool = False) -> Callable[[], None]:
     settings = ModelSettings(network="resnet", depth=20, width=16, norm="batch")
     model: nn.Module = build_model(settings, image_shape=(1, 28, 28), num_classes=10).eval()
     if folded:
         model = fold(model).model
+    if in_place:
+        for module in model.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = True
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randint(0, 256, (BATCH, 1, 28, 28), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     return functools.partial(torch.inference_mode()(model), images)
