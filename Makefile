@@ -46,7 +46,7 @@ bench: setup ## loading, ingest, training and norms against their peers, about a
 
 dist: dist/sparknorm.zip ## the wheel, and the zip for spark-submit --py-files
 
-dist/sparknorm.zip: $(READY) $(wildcard pipeline/*.* models/*.*) README.md
+dist/sparknorm.zip: $(READY) $(shell find pipeline models -type f -not -name '*.pyc') README.md
 	@rm -rf dist build
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
 	cp dist/sparknorm-*.whl dist/sparknorm.zip

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from models.norm_layer import NormLayer, RunningNorm
-from models.weight_standardization import StandardizedConv2d, StandardizedLinear, standardized
+from models.norms.base import NormLayer, RunningNorm
+from models.norms.weight_standardization import StandardizedConv2d, StandardizedLinear, standardized
 
 # Layers that can take up a norm, and the weights that they compute with.
 _WEIGHTS: dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor]] = {

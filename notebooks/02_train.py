@@ -13,9 +13,9 @@ dbutils.widgets.text("overrides", "", "Overrides: section.key=value section.key=
 
 import shlex
 
-from pipeline.config import load_settings
-from pipeline.tracking import Tracker
-from pipeline.trial import run_trial
+from pipeline.config.settings import load_settings
+from pipeline.driver.trial import run_trial
+from pipeline.tracking.tracker import Tracker
 
 settings = load_settings(dbutils.widgets.get("config"), shlex.split(dbutils.widgets.get("overrides")))
 

@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import storage
-from pipeline.config import Settings, load_settings
-from pipeline.progress import console
+from pipeline.config.settings import Settings, load_settings
+from pipeline.console import console
 
 app = typer.Typer(
     help="Train batch-normalized CNNs inside Spark, and compare normalizations with evidence.",
@@ -35,7 +35,7 @@ Overrides = Annotated[list[str] | None, typer.Option("-o", "--override", help="s
 @app.command()
 def ingest(config: Config, override: Overrides = None) -> None:
     """Check, shuffle and shard the images of a source into a dataset."""
-    from pipeline.ingest import ingest as job
+    from pipeline.ingest.job import ingest as job
 
     settings = _start("ingest", config, override)
     manifest, written = job(_session(settings, trains=False), settings.dataset, cache=f"{settings.output}/cache")
@@ -51,9 +51,9 @@ def ingest(config: Config, override: Overrides = None) -> None:
 @app.command()
 def train(config: Config, override: Overrides = None) -> None:
     """Train one network on the workers of one barrier stage."""
-    from pipeline.step_times import describe
-    from pipeline.tracking import Tracker
-    from pipeline.trial import check_trial, run_trial
+    from pipeline.driver.trial import check_trial, run_trial
+    from pipeline.tracking.tracker import Tracker
+    from pipeline.training.timing import describe
 
     settings = _start("train", config, override, one=True)
     spark = _session(settings)
@@ -71,7 +71,7 @@ def train(config: Config, override: Overrides = None) -> None:
 def export(config: Config, override: Overrides = None) -> None:
     """Write the newest network that `train` left as files that serve it without this package."""
     from models.fold import by_reason
-    from pipeline.export import export as job
+    from pipeline.serving.export import export as job
 
     settings = load_settings(config, override or [], one=True)
     path, made = job(settings, name=_training(settings))
@@ -90,8 +90,8 @@ def export(config: Config, override: Overrides = None) -> None:
 @app.command()
 def compare(config: Config, override: Overrides = None) -> None:
     """Train every arm with every seed, and report which settings did best and what they cost."""
-    from pipeline.compare import compare as job
-    from pipeline.report import verdict
+    from pipeline.report.page import verdict
+    from pipeline.study.compare import compare as job
 
     settings = load_settings(config, override or [])
     comparison = job(_session(settings), settings)
@@ -107,7 +107,7 @@ def compare(config: Config, override: Overrides = None) -> None:
 @app.command()
 def doctor(config: Config, override: Overrides = None) -> None:
     """Look whether a training can run here: Spark, slots, versions, storage, disk, GPUs, dataset, tracking."""
-    from pipeline.preflight import examine, healthy
+    from pipeline.driver.doctor import examine, healthy
 
     settings = _start("doctor", config, override)
     findings = examine(_session(settings), settings)
@@ -136,7 +136,7 @@ def _training(settings: Settings) -> str:
 
 
 def _session(settings: Settings, *, trains: bool = True) -> Any:
-    from pipeline.session import get_session
+    from pipeline.cluster.session import get_session
 
     return get_session(settings.spark, f"sparknorm {settings.name}", trains=trains)
 

@@ -22,7 +22,7 @@ with contextlib.suppress(ImportError):  # a cluster whose executors only ingest 
 
 from pyspark import daemon
 
-import pipeline.gang  # noqa: F401 - no pyarrow and no pandas here: they start threads when they are imported
+import pipeline.cluster.task  # noqa: F401 - no pyarrow and no pandas here: they start threads when they are imported
 
 if __name__ == "__main__":
     daemon.manager()

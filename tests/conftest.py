@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from small_data import dataset_settings, write_idx, write_idx_folder
 
-from pipeline import fashion_mnist, storage
-from pipeline.config import Settings, SparkSettings, TrackingSettings
+from pipeline import storage
+from pipeline.config.settings import Settings, SparkSettings, TrackingSettings
+from pipeline.ingest.sources import fashion_mnist
 
 REPOSITORY = Path(__file__).parents[1]
 # Files that take minutes. They come first, so that the processes of `make test` end at about the same time.
@@ -37,7 +38,7 @@ def idx_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory):
     """A real session with two slots; few partitions, since the tests' tables are small."""
-    from pipeline.session import get_session
+    from pipeline.cluster.session import get_session
 
     conf = {
         "spark.sql.shuffle.partitions": "4",
@@ -51,7 +52,7 @@ def spark(tmp_path_factory):
 @pytest.fixture(scope="session")
 def dataset(spark, idx_folder, tmp_path_factory) -> str:
     """The path of an ingested dataset; tests must not change it."""
-    from pipeline.ingest import ingest
+    from pipeline.ingest.job import ingest
 
     path = tmp_path_factory.mktemp("datasets") / "halves"
     ingest(spark, dataset_settings(path, idx_folder), cache=str(path.parent))

@@ -21,11 +21,11 @@ from results import Result, compare, console, leave
 from training import _in_memory
 
 from models import build_model
-from pipeline import reader
-from pipeline.job import Job
-from pipeline.prefetch import Prefetch
-from pipeline.training_settings import ModelSettings, TrainSettings
-from pipeline.worker import alone
+from pipeline.config.training import ModelSettings, TrainSettings
+from pipeline.data import reader
+from pipeline.data.prefetch import Prefetch
+from pipeline.distributed.worker import alone
+from pipeline.training.job import Job
 
 PASSES = int(os.environ.get("BENCH_PASSES", "9"))
 BATCH = int(os.environ.get("BENCH_BATCH", "1024"))
@@ -83,7 +83,7 @@ def _synchronize() -> None:
 
 def _ours(dataset: str, folder: Path, at_end: contextlib.ExitStack, *, staged: bool) -> Callable[[], None]:
     """A step of `train.fit`'s own loop, with all that it does for each."""
-    from pipeline.train import _Trainer
+    from pipeline.training.loop import _Trainer
 
     train = TrainSettings(batch_size=BATCH, epochs=1000, bf16=True, channels_last=True)
     trainer = _Trainer(alone(DEVICE), Job(str(Path(dataset).absolute()), str(folder.absolute()), MODEL, train))

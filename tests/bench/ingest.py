@@ -21,12 +21,12 @@ import petastorm_writer
 from results import Result, compare, leave
 
 from pipeline import storage
-from pipeline.config import SparkSettings
-from pipeline.data_settings import DatasetSettings, ImageSettings, SourceSettings
-from pipeline.fashion_mnist import CLASSES, locate
-from pipeline.ingest import ingest
-from pipeline.session import get_session
-from pipeline.sources import open_source
+from pipeline.cluster.session import get_session
+from pipeline.config.dataset import DatasetSettings, ImageSettings, SourceSettings
+from pipeline.config.settings import SparkSettings
+from pipeline.ingest.job import ingest
+from pipeline.ingest.sources.fashion_mnist import CLASSES, locate
+from pipeline.ingest.sources.source import open_source
 
 CACHE = "runs/cache"
 PASSES = 3
@@ -205,14 +205,14 @@ def _peak_mb(process: int) -> float:
 
 _READ = """
 import json, resource, sys
-from pipeline import feed, manifest
-from pipeline.training_settings import TrainSettings
-from pipeline.data_settings import ReaderSettings
-from pipeline.prefetch import Prefetch
-from pipeline.worker import alone
+from pipeline.data import loader, manifest
+from pipeline.config.training import TrainSettings
+from pipeline.config.dataset import ReaderSettings
+from pipeline.data.prefetch import Prefetch
+from pipeline.distributed.worker import alone
 found = manifest.load(sys.argv[1])
 train = TrainSettings(epochs=1, batch_size=256)
-source = feed.TrainingFeed(sys.argv[1], found, train, ReaderSettings(memory_bytes=0), alone("cpu"))
+source = loader.TrainingFeed(sys.argv[1], found, train, ReaderSettings(memory_bytes=0), alone("cpu"))
 rows = 0
 with Prefetch(source.blocks(0), source.blocks_ahead) as batches:
     for batch in batches:

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 import torch
 from results import Result, compare, leave
 
-from pipeline import feed, manifest, petastorm_compat, storage
-from pipeline.data_settings import ReaderSettings
-from pipeline.manifest import Manifest
-from pipeline.prefetch import Prefetch
-from pipeline.shards import SplitFiles
-from pipeline.training_settings import TrainSettings
-from pipeline.worker import alone
+from pipeline import storage
+from pipeline.config.dataset import ReaderSettings
+from pipeline.config.training import TrainSettings
+from pipeline.data import loader, manifest, petastorm_compat
+from pipeline.data.manifest import Manifest
+from pipeline.data.prefetch import Prefetch
+from pipeline.data.shards import SplitFiles
+from pipeline.distributed.worker import alone
 
 BATCH, ROUNDS, PASSES = 256, 3, 8
 TRAIN = TrainSettings(batch_size=BATCH, epochs=PASSES + 1)
@@ -79,7 +80,7 @@ def _measure(contender: Callable[[ExitStack], Batches], batches: int) -> list[fl
 
 
 def _ours(dataset: str, found: Manifest, settings: ReaderSettings, stack: ExitStack) -> Batches:
-    source = stack.enter_context(closing(feed.TrainingFeed(dataset, found, TRAIN, settings, alone("cpu"))))
+    source = stack.enter_context(closing(loader.TrainingFeed(dataset, found, TRAIN, settings, alone("cpu"))))
     return stack.enter_context(Prefetch(source.blocks(0), source.blocks_ahead))
 
 

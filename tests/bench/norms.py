@@ -16,9 +16,9 @@ from results import Result, compare, leave
 from torch import nn
 
 from models import build_model
-from models.batch_norm import BatchNorm
 from models.fold import fold
-from pipeline.training_settings import ModelSettings
+from models.norms.batch import BatchNorm
+from pipeline.config.training import ModelSettings
 
 PASSES = int(os.environ.get("BENCH_PASSES", "35"))
 # Time of a pass, of which as much again goes before the first one and is not counted. Many short turns: noise that

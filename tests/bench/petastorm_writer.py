@@ -13,7 +13,7 @@ import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline import petastorm_compat
+from pipeline.data import petastorm_compat
 
 
 class _Written:

@@ -13,8 +13,8 @@ from typing import Any
 
 from results import Result, compare, leave
 
-from pipeline.config import Settings
-from pipeline.events import EventReader
+from pipeline.config.settings import Settings
+from pipeline.telemetry.events import EventReader
 
 TRIALS = 8
 PASSES = int(os.environ.get("BENCH_PASSES", "3"))
@@ -46,7 +46,7 @@ def study(
     spark: Any, dataset: str, folder: Path, *, epochs: int, batch: int, at_once: int | None
 ) -> tuple[float, float]:
     """Seconds of the whole `compare`, report and all, and of its trials' training and evaluation in sum."""
-    from pipeline.compare import compare as job
+    from pipeline.study.compare import compare as job
 
     settings = Settings.model_validate(
         {

@@ -24,15 +24,16 @@ import numpy as np
 import torch
 from results import Result, compare, leave
 
-from pipeline import barrier, manifest
-from pipeline.config import SparkSettings, WorkerSettings
-from pipeline.data_settings import ReaderSettings
-from pipeline.events import EventReader
-from pipeline.heartbeat import beat_path
-from pipeline.job import Job, facts
-from pipeline.prefetch import Prefetch
-from pipeline.shards import SplitFiles
-from pipeline.training_settings import CheckpointSettings, ModelSettings, TrainSettings
+from pipeline.cluster import barrier
+from pipeline.config.dataset import ReaderSettings
+from pipeline.config.settings import SparkSettings, WorkerSettings
+from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSettings
+from pipeline.data import manifest
+from pipeline.data.prefetch import Prefetch
+from pipeline.data.shards import SplitFiles
+from pipeline.telemetry.events import EventReader
+from pipeline.telemetry.heartbeat import beat_path
+from pipeline.training.job import Job, facts
 
 LAUNCHES = int(os.environ.get("BENCH_LAUNCHES", "7"))
 PASSES = int(os.environ.get("BENCH_PASSES", "7"))
@@ -50,7 +51,7 @@ RESTART = "sparknorm, SIGKILL of a worker to its first new step"
 
 
 def start() -> Any:
-    from pipeline.session import get_session
+    from pipeline.cluster.session import get_session
 
     return get_session(SparkSettings(master="local[2]"), "sparknorm benchmarks", trains=True)
 
@@ -91,7 +92,7 @@ def make_job(dataset: str, folder: Path, **changes: Any) -> Job:
 
 def first_step(worker: Any, job: Job) -> float:
     """The beginning of `train.fit`, up to the end of its first step: the time then (time.time())."""
-    from pipeline.train import _Trainer
+    from pipeline.training.loop import _Trainer
 
     trainer = _Trainer(worker, job)
     trainer._restore()
@@ -104,7 +105,7 @@ def first_step(worker: Any, job: Job) -> float:
 
 def first_step_of_torchrun(job: Job) -> float:
     """The same, launched by TorchDistributor, which runs torchrun in every task."""
-    from pipeline.worker import from_torchrun
+    from pipeline.distributed.worker import from_torchrun
 
     with from_torchrun("cpu") as worker:
         return first_step(worker, job)
@@ -164,7 +165,7 @@ def throughputs(spark: Any, dataset: str, folder: Path) -> dict[str, list[float]
 
 def _speed(worker: Any, job: Job) -> float:
     """Images per second of the first steps of `train.fit`, its own loop with all that it does for each step."""
-    from pipeline.train import _Trainer
+    from pipeline.training.loop import _Trainer
 
     trainer = _Trainer(worker, job)
     trainer._restore()
@@ -187,7 +188,7 @@ def in_turn(spark: Any, dataset: str, folder: Path) -> dict[str, list[float]]:
 
 
 def _in_turn(worker: Any, job: Job) -> dict[str, list[float]]:
-    from pipeline.train import _Trainer
+    from pipeline.training.loop import _Trainer
 
     trainer, bare_step = _Trainer(worker, job), _bare_step(job.dataset)
     trainer._restore()
@@ -292,7 +293,7 @@ def restart(spark: Any, dataset: str, folder: Path) -> float:
 
 def _some_steps(worker: Any, job: Job) -> int:
     """`train.fit` for 80 steps, with its checkpoints."""
-    from pipeline.train import _Trainer
+    from pipeline.training.loop import _Trainer
 
     trainer = _Trainer(worker, job)
     trainer._restore()

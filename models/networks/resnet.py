@@ -1,0 +1,147 @@
+"""The residual network for small images of He et al. (2016, section 4.2), with any norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from models.activations import make_activation
+from models.norms.registry import Norm
+from pipeline.config.training import ModelSettings
+
+STAGES = 3
+
+
+def convolution(norm: Norm, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """The convolution before a norm; without a stride it keeps the size of the image."""
+    return norm.conv(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=not norm.shifts)
+
+
+def check_depth(settings: ModelSettings, name: str, step: int, rest: int) -> int:
+    """n of ``depth`` = step * n + rest.
+
+    Raises
+    ------
+    ValueError
+        The depth is none of these.
+    """
+    blocks, over = divmod(settings.depth - rest, step)
+    if blocks < 1 or over:
+        some = ", ".join(str(step * n + rest) for n in (1, 2, 3, 4, 5, 6, 7, 9, 18))
+        raise ValueError(f"model.depth {settings.depth}: {name} has {step}n + {rest} layers: {some}")
+    return blocks
+
+
+def check_positions(settings: ModelSettings, image_shape: tuple[int, int, int], norm: Norm) -> None:
+    """Raises
+    ------
+    ValueError
+        Two strides leave one position of a channel, and the norm needs several.
+    """
+    if norm.positions and max(image_shape[1:]) <= 4:
+        raise ValueError(
+            f"model.norm {settings.norm} needs several positions, and the {settings.network} reduces images of "
+            f"{image_shape[1]} x {image_shape[2]} to one: use another norm, or a dataset.image.shape above 4 x 4"
+        )
+
+
+def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:
+    """The identity, or where shapes change a 1x1 convolution and a norm (option B)."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(convolution(norm, inputs, outputs, 1, stride), norm.layer(outputs))
+
+
+def _last_norm(channels: int, norm: Norm, settings: ModelSettings) -> nn.Module:
+    """With a scale that starts at 0 a block starts as its shortcut (Goyal et al. 2017, section 5.1)."""
+    if settings.zero_init and settings.norm_scale == "learned":
+        return norm.layer(channels, scale_init=0.0)
+    return norm.layer(channels)
+
+
+def _sum(shortcut: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+    return torch.add(shortcut, branch)  # not +, which a trace does not tell from +=: see `models.fold`
+
+
+class BasicBlock(nn.Module):
+    """activation(shortcut(x) + norm(conv(activation(norm(conv(x)))))), both convolutions 3x3.
+
+    Input (N, ``inputs``, H, W); output (N, ``channels``, ceil(H / stride), ceil(W / stride)).
+
+    layers : convolutions of a block
+    expansion : its output channels for each of ``channels``
+    """
+
+    layers, expansion = 2, 1
+
+    def __init__(self, inputs: int, channels: int, stride: int, norm: Norm, settings: ModelSettings):
+        super().__init__()
+        self.conv1, self.norm1 = convolution(norm, inputs, channels, 3, stride), norm.layer(channels)
+        self.conv2, self.norm2 = convolution(norm, channels, channels, 3), _last_norm(channels, norm, settings)
+        self.shortcut = _shortcut(inputs, channels, stride, norm)
+        self.activation1, self.activation2 = (make_activation(settings.activation) for _ in range(2))
+
+    def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
+        inner = self.activation1(self.norm1(self.conv1(x_nchw)))
+        return self.activation2(_sum(self.shortcut(x_nchw), self.norm2(self.conv2(inner))))
+
+
+class Bottleneck(nn.Module):
+    """As `BasicBlock` with three convolutions (He et al. 2016, figure 5): 1x1 to ``channels``, 3x3 with the stride, and
+    1x1 to ``4 channels``.
+
+    Input (N, ``inputs``, H, W); output (N, ``4 channels``, ceil(H / stride), ceil(W / stride)).
+    """
+
+    layers, expansion = 3, 4
+
+    def __init__(self, inputs: int, channels: int, stride: int, norm: Norm, settings: ModelSettings):
+        super().__init__()
+        outputs = channels * self.expansion
+        self.conv1, self.norm1 = convolution(norm, inputs, channels, 1), norm.layer(channels)
+        self.conv2, self.norm2 = convolution(norm, channels, channels, 3, stride), norm.layer(channels)
+        self.conv3, self.norm3 = convolution(norm, channels, outputs, 1), _last_norm(outputs, norm, settings)
+        self.shortcut = _shortcut(inputs, outputs, stride, norm)
+        self.activation1, self.activation2, self.activation3 = (make_activation(settings.activation) for _ in range(3))
+
+    def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
+        inner = self.activation1(self.norm1(self.conv1(x_nchw)))
+        inner = self.activation2(self.norm2(self.conv2(inner)))
+        return self.activation3(_sum(self.shortcut(x_nchw), self.norm3(self.conv3(inner))))
+
+
+BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+
+
+class ResNet(nn.Module):
+    """``depth`` = 6n + 2 layers: a 3x3 convolution, then n blocks at each of three resolutions of ``width``,
+    ``2 width`` and ``4 width`` channels, global average pooling, and a linear layer. With bottleneck blocks it is
+    9n + 2 layers, and the stages give four times as many channels.
+
+    Input (N, C, H, W); output (N, num_classes).
+
+    Raises
+    ------
+    ValueError
+        There is no resnet of this depth, or the images are too small for the norm.
+    """
+
+    def __init__(self, settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int, norm: Norm):
+        super().__init__()
+        block, width = BLOCKS[settings.block], settings.width
+        per_stage = check_depth(settings, f"a resnet of {settings.block} blocks", STAGES * block.layers, 2)
+        check_positions(settings, image_shape, norm)
+        stem = convolution(norm, image_shape[0], width, 3)
+        self.stem = nn.Sequential(stem, norm.layer(width), make_activation(settings.activation))
+        blocks: list[nn.Module] = []
+        inputs = width
+        for stage in range(STAGES):
+            for number in range(per_stage):
+                stride = 2 if stage and not number else 1
+                blocks.append(block(inputs, width * 2**stage, stride, norm, settings))
+                inputs = width * 2**stage * block.expansion
+        self.blocks = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(inputs, num_classes)
+
+    def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.blocks(self.stem(x_nchw)).mean(dim=(2, 3)))

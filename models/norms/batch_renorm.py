@@ -1,0 +1,72 @@
+"""Batch renormalization (Ioffe 2017): batch norm that trains with, nearly, what it evaluates with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn import functional as F
+
+from models.norms.base import RunningNorm, per_channel, total_variance
+
+
+class BatchRenorm(RunningNorm):
+    """y = weight * (x_hat * r + d) + bias (Ioffe 2017, algorithm 1), with x_hat as in batch norm and, no gradient
+    flowing through them::
+
+        r = clip(sigma_batch / sigma, 1 / r_max, r_max),  d = clip((mu_batch - mu) / sigma, -d_max, d_max)
+
+    sigma_batch is sqrt(biased variance + eps); mu and sigma are running averages of mu_batch and sigma_batch, and what
+    evaluation uses. Input and output (N, C, ...).
+
+    Parameters
+    ----------
+    r_max, d_max : where the two bounds end
+    warmup_steps : training steps of plain batch norm (r_max 1, d_max 0); then r_max grows to its end for 7 times as
+        many, d_max for 4 times as many (section 4.1: 5,000, up to 40,000 and 25,000)
+    """
+
+    running_mean: torch.Tensor
+    running_std: torch.Tensor
+    steps: torch.Tensor
+
+    def __init__(self, channels: int, *, r_max: float = 3.0, d_max: float = 5.0, warmup_steps: int = 5_000, **options):
+        super().__init__(channels, **options)
+        self.r_max, self.d_max, self.warmup_steps = r_max, d_max, warmup_steps
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_std", torch.ones(channels))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """r_max and d_max at this step, as scalar tensors: a step does not wait for a GPU."""
+        past = (self.steps - self.warmup_steps).double() / max(1, self.warmup_steps)
+        return 1 + (self.r_max - 1) * (past / 7).clamp(0, 1), self.d_max * (past / 4).clamp(0, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            factor, addend = self.at_evaluation()
+            return x * per_channel(factor, x) + per_channel(addend, x)
+        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_mean)
+        # A momentum of 1 leaves the batch's own mean and unbiased variance in the buffers.
+        x_hat = F.batch_norm(x, mean, variance, None, None, True, 1.0, self.eps)
+        count = x.numel() // x.shape[1]
+        std = (variance * ((count - 1) / count) + self.eps).sqrt()
+        r_max, d_max = (bound.to(std.dtype) for bound in self.bounds())
+        r = (std / self.running_std).clamp(1 / r_max, r_max)
+        d = ((mean - self.running_mean) / self.running_std).clamp(-d_max, d_max)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_std.lerp_(std, self.momentum)
+            self.steps += 1
+        return self._scale_and_shift(x_hat * per_channel(r, x) + per_channel(d, x))
+
+    def join(self, running: Mapping[str, torch.Tensor], shares: torch.Tensor) -> dict[str, torch.Tensor]:
+        mean, variance = total_variance(running["running_mean"], running["running_std"] ** 2, shares)
+        return {"running_mean": mean, "running_std": variance.sqrt()}
+
+    def set_population(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        self.running_mean.copy_(mean)
+        self.running_std.copy_((variance + self.eps).sqrt())
+
+    def population(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.running_mean, self.running_std**2

@@ -1,0 +1,136 @@
+"""What a rank asks of Spark: cores and GPUs for the training stage alone, and how many ranks the cluster can run.
+
+Spark's settings (spark.task.cpus, spark.task.resource.gpu.amount) hold for every stage of a session. A rank wants a GPU
+and many cores, a task of the ETL one core and no GPU: with settings alone the ETL would leave most cores idle. So the
+training stage gets a resource profile of its own. Never imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cluster.session import is_connect, spark_reason
+from pipeline.config.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from pyspark.resource import ResourceProfile
+    from pyspark.sql import SparkSession
+
+
+def training_profile(workers: WorkerSettings) -> ResourceProfile | None:
+    """What ``mapInArrow(profile=)`` takes for the training stage; None: the session's own spark.task.* settings.
+
+    It has task requirements only, so it runs on the executors that are there; executors of another kind would need
+    dynamic allocation, which barrier stages do not allow. Needs a session.
+    """
+    if workers.task_cpus is None and workers.task_gpus is None:
+        return None
+    from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
+
+    requests = TaskResourceRequests()
+    if workers.task_cpus is not None:
+        requests.cpus(workers.task_cpus)
+    if workers.task_gpus is not None:
+        requests.resource("gpu", workers.task_gpus)
+    return ResourceProfileBuilder().require(requests).build
+
+
+def slots(spark: SparkSession, workers: WorkerSettings) -> int | None:
+    """Ranks that can run at once: the number that Spark's own scheduler compares with a barrier stage's tasks.
+
+    None over Spark Connect, where a client cannot ask.
+
+    Raises
+    ------
+    ValueError
+        No executor of this cluster can have what ``workers.task_cpus`` and ``workers.task_gpus`` ask for.
+    """
+    profile = training_profile(workers)
+    if profile is not None:
+        _check(spark, workers)
+    if is_connect(spark):
+        return None
+    scala = spark.sparkContext._jsc.sc()
+    manager = scala.resourceProfileManager()
+    if profile is None:
+        return int(scala.maxNumConcurrentTasks(manager.defaultResourceProfile()))
+    return int(scala.maxNumConcurrentTasks(_registered(manager, profile, workers)))
+
+
+def idle_gpus(spark: SparkSession, workers: WorkerSettings) -> str | None:
+    """Advice where executors have GPUs of which ranks would be assigned none, and so would train on the CPU."""
+    gpus = _number(spark, "spark.executor.resource.gpu.amount")
+    by_task = spark.conf.get("spark.task.resource.gpu.amount", None)
+    if workers.device == "cpu" or workers.task_gpus is not None or not gpus or by_task is not None:
+        return None
+    return (
+        f"an executor has {gpus} GPUs, but neither workers.task_gpus nor spark.task.resource.gpu.amount assigns one to "
+        "a rank: set workers.task_gpus=1 (or workers.device=cpu)"
+    )
+
+
+def java_versions(spark: SparkSession, workers: WorkerSettings) -> list[str]:
+    """What executors run, asked of every partition of a small job, which Spark spreads over them.
+
+    Raises
+    ------
+    ValueError
+        Their major versions differ.
+    """
+    count = max(8, 4 * workers.count)
+    ask = "java_method('java.lang.System', 'getProperty', 'java.version') AS version"
+    rows = spark.range(0, count, 1, count).selectExpr(ask).distinct().collect()
+    return equal_java(sorted({row.version for row in rows}))
+
+
+def equal_java(versions: list[str]) -> list[str]:
+    """The same list. Raises ValueError where major versions differ."""
+    if len({version.partition(".")[0] for version in versions}) > 1:
+        raise ValueError(f"executors run Java {' and '.join(versions)}: install one version everywhere")
+    return versions
+
+
+def _registered(manager: Any, profile: ResourceProfile, workers: WorkerSettings) -> Any:
+    """Spark's own object for a profile, which its scheduler has to know before it can count."""
+    java = profile._java_resource_profile
+    # Asked again and again while executors register: one entry in Spark's table is enough.
+    known = manager.getEquivalentProfile(java)
+    if known.isDefined():
+        return known.get()
+    try:
+        manager.addResourceProfile(java)
+    except Exception as error:
+        raise ValueError(f"{_asked(workers)}, which Spark refuses: {spark_reason(error)}") from error
+    return java
+
+
+def _check(spark: SparkSession, workers: WorkerSettings) -> None:
+    """Raise what Spark would say later, in words of the settings that are wrong."""
+    master = str(spark.conf.get("spark.master", ""))
+    if master.startswith("local") and not master.startswith("local-cluster"):
+        raise ValueError(
+            f"{_asked(workers)}, but master {master} has no resource profiles (standalone, YARN and Kubernetes have): "
+            "leave workers.task_cpus and workers.task_gpus out"
+        )
+    gpus = _number(spark, "spark.executor.resource.gpu.amount") or 0
+    if workers.task_gpus is not None and workers.task_gpus > gpus:
+        raise ValueError(
+            f"workers.task_gpus is {workers.task_gpus}, but an executor has {gpus} GPUs: set workers.task_gpus to at "
+            f"most that, or spark.executor.resource.gpu.amount to {workers.task_gpus} (see conf/spark/gpu-cluster.conf)"
+        )
+    cores = _number(spark, "spark.executor.cores")
+    if workers.task_cpus is not None and cores is not None and workers.task_cpus > cores:
+        raise ValueError(
+            f"workers.task_cpus is {workers.task_cpus}, but an executor has {cores} cores: set workers.task_cpus to at "
+            f"most {cores}, or spark.executor.cores to {workers.task_cpus}"
+        )
+
+
+def _asked(workers: WorkerSettings) -> str:
+    wishes = {"workers.task_cpus": workers.task_cpus, "workers.task_gpus": workers.task_gpus}
+    return " and ".join(f"{name} is {number}" for name, number in wishes.items() if number is not None)
+
+
+def _number(spark: SparkSession, key: str) -> int | None:
+    text = spark.conf.get(key, None)
+    return int(text) if text is not None and text.isdigit() else None

@@ -1,0 +1,175 @@
+"""Settings of one training: the network, its normalization, how it is trained, looked into and saved."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.dataset import Section
+
+# Images of one step for each worker where neither rank_batch_size nor batch_size is set.
+RANK_BATCH_SIZE = 128
+
+
+class ModelSettings(Section):
+    """The network and its normalization."""
+
+    network: str = Field("cnn", description="a name registered in models/")
+    norm: str = Field("batch", description="a name registered in models/norms.py")
+    depth: int = Field(3, ge=1, description="layers; each network says in models/ which numbers it takes")
+    width: int = Field(16, ge=1, description="channels of the first stage, or features of a vector")
+    widen: int = Field(1, ge=1, description="wide_resnet: factor k on the channels of the three stages")
+    block: Literal["basic", "bottleneck"] = Field("basic", description="resnet: two 3x3 convolutions, or 1x1 3x3 1x1")
+    cell: Literal["lstm", "gru"] = Field("lstm", description="recurrent: what reads an image row by row")
+    patch: int = Field(4, ge=1, description="vit: side of the square patches, in pixels")
+    heads: int = Field(4, ge=1, description="vit: attention heads; they divide the width")
+    norm_place: Literal["pre", "post"] = Field("pre", description="vit: norm before each branch, or after each sum")
+    activation: Literal["relu", "sigmoid", "tanh", "gelu", "silu"] | None = Field(
+        None, description="null: relu, in the vit gelu"
+    )
+    init_scale: float = Field(1.0, gt=0, description="factor on the initial weights of convolutions and linear layers")
+    zero_init: bool = Field(True, description="the last norm scale of each residual branch starts at 0, if learned")
+    norm_statistics: Literal["rank", "lane", "world"] = Field(
+        "rank",
+        description="rows over which `batch` takes its statistics: those of a worker; of each lane (ghost batch norm, "
+        "the same for any number of workers); or of all workers (synchronized)",
+    )
+    norm_groups: int = Field(8, ge=1, description="groups of the `group` and `weight_standardized_group` norms")
+    norm_eps: float = Field(1e-5, gt=0)
+    norm_momentum: float = Field(
+        0.1, gt=0, le=1, description="weight of the new batch in the running statistics (torch's sense)"
+    )
+    norm_scale: Literal["learned", "fixed", "off"] = Field("learned", description="fixed: at norm_scale_init")
+    norm_shift: Literal["learned", "fixed", "off"] = Field("learned", description="fixed: at 0")
+    norm_scale_init: float = Field(1.0, description="initial value of the norms' scale")
+    norm_r_max: float = Field(3.0, ge=1, description="batch_renorm: bound on r once training is under way")
+    norm_d_max: float = Field(5.0, ge=0, description="batch_renorm: bound on d once training is under way")
+    norm_warmup_steps: int | None = Field(
+        None, ge=0, description="steps in which batch_renorm and power use the batch alone; null: 5000 and 4000"
+    )
+
+
+class AugmentSettings(Section):
+    """Random changes to training images, made on the device, the same for any number of workers."""
+
+    flip: bool = Field(False, description="mirror left-right with probability one half")
+    shift: int = Field(0, ge=0, description="shift by up to this many pixels each way, zeros moving in")
+    cutout: int = Field(0, ge=0, description="side of a square at a random place that gets the mean colour; 0: none")
+
+
+class DiagnosticsSettings(Section):
+    """Looks into the network while it trains. They change no result, and cost nothing where they are off."""
+
+    every_steps: int | None = Field(None, ge=1, description="steps between two looks into the network; null: off")
+    smoothness: bool = Field(
+        False,
+        description="a look measures the loss along the gradient too: five passes forward and back, not one forward",
+    )
+    evaluation_batches: int = Field(
+        1, ge=1, description="batches of an evaluation that norm statistics are compared with, per worker"
+    )
+
+
+class TrainSettings(Section):
+    """One training run."""
+
+    seed: int = Field(0, ge=0, description="seed of the initial weights, the order of rows and augmentation")
+    epochs: int = Field(4, ge=1)
+    rank_batch_size: int | None = Field(
+        None, ge=1, description="images of one step for each worker, held when workers.count changes; 128 by default"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="images of one step over all workers, the global batch, instead of rank_batch_size"
+    )
+    lanes: int = Field(16, ge=1, description="fixed parts of every epoch; the number of workers divides it")
+    shuffle_row_groups: int = Field(4, ge=1, description="rows are shuffled over windows of this many row groups")
+    learning_rate: float = Field(0.1, gt=0, description="peak learning rate of the schedule")
+    base_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="the global batch that learning_rate is for: at another it is scaled in proportion, and warm-up "
+        "begins at the unscaled rate; null: not scaled",
+    )
+    schedule: Literal["cosine", "linear", "constant", "one_cycle"] = Field(
+        "cosine", description="after warm-up; one_cycle has a rise of its own, and cycles momentum the other way"
+    )
+    warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear warm-up (not of one_cycle)")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="not applied to norm parameters and biases")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    weight_ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of an average of the weights, which is evaluated and kept; null: none"
+    )
+    evaluation_statistics: Literal["ema", "precise"] = Field(
+        "ema",
+        description="of batch norm and its kin; ema: the running statistics of all workers together; precise: computed "
+        "anew over precise_batches (always so for weight_ema)",
+    )
+    precise_batches: int = Field(50, ge=1, description="training batches that precise statistics are computed over")
+    augment: AugmentSettings = AugmentSettings()
+    diagnostics: DiagnosticsSettings = DiagnosticsSettings()
+    evaluate_on: str = Field("test", description="split that is evaluated during and after training")
+    evaluations_per_epoch: int = Field(1, ge=1, description="evaluations in an epoch, the last at its end")
+    evaluation_batch_size: int = Field(500, ge=1, description="images in a forward pass of evaluation, per worker")
+    bf16: bool = Field(False, description="autocast the forward pass to bfloat16")
+    channels_last: bool = Field(True, description="NHWC memory layout")
+    compile: bool = Field(False, description="torch.compile; workers on CPU need a C++ compiler")
+    accumulate: int = Field(
+        1, ge=1, description="parts of a worker's batch that are computed one after the other, to save memory"
+    )
+    gradient_compression: Literal["none", "bf16"] = Field(
+        "none", description="bf16: workers exchange gradients in half the bytes, rounded to bfloat16"
+    )
+    log_every_steps: int = Field(1, ge=1, description="steps of which one is logged: loss and learning rate")
+    on_divergence: Literal["mark", "fail"] = Field(
+        "mark", description="a loss that is not finite ends the run; mark: as diverged, and a comparison goes on; fail"
+    )
+
+    @model_validator(mode="after")
+    def _batch_is_cut_into_lanes(self) -> TrainSettings:
+        if self.batch_size is not None and self.batch_size % self.lanes:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of lanes {self.lanes}: "
+                f"use {max(1, round(self.batch_size / self.lanes)) * self.lanes}, or other lanes"
+            )
+        return self
+
+    @property
+    def global_batch(self) -> int:
+        """Images of one step over all workers; known once `for_workers` was called."""
+        if self.batch_size is None:
+            raise ValueError("the number of workers is not known yet: call for_workers")
+        return self.batch_size
+
+    def for_workers(self, count: int) -> TrainSettings:
+        """These settings with their batch size, whichever way it was given, for so many workers.
+
+        Raises
+        ------
+        ValueError
+            The two ways disagree, or the batch cannot be cut into lanes.
+        """
+        if self.rank_batch_size is None and self.batch_size is not None:
+            return self
+        rows = self.rank_batch_size or RANK_BATCH_SIZE
+        if self.batch_size not in (None, rows * count):
+            raise ValueError(
+                f"batch_size {self.batch_size} is not rank_batch_size {rows} x {count} workers: set one of the two"
+            )
+        if rows * count % self.lanes:
+            unit = self.lanes // math.gcd(self.lanes, count)
+            raise ValueError(
+                f"rank_batch_size {rows} x {count} workers is not a multiple of lanes {self.lanes}: use "
+                f"{max(1, round(rows / unit)) * unit}, or other lanes"
+            )
+        return self.model_copy(update={"rank_batch_size": rows, "batch_size": rows * count})
+
+
+class CheckpointSettings(Section):
+    """When the state of a training is saved, beside the training. One more is saved at the end of every epoch."""
+
+    every_steps: int | None = Field(None, ge=1, description="optimizer steps between two checkpoints; null: by time")
+    every_seconds: float = Field(60, gt=0, description="seconds between two checkpoints, where every_steps is null")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")

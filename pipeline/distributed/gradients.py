@@ -1,0 +1,73 @@
+"""Gradients, averaged over the ranks while the backward pass still runs: DistributedDataParallel, and its clock."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.distributed.worker import Worker
+
+
+class GradientExchange:
+    """What a model's forward pass goes through, so that its gradients are those of the global batch.
+
+    In a world of one it is the model itself.
+
+    Parameters
+    ----------
+    compression : "none", or "bf16": gradients are rounded to bfloat16, summed, and widened again
+    """
+
+    def __init__(self, worker: Worker, model: nn.Module, compression: str):
+        self._worker, self._bf16 = worker, compression == "bf16"
+        self.forward: nn.Module = model
+        # time.perf_counter() when this rank had computed its last gradient: what follows in backward() is waiting.
+        self.ready_at = 0.0
+        if worker.world_size > 1:
+            self.forward = DistributedDataParallel(
+                model,
+                device_ids=[worker.device.index] if worker.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                **_without_buffer_sync(),
+            )
+            self.forward.register_comm_hook(None, self._exchange)
+
+    def local(self) -> Any:
+        """A context in which backward() adds to this rank's gradients and exchanges nothing."""
+        no_sync = getattr(self.forward, "no_sync", contextlib.nullcontext)
+        return no_sync()
+
+    def warm_up(self, batch: torch.Tensor) -> None:
+        """A step without consequence. DDP cuts its buckets anew after the first backward pass, in the order in which
+        gradients came. Sums over three or more ranks depend on the cut: a restarted gang must not begin with another.
+
+        Buffers change; the caller restores them.
+        """
+        if self._worker.world_size > 1:
+            for _ in range(2):
+                self.forward(batch).float().sum().backward()
+                self.forward.zero_grad(set_to_none=True)
+
+    def _exchange(self, state, bucket):  # DDP reads the signature and takes no annotation that is a string
+        if bucket.is_last():
+            self.ready_at = time.perf_counter()
+            self._worker.status.enter("all-reduce")
+        buffer = bucket.buffer()
+        send = (buffer.to(torch.bfloat16) if self._bf16 else buffer).div_(self._worker.world_size)
+        future = dist.all_reduce(send, async_op=True).get_future()
+        if not self._bf16:
+            return future.then(lambda done: done.value()[0])
+        return future.then(lambda done: buffer.copy_(done.value()[0]))
+
+
+def _without_buffer_sync() -> dict[str, Any]:
+    """DDP's setting under its current name, or the one it had before torch 2.13."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}

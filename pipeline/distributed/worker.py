@@ -1,0 +1,107 @@
+"""One rank: who it is, its device, its process group. No Spark here.
+
+`barrier.run` makes one for each barrier task; `alone()` is a world of one and `from_torchrun()` reads the
+environment that torchrun sets, so the same training code runs on a bare GPU machine.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipeline.distributed.device import choose_device
+from pipeline.telemetry.heartbeat import Status
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a training function may ask of its launcher.
+
+    rank, world_size : this process among all
+    local_rank, local_world_size : this process among those on its host
+    device : where the model and the batches live
+    gpu : the address of the GPU that Spark assigned, if it assigned one
+    attempt : number of this gang among those started for the same job, from 1
+    status : where this rank says what it is doing
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+    host: str
+    gpu: str | None = None
+    attempt: int = 1
+    status: Status = field(default_factory=Status, compare=False)
+
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, in place; the tensor must have the same shape and dtype on every rank."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+        return tensor
+
+    def all_reduce_start(self, tensor: torch.Tensor) -> dist.Work | None:
+        """Begin `all_reduce_sum`; the tensor holds the sum once ``wait()`` of what is returned has returned."""
+        return dist.all_reduce(tensor, op=dist.ReduceOp.SUM, async_op=True) if self.world_size > 1 else None
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in rank order, on every rank. Anything that pickles; for small things."""
+        values: list[Any] = [value] * self.world_size
+        if self.world_size > 1:
+            with self.status.waiting():
+                dist.all_gather_object(values, value)
+        return values
+
+    def wait_for_all(self) -> None:
+        """Return once every rank is here, or raise after the collective timeout."""
+        if self.world_size > 1:
+            with self.status.waiting():
+                dist.barrier(device_ids=[self.device.index or 0] if self.device.type == "cuda" else None)
+
+
+def alone(device: str = "auto") -> Worker:
+    """A world of one, without a process group."""
+    return Worker(0, 1, 0, 1, choose_device(device, None, 0), socket.gethostname())
+
+
+@contextmanager
+def process_group(store: dist.Store, rank: int, world_size: int, device: torch.device, timeout: timedelta) -> Iterator:
+    """Join the default process group (NCCL on CUDA, gloo on CPU) and leave it whatever happens."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def from_torchrun(device: str = "auto", timeout_seconds: float = 300) -> Iterator[Worker]:
+    """The worker that torchrun's environment describes, with its process group joined."""
+    env = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    chosen = choose_device(device, None, env["LOCAL_RANK"])
+    timeout = timedelta(seconds=timeout_seconds)
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=env["RANK"] == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+        timeout=timeout,
+    )
+    with process_group(store, env["RANK"], env["WORLD_SIZE"], chosen, timeout):
+        yield Worker(
+            env["RANK"],
+            env["WORLD_SIZE"],
+            env["LOCAL_RANK"],
+            env["LOCAL_WORLD_SIZE"],
+            chosen,
+            socket.gethostname(),
+        )

@@ -1,0 +1,170 @@
+"""One training as the driver sees it: what was begun before, the launch, the relay of its events, the MLflow run."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+import weakref
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline import storage
+from pipeline.cluster import elastic, resources
+from pipeline.cluster.progress import TrainingBar
+from pipeline.config.settings import Settings
+from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import load as load_manifest
+from pipeline.driver.record import Record, find_record
+from pipeline.driver.slots import Place, free_place
+from pipeline.tracking.relay import Relay
+from pipeline.tracking.tracker import TrackedRun, Tracker
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from pipeline.training.job import Job
+
+# Sessions whose executors were asked: one small job for all trials of a session.
+_JAVA_CHECKED: weakref.WeakSet[SparkSession] = weakref.WeakSet()
+
+
+def check_trial(spark: SparkSession, settings: Settings) -> Manifest:
+    """Everything that can be wrong is found before a run is opened or a worker launched. Returns the manifest.
+
+    Raises
+    ------
+    ValueError
+        Dataset, batch size, lanes, network and norm do not fit each other, or executors run several versions of Java.
+    LaunchError
+        There are fewer slots than workers.
+    """
+    from models import build_model
+    from pipeline.data.loader import check_data
+
+    manifest = load_manifest(settings.dataset.path, settings.dataset.version)
+    check_data(manifest, settings.train, settings.reader, settings.workers.count)
+    build_model(settings.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
+    elastic.world_size(spark, settings.workers, settings.train.lanes)
+    if spark not in _JAVA_CHECKED:
+        resources.java_versions(spark, settings.workers)
+        _JAVA_CHECKED.add(spark)
+    return manifest
+
+
+def run_trial(
+    spark: SparkSession,
+    settings: Settings,
+    tracker: Tracker,
+    *,
+    name: str,
+    parent: str | None = None,
+    log_model: bool = True,
+    place: Place | None = None,
+    **tags: Any,
+) -> dict[str, Any]:
+    """Train once and log it as one MLflow run, whatever the number of ranks or restarts, also of the driver.
+
+    A trial of the same name, settings and dataset that was begun and not finished is continued, in its MLflow run. One
+    that was finished is trained again, but within one parent run its result is returned.
+
+    Parameters
+    ----------
+    place : what has to be had while it trains; None where nothing else trains
+
+    Returns
+    -------
+    dict
+        What `train.fit` returns, ``run_id`` and, where diagnostics looked at it, ``gradient_norms``: for each layer the
+        norm at the first look and the median over all.
+
+    Raises
+    ------
+    BusyError
+        Another process is training it now.
+    """
+    manifest = check_trial(spark, settings)
+    record, job = _begin(settings, manifest, name, parent)
+    if record.finished:
+        return record.data["result"]
+    record.claim(name=name)
+    with ExitStack() as training:
+        stop = training.enter_context(place or free_place()).stop
+        with tracker.run(name, settings=settings, parent=parent, run_id=record.data.get("run_id"), **tags) as run:
+            record.update(run_id=run.run_id)
+            run.log_dataset(manifest, settings.dataset.path, context="training")
+            result = _train(spark, settings, job, run, name, stop)
+            training.close()  # what is left to do needs no worker
+            result |= _log_result(run, job, result)
+            if log_model and not result["diverged"] and "model" not in record.data:
+                _log_model(run, job, manifest)
+                record.update(model=True)
+    result = {**result, "run_id": run.run_id}
+    record.update(result=result)
+    return result
+
+
+def _train(
+    spark: SparkSession, settings: Settings, job: Job, run: TrackedRun, name: str, stop: threading.Event
+) -> dict[str, Any]:
+    """Launch it, and pass on what it tells while it lasts."""
+    from pipeline.training.job import TOKEN
+
+    storage.publish(storage.join(job.folder, TOKEN), job.token.encode())
+    with (
+        TrainingBar(name, settings.train.global_batch) as bar,
+        Relay(storage.join(job.folder, "events"), run, bar),
+    ):
+        return elastic.train(spark, job, settings.workers, stop=stop)
+
+
+def _log_result(run: TrackedRun, job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    """The final figures and, where diagnostics looked, their pictures; what those add to the result."""
+    from pipeline.report.figures.diagnostics import draw, gradient_norms
+    from pipeline.telemetry.events import EventReader
+
+    run.log_summary({key: value for key, value in result.items() if not isinstance(value, list)})
+    if job.train.diagnostics.every_steps is None:
+        return {}
+    events = EventReader(storage.join(job.folder, "events")).new()
+    run.log_files("diagnostics", draw(events))
+    return {"gradient_norms": gradient_norms(events)}
+
+
+def _begin(settings: Settings, manifest: Manifest, name: str, parent: str | None) -> tuple[Record, Job]:
+    """The record of this trial, and its job in the record's folder.
+
+    What the folder is called after does not depend on the number of workers: a training goes on when that is changed.
+    """
+    from pipeline.training.job import Job, identity
+
+    job = Job(
+        storage.absolute(settings.dataset.path),
+        "",
+        settings.model,
+        settings.train,
+        reader=settings.reader,
+        version=manifest.version,  # also after a restart, whatever is appended meanwhile
+        token=uuid.uuid4().hex,
+        checkpoint=settings.checkpoint,
+    )
+    trials = storage.join(storage.absolute(settings.output), "trials")
+    record = find_record(trials, name, {"parent": parent, **identity(job)}, finished_too=parent is not None)
+    return record, replace(job, folder=record.folder)
+
+
+def _log_model(run: TrackedRun, job: Job, manifest: Manifest) -> None:
+    import torch
+
+    from models import build_model
+    from pipeline.training import checkpoint
+    from pipeline.training.job import identity
+
+    state = checkpoint.load_newest(
+        storage.join(job.folder, "checkpoints"), identity=identity(job), device=torch.device("cpu")
+    )
+    if state is None:
+        raise checkpoint.CheckpointError(f"{job.folder}/checkpoints has no whole checkpoint after training")
+    model = build_model(job.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
+    model.load_state_dict(state["model"])
+    run.log_model(model.eval(), manifest.image.shape)

@@ -1,0 +1,293 @@
+"""A folder of image files: JPEG, PNG, WebP, BMP. Listed and read by executors, so that millions are no matter.
+
+An image's id is a hash of its path below the folder. Its label is the folder it lies in, or what a CSV or Parquet file
+of labels says.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline import storage
+from pipeline.config.dataset import SourceSettings
+from pipeline.ingest import images
+from pipeline.ingest.sources.source import (
+    NO_SPLIT,
+    Source,
+    SourceError,
+    class_number,
+    exact_path,
+    first_line,
+    in_label_order,
+    label_name,
+    spark_failures,
+    to_batch,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import DataFrame, SparkSession
+
+# What one task reads, about.
+_TASK_BYTES, _TASK_FILES, _FEWEST_TASKS = 64 << 20, 4_000, 8
+# Bytes of files that one record batch holds, about.
+_BATCH_BYTES = 16 << 20
+SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+_LISTING = "path string, size long, modified string"
+
+
+def open_folder(spark: SparkSession, settings: SourceSettings, *, known_classes: tuple[str, ...] | None) -> Source:
+    """List the folder and give every file its label.
+
+    Raises
+    ------
+    SourceError
+        There is no such folder, it has no images, or the file of labels is unusable.
+    """
+    from pyspark import StorageLevel
+    from pyspark.sql import functions as F
+
+    root = storage.absolute(settings.path or "").rstrip("/")
+    listing = _list(spark, root)
+    labelled = _with_labels(spark, listing, settings)
+    items = (
+        labelled.withColumn("id", F.xxhash64("path"))
+        .withColumn("split", _split_column(settings))
+        .persist(StorageLevel.DISK_ONLY)  # listed once; counting and reading must see the same files
+    )
+    size = F.coalesce("size", F.lit(-1))
+    same, times = F.xxhash64("path", size, "label_name"), F.xxhash64("path", size, "modified")
+    totals = items.agg(
+        F.count("*").alias("files"),
+        F.sum("size").alias("bytes"),
+        F.countDistinct("id").alias("ids"),
+        *(aggregate(value.cast("decimal(38,0)") if name == "sum" else value).alias(f"{name}_{of}")
+          for of, value in (("same", same), ("times", times))
+          for name, aggregate in (("sum", F.sum), ("xor", F.bit_xor))),
+    ).first()  # fmt: skip
+    assert totals is not None
+    if not totals.files:
+        raise SourceError(f"{root}: no files that end in {', '.join(images.EXTENSIONS)}")
+    if totals.ids != totals.files:
+        raise SourceError(f"{root}: two paths have one hash; rename one of them")
+    classes = settings.classes or known_classes or _classes(items, root)
+    tasks = max(
+        min(totals.files, _FEWEST_TASKS), -(-(totals.bytes or 0) // _TASK_BYTES), -(-totals.files // _TASK_FILES)
+    )
+    numbered = items.withColumn("label", class_number(F.col("label_name"), classes)).select(
+        "id", "split", "label", "path", F.col("size").isNull().alias("missing")
+    )
+    return Source(
+        classes,
+        _rows(items, settings, totals.files),
+        "file",
+        None,
+        _digest(totals.files, totals.sum_same, totals.xor_same),
+        _digest(totals.files, totals.sum_times, totals.xor_times),
+        False,
+        numbered.repartition(tasks, "id"),
+        functools.partial(_read_files, root=root, split_folders=settings.split_folders),
+        items,
+    )
+
+
+def _digest(*values: Any) -> str:
+    return "sha256:" + hashlib.sha256(repr([str(value) for value in values]).encode()).hexdigest()
+
+
+def _rows(items: DataFrame, settings: SourceSettings, files: int) -> dict[str, int]:
+    if not settings.split_folders:
+        return {"": files}
+    counts = {row["split"] or NO_SPLIT: row["count"] for row in items.groupBy("split").count().collect()}
+    if not counts.get("train"):
+        raise SourceError(f"{settings.path}: split_folders is set, but there are no images in its folder `train`")
+    return counts
+
+
+def _classes(items: DataFrame, root: str) -> tuple[str, ...]:
+    found = [row.label_name for row in items.select("label_name").distinct().collect() if row.label_name is not None]
+    if not found:
+        raise SourceError(f"{root}: no image has a label; put each class into a folder of its own, or set `labels`")
+    return in_label_order(found)
+
+
+def _split_column(settings: SourceSettings) -> Any:
+    from pyspark.sql import functions as F
+
+    split = F.lit(None).cast("string")
+    if settings.split_folders:
+        first = F.lower(F.substring_index("path", "/", 1))
+        for name, meant in SPLIT_NAMES.items():
+            split = F.when(first == name, F.lit(meant)).otherwise(split)
+    return split
+
+
+def _list(spark: SparkSession, root: str) -> DataFrame:
+    """All image files below the folder. The driver looks at its first level, executors below each folder there."""
+    from pyspark.sql import functions as F
+
+    fs, inner = storage.filesystem(root)
+    if not fs.isdir(inner):
+        raise SourceError(f"{root}: no such folder")
+    places = [("", False), *((name, True) for name in _folders(fs, inner))]
+    found = (
+        spark.createDataFrame(places, "folder string, below boolean")
+        .repartition(min(len(places), 64))
+        .mapInArrow(functools.partial(_list_folders, root=root), _LISTING)
+    )
+    known = F.lower(F.regexp_extract("path", r"\.[^./]*$", 0)).isin(*images.EXTENSIONS)
+    return found.where(known)
+
+
+def _list_folders(batches: Iterator[pa.RecordBatch], *, root: str) -> Iterator[pa.RecordBatch]:
+    """On an executor: folders -> the files in them, paths relative to ``root``."""
+    import pyarrow as pa
+
+    fs, inner = storage.filesystem(root)
+    inner = inner.rstrip("/")
+    for batch in batches:
+        for place in batch.to_pylist():
+            folder = storage.join(inner, place["folder"]) if place["folder"] else inner
+            if isinstance(fs, LocalFileSystem):
+                found = _local_files(folder, below=place["below"])
+            else:
+                found = _remote_files(fs, folder, below=place["below"])
+            rows = [(_as_text(name[len(inner) + 1 :]), size, modified) for name, size, modified in found]
+            rows = [row for row in rows if not any(part.startswith(".") for part in row[0].split("/"))]
+            schema = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified", pa.string())])
+            columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
+            arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _folders(fs: Any, root: str) -> list[str]:
+    """Names of the folders in the root, sorted; links to folders are followed."""
+    if isinstance(fs, LocalFileSystem):
+        with os.scandir(root) as entries:
+            names = [entry.name for entry in entries if os.path.isdir(entry.path)]  # noqa: PTH112
+        for name in names:
+            if name != _as_text(name):
+                raise SourceError(f"{root}: the name of the folder {_as_text(name)} is not UTF-8; rename it")
+    else:
+        fs.invalidate_cache(root)
+        entries = fs.ls(root, detail=True)
+        names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _local_files(folder: str, *, below: bool, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, int, str]]:
+    """Path, size and time of each file. Links are followed (not in circles); one that leads nowhere is a file of 0
+    bytes that cannot be read."""
+    above |= {os.path.realpath(folder)}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if os.path.isdir(entry.path):  # noqa: PTH112
+                if below and os.path.realpath(entry.path) not in above:
+                    yield from _local_files(entry.path, below=True, above=above)
+                continue
+            try:
+                found = entry.stat()
+            except OSError:
+                yield entry.path, 0, ""
+                continue
+            if stat.S_ISREG(found.st_mode):  # reading a pipe would never end
+                yield entry.path, found.st_size, str(found.st_mtime_ns)
+
+
+def _remote_files(fs: Any, folder: str, *, below: bool) -> Iterator[tuple[str, int, str]]:
+    fs.invalidate_cache(folder)
+    entries = fs.find(folder, detail=True).values() if below else fs.ls(folder, detail=True)
+    for entry in entries:
+        if entry["type"] == "file":
+            yield entry["name"], entry["size"], str(_modified(entry))
+
+
+def _modified(entry: dict[str, Any]) -> Any:
+    """When a file changed, or what else its storage says that changes with it."""
+    return next((entry[key] for key in ("mtime", "LastModified", "ETag", "etag", "updated") if key in entry), "")
+
+
+def _as_text(name: str) -> str:
+    """A name that is not UTF-8 becomes one that no file has: it is set aside as unreadable, not fatal."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _with_labels(spark: SparkSession, listing: DataFrame, settings: SourceSettings) -> DataFrame:
+    """The listing with a column ``label_name``; a label whose file is missing is a row of its own."""
+    from pyspark.sql import functions as F
+
+    if settings.labels is None:
+        parts, depth = F.split("path", "/"), 1 if settings.split_folders else 0
+        return listing.withColumn("label_name", F.when(F.size(parts) > depth + 1, parts[depth]))
+    labels = _read_labels(spark, settings)
+    nameless = labels.where(F.col("path").isNull() | (F.col("path") == "")).count()
+    if nameless:
+        raise SourceError(f"{settings.labels} has {nameless} rows without a {settings.path_column!r}")
+    twice = labels.groupBy("path").count().where("count > 1").first()
+    if twice is not None:
+        raise SourceError(f"{settings.labels} has {twice['count']} rows for {twice['path']}: one is right")
+    # What is persisted keeps the partitions of the join: 200 of them, unless set, for a table of any size.
+    return listing.join(labels, "path", "full_outer").coalesce(_parallelism(spark))
+
+
+def _parallelism(spark: SparkSession) -> int:
+    """Tasks that Spark cuts work into by default. Only a query can tell over Spark Connect too."""
+    from pyspark.sql import functions as F
+
+    return spark.range(1 << 16).select(F.spark_partition_id()).distinct().count()
+
+
+def _read_labels(spark: SparkSession, settings: SourceSettings) -> DataFrame:
+    from pyspark.sql import functions as F
+
+    assert settings.labels is not None
+    where = exact_path(settings.labels)
+    try:
+        if settings.labels.lower().endswith((".parquet", ".pq")):
+            table = spark.read.parquet(where)
+        else:
+            # A blank after a comma belongs to no name, unless it is quoted.
+            table = spark.read.csv(
+                where, header=True, escape='"', ignoreLeadingWhiteSpace=True, ignoreTrailingWhiteSpace=True
+            )
+        missing = [name for name in (settings.path_column, settings.label_column) if name not in table.columns]
+    except spark_failures() as error:
+        raise SourceError(f"{settings.labels} cannot be read as a table of labels: {first_line(error)}") from None
+    if missing:
+        raise SourceError(f"{settings.labels} has no column {missing[0]!r}; it has {', '.join(table.columns)}")
+    path = F.regexp_replace(F.col(f"`{settings.path_column}`").cast("string"), r"^(\.?/)+", "")
+    return table.select(path.alias("path"), label_name(F.col(f"`{settings.label_column}`")).alias("label_name"))
+
+
+def _read_files(items: pa.RecordBatch, *, root: str, split_folders: bool) -> Iterator[pa.RecordBatch]:
+    """On an executor: paths -> the files' contents; a file that cannot be read is a problem of its row."""
+    columns: dict[str, list[Any]] = {}
+    size = 0
+    for item in items.to_pylist():
+        origin = storage.join(root, item["path"])
+        payload: bytes | None = None
+        problem: str | None = images.MISSING_IMAGE
+        if not item["missing"]:
+            try:
+                payload, problem = storage.read_bytes(origin), None
+            except OSError:
+                problem = images.UNREADABLE
+        if split_folders and item["split"] is None:
+            problem = images.MISSING_SPLIT
+        row = {**{name: item[name] for name in ("id", "split", "label")},
+               "payload": payload, "origin": origin, "problem": problem}  # fmt: skip
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+        size += len(payload or b"")
+        if size > _BATCH_BYTES:
+            yield to_batch(columns)
+            columns, size = {}, 0
+    if columns:
+        yield to_batch(columns)

@@ -1,0 +1,162 @@
+"""Where images come from: every source becomes work items (a DataFrame) and a function that executors read them with.
+
+An image's ``id`` is its place in a source of numbered images, a hash of its path below a folder, or what a table says:
+the same every time the source is read, and the same when images are added beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline import storage
+from pipeline.config.dataset import SourceSettings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+# Where rows are counted that should name a split and name none there is; they are set aside.
+NO_SPLIT = "?"
+Form = Literal["pixels", "file", "spark_image"]
+
+
+class SourceError(ValueError):
+    """A source is missing, cut, or contradicts itself."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of a source before the Spark job reads its images.
+
+    rows : images by the split that the source gives them: "" where ingest splits them by a hash of the id,
+        `NO_SPLIT` where they name none
+    form : what a payload is: raw pixels of ``pixel_shape`` (C, H, W), the content of an image file, or Spark's struct
+    fingerprint : stands for everything that is in it, wherever it lies and whenever it was written
+    state : the same with the times of its files, for noticing that one was replaced
+    numbered : ids are places in the source, which another source has too
+    items : DataFrame with at least a column ``id`` (unless ``numbered``), spread over tasks as they should be read
+    read : on an executor, a record batch of items -> record batches of id (int64), split (string, null where ingest
+        splits), label (int32, null where missing, -1 where unknown), payload (binary or struct), origin (string),
+        problem (string, a reason to set the row aside, or null)
+    kept : the DataFrame that was persisted for the job, if any
+    """
+
+    classes: tuple[str, ...]
+    rows: dict[str, int]
+    form: Form
+    pixel_shape: tuple[int, int, int] | None
+    fingerprint: str
+    state: str
+    numbered: bool
+    items: DataFrame
+    read: Callable[[pa.RecordBatch], Iterator[pa.RecordBatch]]
+    kept: DataFrame | None = None
+
+    @property
+    def own_splits(self) -> bool:
+        return "" not in self.rows
+
+    def close(self) -> None:
+        """Let go of what was kept for the job."""
+        if self.kept is not None:
+            with contextlib.suppress(*spark_failures()):  # a session that died keeps nothing
+                self.kept.unpersist()
+
+
+def open_source(
+    spark: SparkSession,
+    settings: SourceSettings,
+    cache: str,
+    *,
+    first_id: int = 0,
+    known_classes: tuple[str, ...] | None = None,
+) -> Source:
+    """Find the source and check what can be checked without reading its images.
+
+    Parameters
+    ----------
+    cache : folder for what has to be fetched
+    first_id : id of the first image of a source whose images are numbered
+    known_classes : those of a dataset that is added to; labels that the settings do not name are looked up in them
+
+    Raises
+    ------
+    SourceError
+        A file, folder or table is missing, cut or altered, or contradicts another; it is named.
+    """
+    from pipeline.ingest.sources import folder, records, table
+
+    if settings.kind == "folder":
+        return folder.open_folder(spark, settings, known_classes=known_classes)
+    if settings.kind in ("table", "parquet", "delta"):
+        return table.open_table(spark, settings, known_classes=known_classes)
+    return records.open_record_files(spark, settings, cache, first_id=first_id)
+
+
+def class_number(label: Column, classes: tuple[str, ...]) -> Column:
+    """The place of a string label among the classes: null for null, -1 for one that is not there."""
+    from pyspark.sql import functions as F
+
+    known = F.array(*[F.lit(name) for name in classes])
+    return (F.array_position(known, label) - 1).cast("int")
+
+
+def label_name(label: Column) -> Column:
+    """A label as a string, null where it is blank."""
+    from pyspark.sql import functions as F
+
+    name = label.cast("string")
+    return F.when(F.trim(name) != "", name)
+
+
+def in_label_order(labels: list[str]) -> tuple[str, ...]:
+    """Distinct labels as classes: by number where all are whole numbers, else alphabetically."""
+    if all(label.isdecimal() for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels))
+
+
+def spark_path(path: str) -> str:
+    """A path as Spark's own readers want it."""
+    absolute = storage.absolute(path)
+    return f"file://{absolute}" if absolute.startswith("/") else absolute
+
+
+def exact_path(path: str) -> str:
+    """The same for one file whose name may have characters that Spark takes for a pattern."""
+    return re.sub(r"([\[\]{}*?\\])", r"\\\1", spark_path(path))
+
+
+def spark_failures() -> tuple[type[Exception], ...]:
+    """What Spark raises; some errors of the JVM arrive as Py4J's."""
+    from pyspark.errors import PySparkException
+
+    try:
+        from py4j.protocol import Py4JError
+    except ImportError:  # a client of Spark Connect needs no JVM
+        return (PySparkException,)
+    return PySparkException, Py4JError
+
+
+def first_line(error: Exception) -> str:
+    """What a Spark error says, without its plan and stack trace."""
+    java = getattr(error, "java_exception", None)
+    text = str(java.getMessage() if java is not None else error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def to_batch(columns: dict[str, Any]) -> pa.RecordBatch:
+    """The record batch that `Source.read` yields, from lists or arrays of its columns."""
+    import pyarrow as pa
+
+    types = {"id": pa.int64(), "split": pa.string(), "label": pa.int32(), "payload": pa.binary(),
+             "origin": pa.string(), "problem": pa.string()}  # fmt: skip
+    arrays = [
+        columns[name] if isinstance(columns[name], pa.Array) else pa.array(columns[name], kind)
+        for name, kind in types.items()
+    ]
+    return pa.RecordBatch.from_arrays(arrays, names=list(types))

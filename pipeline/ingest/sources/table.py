@@ -1,0 +1,218 @@
+"""A table of Spark's catalog, or the path of a Parquet or Delta table, with a column of images and one of labels.
+
+Without an id column an image's id is a hash of label and content, so rows that are the same throughout share an id.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.dataset import SourceSettings
+from pipeline.ingest import images
+from pipeline.ingest.sources.folder import SPLIT_NAMES
+from pipeline.ingest.sources.source import (
+    NO_SPLIT,
+    Form,
+    Source,
+    SourceError,
+    class_number,
+    first_line,
+    in_label_order,
+    label_name,
+    spark_failures,
+    spark_path,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+SPARK_IMAGE = ("height", "width", "mode", "data")
+
+
+def open_table(spark: SparkSession, settings: SourceSettings, *, known_classes: tuple[str, ...] | None) -> Source:
+    """Find the table and check its columns; its images are not read.
+
+    Raises
+    ------
+    SourceError
+        The table or a column is missing, a column has a type that cannot be used, or ids are not unique.
+    """
+    from pyspark.sql import functions as F
+
+    table = _table(spark, settings)
+    form = _check_columns(table, settings)
+    image, label = F.col(f"`{settings.image_column}`"), F.col(f"`{settings.label_column}`")
+    name, content = label_name(label), _content(image, form)
+    row_id = F.col(f"`{settings.id_column}`").cast("long") if settings.id_column else F.xxhash64(name, *content)
+    split = _split(settings)
+    files, times = _files(table)
+    # Where files say when images changed, their names and sizes stand for the images, which are not read twice.
+    totals = _totals(table, settings, [name] if files else [name, *content])
+    classes = settings.classes or known_classes or _classes(table, label, settings)
+    items = table.select(
+        row_id.alias("id"),
+        split.alias("split"),
+        _label_number(table, settings, label, classes).alias("label"),
+        image.alias("payload"),
+        F.concat(F.lit(f"{settings.path}#"), row_id.cast("string")).alias("origin"),
+    )
+    known = (totals, table.schema.simpleString(), files)
+    return Source(
+        classes,
+        _rows(table, settings, split, totals[0]),
+        form,
+        None,
+        _digest(known),
+        _digest((*known, times)),
+        False,
+        items,
+        functools.partial(_pass_on, has_splits=settings.split_column is not None),
+    )
+
+
+def _digest(known: tuple[Any, ...]) -> str:
+    return "sha256:" + hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def _content(image: Column, form: Form) -> list[Column]:
+    """What makes two images the same: not where Spark's image source found them."""
+    return [image.getField(name) for name in SPARK_IMAGE] if form == "spark_image" else [image]
+
+
+def _files(table: DataFrame) -> tuple[list[tuple[str, int]], list[str]]:
+    """Names and sizes of the table's files, and when they were written; nothing for a table that has none."""
+    if not table.inputFiles():
+        return [], []
+    try:
+        columns = [f"_metadata.{name}" for name in ("file_path", "file_size", "file_modification_time")]
+        found = table.select(*columns).distinct().collect()
+    except spark_failures():
+        return [], []  # a view that joins or aggregates files
+    files = sorted((row[0].rsplit("/", 1)[-1], row[1]) for row in found)
+    return files, sorted(f"{row[0].rsplit('/', 1)[-1]} {row[2].timestamp()}" for row in found)
+
+
+def _table(spark: SparkSession, settings: SourceSettings) -> DataFrame:
+    path = settings.path or ""
+    try:
+        if settings.kind == "table":
+            table = spark.table(path)
+        else:
+            table = spark.read.format(settings.kind).load(spark_path(path))
+        table.schema  # noqa: B018 - over Connect only this asks the server
+    except spark_failures() as error:
+        reason = first_line(error)
+        if settings.kind == "delta" and any(word in str(error) for word in ("DATA_SOURCE_NOT_FOUND", "ClassNotFound")):
+            raise SourceError(
+                f"{path}: Spark has no Delta Lake here. Start it with the jars made for this Spark "
+                "(spark.jars.packages=io.delta:delta-spark_2.13:VERSION), "
+                "spark.sql.extensions=io.delta.sql.DeltaSparkSessionExtension and "
+                "spark.sql.catalog.spark_catalog=org.apache.spark.sql.delta.catalog.DeltaCatalog"
+            ) from None
+        raise SourceError(f"{settings.kind} {path} cannot be opened: {reason}") from None
+    return table
+
+
+def _check_columns(table: DataFrame, settings: SourceSettings) -> Form:
+    """The form of the images, once every column is there and of a usable type."""
+    types = {field.name: field.dataType for field in table.schema.fields}
+    wanted = {"image_column": settings.image_column, "label_column": settings.label_column,
+              "id_column": settings.id_column, "split_column": settings.split_column}  # fmt: skip
+    for setting, name in wanted.items():
+        if name is not None and name not in types:
+            raise SourceError(
+                f"{settings.path} has no column {name!r} (dataset.source.{setting}); it has {', '.join(types)}"
+            )
+    for setting, name, right in (
+        ("label_column", settings.label_column, ("string", "tinyint", "smallint", "int", "bigint")),
+        ("id_column", settings.id_column, ("tinyint", "smallint", "int", "bigint")),
+        ("split_column", settings.split_column, ("string",)),
+    ):
+        if name is not None and types[name].simpleString() not in right:
+            raise SourceError(
+                f"{settings.path}: column {name!r} (dataset.source.{setting}) is {types[name].simpleString()}, "
+                f"not one of {', '.join(right)}"
+            )
+    image = types[settings.image_column]
+    if image.simpleString() == "binary":
+        return "file"
+    if image.typeName() == "struct" and set(SPARK_IMAGE) <= set(image.fieldNames()):  # type: ignore[attr-defined]
+        return "spark_image"
+    raise SourceError(
+        f"{settings.path}: column {settings.image_column!r} (dataset.source.image_column) is {image.simpleString()}, "
+        "neither binary nor the struct of Spark's image source (origin, height, width, nChannels, mode, data)"
+    )
+
+
+def _totals(table: DataFrame, settings: SourceSettings, columns: list[Column]) -> tuple[Any, ...]:
+    """Rows, and what stands for the columns, ids and splits in the fingerprint."""
+    from pyspark.sql import functions as F
+
+    more = [F.col(f"`{name}`") for name in (settings.id_column, settings.split_column) if name]
+    value = F.xxhash64(*columns, *more)
+    wanted = [F.count("*"), F.sum(value.cast("decimal(38,0)")), F.bit_xor(value)]
+    if settings.id_column:
+        wanted.append(F.countDistinct(f"`{settings.id_column}`"))
+    row = table.agg(*wanted).first()
+    assert row is not None
+    if not row[0]:
+        raise SourceError(f"{settings.path} has no rows")
+    if settings.id_column and row[3] != row[0]:
+        raise SourceError(
+            f"{settings.path}: column {settings.id_column!r} (dataset.source.id_column) has {row[3]} distinct values "
+            f"in {row[0]} rows; it must be unique and never null"
+        )
+    return tuple(str(value) if number else value for number, value in enumerate(row))
+
+
+def _label_number(table: DataFrame, settings: SourceSettings, label: Column, classes: tuple[str, ...]) -> Column:
+    from pyspark.sql import functions as F
+
+    if table.schema[settings.label_column].dataType.simpleString() != "string" and settings.classes:
+        # Whole numbers beside given names are places among them.
+        return F.when((label >= 0) & (label < len(classes)), label.cast("int")).when(label.isNotNull(), F.lit(-1))
+    return class_number(label_name(label), classes)
+
+
+def _classes(table: DataFrame, label: Column, settings: SourceSettings) -> tuple[str, ...]:
+    found = [row.label for row in table.select(label_name(label).alias("label")).distinct().collect()]
+    if not any(value is not None for value in found):
+        raise SourceError(f"{settings.path}: column {settings.label_column!r} is null or blank in every row")
+    return in_label_order([value for value in found if value is not None])
+
+
+def _split(settings: SourceSettings) -> Column:
+    from pyspark.sql import functions as F
+
+    split = F.lit(None).cast("string")
+    if settings.split_column:
+        for name, meant in SPLIT_NAMES.items():
+            split = F.when(F.lower(F.col(f"`{settings.split_column}`")) == name, F.lit(meant)).otherwise(split)
+    return split
+
+
+def _rows(table: DataFrame, settings: SourceSettings, split: Column, rows: int) -> dict[str, int]:
+    if not settings.split_column:
+        return {"": rows}
+    counts = {row["split"] or NO_SPLIT: row["count"] for row in table.groupBy(split.alias("split")).count().collect()}
+    if not counts.get("train"):
+        raise SourceError(f"{settings.path}: column {settings.split_column!r} says `train` in no row")
+    return counts
+
+
+def _pass_on(items: pa.RecordBatch, *, has_splits: bool) -> Iterator[pa.RecordBatch]:
+    """On an executor: the table's rows are the images."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    problem = pa.nulls(items.num_rows, pa.string())
+    if has_splits:
+        problem = pc.if_else(items.column("split").is_null(), pa.scalar(images.MISSING_SPLIT), problem)
+    columns = [items.column(name) for name in ("id", "split", "label", "payload", "origin")]
+    yield pa.RecordBatch.from_arrays(
+        [*columns, problem], names=["id", "split", "label", "payload", "origin", "problem"]
+    )

@@ -1,0 +1,48 @@
+"""What a run in MLflow says of itself: its settings as params, and where it comes from."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.settings import Settings
+
+
+def params_of(settings: Settings, varied: Mapping[str, Sequence[Any]] | None = None) -> dict[str, Any]:
+    """Every effective setting by its dotted name.
+
+    varied : settings of which a comparison tries several values: they have no single one that would be true
+    """
+    several = {name: ", ".join(map(str, values)) for name, values in (varied or {}).items()}
+    return {**_flatten(settings.model_dump(mode="json")), **several}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def origin() -> dict[str, str]:
+    """Versions, and the git commit where there is one."""
+    import pyspark
+    import torch
+
+    from pipeline import __version__
+
+    versions = {"sparknorm": __version__, "version.torch": torch.__version__, "version.pyspark": pyspark.__version__}
+    return versions | ({"mlflow.source.git.commit": commit} if (commit := _git_commit()) else {})
+
+
+def _git_commit() -> str:
+    """The commit this package runs from; empty where it is installed, or git is not."""
+    folder = Path(__file__).parent
+    if shutil.which("git") is None or not folder.is_dir():
+        return ""
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

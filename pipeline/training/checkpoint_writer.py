@@ -1,0 +1,87 @@
+"""Checkpoints written beside the training: a copy in memory, and a thread that publishes it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pipeline.training import checkpoint
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointWriter:
+    """Publishes one state at a time in the background. A failed write is told, and the training goes on.
+
+    Parameters
+    ----------
+    tell : called from the thread with the kind and the fields of an event: "saving", "checkpoint" or "warning";
+        ``force`` says that this event and all before it must be stored when the call returns
+    """
+
+    def __init__(self, folder: str, identity: dict[str, Any], *, keep: int, tell: Callable[..., None]):
+        self._folder, self._identity, self._keep, self._tell = folder, identity, keep, tell
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._told = False
+        self.path = ""  # of the newest that is published
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def begin(self, state: dict[str, Any], step: int) -> None:
+        """Copy the state and write it in the background, when the one before is written."""
+        self._wait()
+        copy = on_cpu(state)
+        self._thread = threading.Thread(target=self._write, args=(copy, step), name="sparknorm-checkpoint", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Return when all is written.
+
+        Raises
+        ------
+        OSError
+            The last state could not be written; the folder is named.
+        """
+        self._wait()
+        if self._error is not None:
+            reason = f"{type(self._error).__name__}: {self._error}"
+            raise OSError(f"the last checkpoint could not be written to {self._folder}: {reason}") from self._error
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()  # the driver's watch bounds it: this rank is in phase "checkpoint"
+
+    def _write(self, state: dict[str, Any], step: int) -> None:
+        started = time.perf_counter()
+        try:
+            # A training that goes on from this state does not do its steps again: what they told must outlive us.
+            self._tell("saving", step=step, force=True)
+            path, size = checkpoint.save(self._folder, state, step=step, identity=self._identity, keep=self._keep)
+        except Exception as error:  # noqa: BLE001 - told, and raised by `finish` if it was the last
+            self._error = error
+            if not self._told:
+                self._tell("warning", text=f"the checkpoint at step {step} could not be written to {self._folder}: "
+                                           f"{type(error).__name__}: {error}; training goes on")  # fmt: skip
+            self._told = True
+        else:
+            self._error, self._told, self.path = None, False, path
+            self._tell("checkpoint", step=step, seconds=time.perf_counter() - started, bytes=size)
+
+
+def on_cpu(value: Any) -> Any:
+    """A copy in memory of nested dicts and lists, their tensors on the CPU, that later steps do not change."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: on_cpu(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [on_cpu(item) for item in value]
+    return value

@@ -1,0 +1,148 @@
+"""Statistics of norm layers that training gathers rank by rank and evaluation needs of all ranks together.
+
+Networks know no ranks: `connect` tells batch norm which rows of a batch belong together. While it trains, each rank
+keeps running statistics of its own; evaluation uses those of all ranks (`of_all_ranks`), or exact ones (`precise`), and
+leaves the rank's own untouched, so that no training depends on how often it is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from models.norms.base import RunningNorm
+from models.norms.batch import BatchNorm
+from pipeline.distributed.worker import Worker
+
+
+def connect(model: nn.Module, worker: Worker, *, lanes: int) -> None:
+    """Let batch norm by lane know the lanes in each of this rank's batches, and that over the world, how to sum."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.lanes = lanes
+            module.sum_over_ranks = worker.all_reduce_sum if worker.world_size > 1 else None
+
+
+def layers(model: nn.Module) -> dict[str, RunningNorm]:
+    """The norm layers with running statistics, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, RunningNorm)}
+
+
+def join(model: nn.Module, ranks: Sequence[Mapping[str, torch.Tensor]], rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Running statistics of all ranks' rows together, by the name of the buffer.
+
+    Each layer joins its own (`RunningNorm.join`): for batch norm by the law of total variance, in which the variance
+    over all ranks is the mean of theirs plus the variance of their means. Computed in float64.
+
+    Parameters
+    ----------
+    ranks : the buffers of each rank, by name
+    rows : how many each rank's statistics are of; only their shares count
+    """
+    shares = torch.tensor(rows, dtype=torch.float64).view(-1, 1) / sum(rows)
+    joint = {}
+    for prefix, layer in layers(model).items():
+        own = {name: f"{prefix}.{name}" if prefix else name for name in layer.running()}
+        stacked = {name: torch.stack([rank[full].double().cpu() for rank in ranks]) for name, full in own.items()}
+        for name, value in layer.join(stacked, shares).items():
+            joint[own[name]] = value.to(layer.running()[name].dtype)
+    return joint
+
+
+def of_all_ranks(worker: Worker, model: nn.Module, rows: int) -> None:
+    """Give every rank the running statistics of all ranks' rows together. ``rows``: of this rank in each step."""
+    own = _running(model)
+    if worker.world_size == 1 or not own:
+        return
+    sizes = [value.numel() for value in own.values()]
+    mine = torch.cat([value.double() for value in own.values()] + [torch.tensor([rows], device=worker.device)])
+    everyone = torch.zeros(worker.world_size, len(mine), dtype=torch.float64, device=worker.device)
+    everyone[worker.rank] = mine
+    worker.all_reduce_sum(everyone)
+    ranks = [dict(zip(own, row[:-1].split(sizes), strict=True)) for row in everyone]
+    load(model, join(model, ranks, [int(row[-1]) for row in everyone]))
+
+
+@torch.no_grad()
+def precise(worker: Worker, model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Replace running statistics by the mean and variance of a norm's input over all batches and ranks, with frozen
+    weights (Wu & Johnson 2021, section 3: "PreciseBN").
+
+    Norm layers normalize each batch as in training; everything else is in evaluation mode. Moments are summed in
+    float64; the variance is the unbiased one over all rows.
+
+    Parameters
+    ----------
+    batches : this rank's images, as the model takes them; as many on every rank. A model without running statistics
+        reads none.
+    """
+    found = layers(model)
+    if not found:
+        return
+    modes = {module: module.training for module in model.modules()}
+    own = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    sums = {name: torch.zeros(2 * norm.channels + 1, dtype=torch.float64) for name, norm in found.items()}
+    hooks = [norm.register_forward_pre_hook(_summing(sums, name)) for name, norm in found.items()]
+    model.eval()
+    for norm in found.values():
+        norm.train()
+    try:
+        for images in batches:
+            model.forward(images)  # not the compiled call: it may know other modes and shapes
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+        load(model, own)
+    flat = worker.all_reduce_sum(torch.cat([value.to(worker.device) for value in sums.values()]))
+    parts = flat.split([len(value) for value in sums.values()])
+    for norm, part in zip(found.values(), parts, strict=True):
+        first, second, count = part.split([norm.channels, norm.channels, 1])
+        mean = first / count
+        norm.set_population(mean, (second / count - mean**2).clamp(min=0) * (count / (count - 1).clamp(min=1)))
+
+
+def _summing(sums: dict[str, torch.Tensor], name: str):
+    """A hook that adds the count, sum and sum of squares of a layer's input to ``sums[name]``."""
+
+    def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = inputs[0]
+        variance, mean = torch.var_mean(
+            x.float() if x.dtype != torch.float64 else x, [0, *range(2, x.ndim)], correction=0
+        )
+        count = x.numel() // x.shape[1]
+        mean, variance = mean.double(), variance.double()
+        moments = torch.cat([mean * count, (variance + mean**2) * count, mean.new_tensor([count])])
+        sums[name] = sums[name].to(x.device) + moments
+
+    return add
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards all buffers are as before."""
+    own = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        load(model, own)
+
+
+@torch.no_grad()
+def load(model: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
+    """Copy values into the buffers of these names."""
+    own = dict(model.named_buffers())
+    for name, value in buffers.items():
+        own[name].copy_(value)
+
+
+def _running(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        f"{prefix}.{name}" if prefix else name: value
+        for prefix, layer in layers(model).items()
+        for name, value in layer.running().items()
+    }

@@ -1,0 +1,79 @@
+"""SGD as the literature on batch normalization at scale uses it, and its learning rate and momentum by step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from pipeline.config.training import TrainSettings
+
+# One cycle: the share of training that the rate rises, and what the peak is divided by at the start and at the end.
+_RISE, _START, _END = 0.3, 25.0, 2.5e5
+# How far momentum goes down while the rate goes up.
+_MOMENTUM_CYCLE = 0.1
+
+
+class Schedule:
+    """Learning rate and momentum at each step.
+
+    With ``train.base_batch_size`` the rate is scaled by k = batch / base batch (linear scaling rule, Goyal et al. 2017,
+    section 2.1) and warm-up goes from the unscaled rate to the scaled one (section 2.2, gradual warm-up); otherwise it
+    begins near 0.
+
+    After warm-up, with t from 0 to 1 over the rest: ``cosine`` is (1 + cos(pi t)) / 2 (Loshchilov & Hutter 2017,
+    equation 5), ``linear`` is 1 - t, ``constant`` is 1. ``one_cycle`` (Smith & Topin 2018) has no warm-up but
+    rises from 1/25 of the peak over the first 30% and falls to 4e-6 of it, both along half a cosine, while momentum
+    goes down by 0.1 and up again.
+    """
+
+    def __init__(self, train: TrainSettings, steps_per_epoch: int):
+        self._train = train
+        self._steps = steps_per_epoch * train.epochs
+        self._warmup = round(train.warmup_epochs * steps_per_epoch)
+        self._scale = train.global_batch / train.base_batch_size if train.base_batch_size else 1.0
+
+    def learning_rate(self, step: int) -> float:
+        return self._train.learning_rate * self._scale * self._factor(step)
+
+    def momentum(self, step: int) -> float:
+        if self._train.schedule != "one_cycle":
+            return self._train.momentum
+        lowest = max(0.0, self._train.momentum - _MOMENTUM_CYCLE)
+        rising, part = self._cycle(step)
+        if rising:
+            return _between(self._train.momentum, lowest, part)
+        return _between(lowest, self._train.momentum, part)
+
+    def _factor(self, step: int) -> float:
+        if self._train.schedule == "one_cycle":
+            rising, part = self._cycle(step)
+            return _between(1 / _START, 1.0, part) if rising else _between(1.0, 1 / _END, part)
+        if step < self._warmup:
+            first = 1 / self._scale if self._scale > 1 else 0.0
+            return first + (1 - first) * (step + 1) / self._warmup
+        done = (step - self._warmup) / max(1, self._steps - self._warmup)
+        if self._train.schedule == "constant":
+            return 1.0
+        return 1 - done if self._train.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+    def _cycle(self, step: int) -> tuple[bool, float]:
+        """Whether the rate rises, and how much of that part is done."""
+        peak = _RISE * self._steps
+        return (True, step / peak) if step < peak else (False, (step - peak) / max(1.0, self._steps - 1 - peak))
+
+
+def _between(start: float, end: float, part: float) -> float:
+    """Half a cosine from ``start`` to ``end``."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
+
+
+def make_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.SGD:
+    """SGD with Nesterov momentum. Norm parameters and biases, the ones with a single axis, do not decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": train.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum, nesterov=train.momentum > 0)

@@ -1,0 +1,70 @@
+"""What differs between the ranks of a training: buffers of norms, and random states.
+
+Saved for every rank in every checkpoint, so that a restarted gang goes on with the same bits. A gang of another size
+cannot: it gets the statistics of all ranks together, and random states of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.distributed.worker import Worker
+from pipeline.training import norm_statistics
+
+
+def capture(worker: Worker, model: nn.Module) -> dict[str, Any]:
+    """This rank's buffers and random states, as `torch.load(weights_only=True)` can read them back."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "buffers": {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers()},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(worker.device) if worker.device.type == "cuda" else None,
+        "python": [version, list(words), gauss],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys, np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+    }
+
+
+def restore(worker: Worker, model: nn.Module, ranks: list[dict[str, Any]], *, seed: int, step: int) -> None:
+    """Take up this rank's part of what all ranks captured, or a part of the whole where the number of ranks changed."""
+    if len(ranks) != worker.world_size:
+        norm_statistics.load(model, joint_buffers(model, [rank["buffers"] for rank in ranks]))
+        seed_all(worker, seed, step)
+        return
+    mine = ranks[worker.rank]
+    norm_statistics.load(model, mine["buffers"])
+    torch.set_rng_state(mine["torch"].cpu())
+    if mine["cuda"] is not None and worker.device.type == "cuda":
+        torch.cuda.set_rng_state(mine["cuda"].cpu(), worker.device)
+    version, words, gauss = mine["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = mine["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+
+
+def seed_all(worker: Worker, seed: int, step: int = 0) -> None:
+    """Random states of their own for each rank: dropout must not drop the same units everywhere.
+
+    Python workers are used for one training after the other, so that without this the state would depend on the past.
+    """
+    words = np.random.SeedSequence([seed, worker.rank, step]).generate_state(3, np.uint32)
+    torch.manual_seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    random.seed(int(words[2]))
+
+
+def joint_buffers(model: nn.Module, ranks: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Buffers of all ranks' rows together, each rank counting alike, since each has seen as many. What is no running
+    statistic is the same on all ranks and taken from the first."""
+    return {**ranks[0], **norm_statistics.join(model, ranks, [1] * len(ranks))}

@@ -1,0 +1,209 @@
+"""The launcher on real Spark. Functions here stand for what a user hands in."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pyspark import cloudpickle
+
+from pipeline.cluster import barrier
+from pipeline.config.settings import WorkerSettings
+
+pytestmark = pytest.mark.spark
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+TWO = WorkerSettings(count=2, collective_timeout_seconds=60, slots_wait_seconds=0)
+
+
+def introduce(worker, word):
+    total = worker.all_reduce_sum(torch.tensor([10.0 + worker.rank]))
+    return worker.rank, worker.world_size, worker.local_rank, worker.local_world_size, total.item(), word
+
+
+def test_results_come_in_rank_order_over_one_process_group(spark):
+    expected = [(0, 2, 0, 2, 21.0, "hello"), (1, 2, 1, 2, 21.0, "hello")]
+    assert barrier.run(spark, introduce, ("hello",), workers=TWO) == expected
+    # Again in the same Python workers: the group before was left.
+    assert barrier.run(spark, introduce, ("hello",), workers=TWO) == expected
+    one = TWO.model_copy(update={"count": 1})
+    assert barrier.run(spark, introduce, ("hello",), workers=one) == [(0, 1, 0, 1, 10.0, "hello")]
+
+
+def threads(worker):
+    return torch.get_num_threads()
+
+
+def test_each_rank_gets_its_threads(spark):
+    assert barrier.run(spark, threads, workers=TWO.model_copy(update={"threads": 2})) == [2, 2]
+    assert barrier.run(spark, threads, workers=TWO) == [1, 1]
+
+
+def fail_on(worker, failing, before_the_others):
+    if worker.rank == failing:
+        if not before_the_others:
+            worker.all_reduce_sum(torch.zeros(1))
+        raise KeyError("the user's own mistake")
+    for _ in range(1000):
+        worker.all_reduce_sum(torch.zeros(1))
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("before_the_others", [True, False])
+def test_the_first_failure_arrives_with_rank_and_traceback(spark, failing, before_the_others):
+    started = time.monotonic()
+    with pytest.raises(barrier.WorkerError) as error:
+        barrier.run(spark, fail_on, (failing, before_the_others), workers=TWO)
+    text = str(error.value)
+    assert text.startswith(f"rank {failing} on ")
+    assert 'KeyError: "the user\'s own mistake"' in text
+    assert "in fail_on" in text
+    # The other rank's broken connection is not the news.
+    assert "Connection" not in text
+    assert "gloo" not in text
+    assert time.monotonic() - started < 30
+    # The session is as good as before.
+    assert len(barrier.run(spark, introduce, ("again",), workers=TWO)) == 2
+
+
+def fail_everywhere(worker):
+    raise ValueError("settings that no rank can use")
+
+
+def test_a_failure_of_all_ranks_is_told_once(spark):
+    with pytest.raises(barrier.WorkerError) as error:
+        barrier.run(spark, fail_everywhere, workers=TWO)
+    assert str(error.value).count("ValueError: settings that no rank can use") <= 2  # headline and traceback
+
+
+def leave(worker):
+    sys.exit(3)
+
+
+def test_an_exit_of_the_users_code_is_a_failure(spark):
+    with pytest.raises(barrier.WorkerError, match="SystemExit: 3"):
+        barrier.run(spark, leave, workers=TWO)
+
+
+def facts_of_pid(*_):
+    return {"pid": os.getpid()}
+
+
+def facts_that_fail(*_):
+    from pyspark import BarrierTaskContext
+
+    if BarrierTaskContext.get().partitionId() == 1:
+        raise FileNotFoundError("/data/manifest.json")
+    return {}
+
+
+def test_ranks_that_disagree_stop_before_the_start(spark):
+    with pytest.raises(barrier.WorkerError, match=r"ranks disagree about pid: rank 0 on \S+ has \d+, rank 1 on"):
+        barrier.run(spark, introduce, ("x",), workers=TWO, facts=facts_of_pid)
+
+
+def test_a_rank_that_fails_before_the_start_is_no_hang(spark):
+    started = time.monotonic()
+    with pytest.raises(barrier.WorkerError, match=r"rank 1 on .*FileNotFoundError: /data/manifest.json"):
+        barrier.run(spark, introduce, ("x",), workers=TWO, facts=facts_that_fail)
+    assert time.monotonic() - started < 30
+
+
+def test_too_few_slots_are_an_error_at_once(spark):
+    started = time.monotonic()
+    with pytest.raises(barrier.LaunchError) as error:
+        barrier.run(spark, introduce, ("x",), workers=TWO.model_copy(update={"count": 4, "slots_wait_seconds": 60}))
+    assert "workers.count is 4, but local[2] has 2 slots: set workers.count to at most 2" in str(error.value)
+    assert time.monotonic() - started < 5
+
+
+def kill_once(worker, folder, rank):
+    """A rank dies by SIGKILL in the first attempt, in the middle of a collective of the others."""
+    attempt = len(list(Path(folder).glob(f"rank-{worker.rank}-*")))
+    Path(folder, f"rank-{worker.rank}-{attempt}").touch()
+    worker.wait_for_all()
+    if worker.rank == rank and attempt == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return attempt, worker.all_reduce_sum(torch.ones(1)).item()
+
+
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_killed_worker_restarts_the_gang(spark, tmp_path, rank):
+    assert barrier.run(spark, kill_once, (str(tmp_path), rank), workers=TWO) == [(1, 2.0), (1, 2.0)]
+
+
+def break_one_rank(folder):
+    """As facts, which ranks tell before they join: in the first attempt, one of them will not be able to."""
+    from pipeline.distributed import worker
+
+    def refuse(*_):
+        raise RuntimeError("Connection closed by peer")
+
+    with contextlib.suppress(FileExistsError):
+        Path(folder, "broken").touch(exist_ok=False)
+        worker.process_group = refuse
+    return {}
+
+
+def sum_of_ones(worker, folder):
+    return worker.all_reduce_sum(torch.ones(1)).item()
+
+
+def test_a_rank_that_cannot_join_is_started_anew(spark, tmp_path):
+    """In a new process: torch counts groups, and the ranks would look for one another under other names."""
+    for _ in range(2):
+        assert barrier.run(spark, sum_of_ones, (str(tmp_path),), workers=TWO, facts=break_one_rank) == [2.0, 2.0]
+
+
+def end_well_beside_the_dead(worker, folder):
+    """Rank 0 dies in the first attempt while rank 1 has nothing left to do but to end."""
+    first = not Path(folder, f"{worker.rank}").exists()
+    Path(folder, f"{worker.rank}").touch()
+    worker.wait_for_all()
+    if worker.rank == 0 and first:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return first
+
+
+def test_a_rank_that_ends_while_another_dies_is_part_of_the_next_gang(spark, tmp_path):
+    """Spark would take its output as done, and start the next gang without it."""
+    assert barrier.run(spark, end_well_beside_the_dead, (str(tmp_path),), workers=TWO, limit_seconds=90) == [
+        False,
+        False,
+    ]
+
+
+def test_too_few_slots_are_looked_for_again_with_a_new_plan(spark, monkeypatch):
+    """An adaptive plan that has failed only repeats its failure: after the wait there must be slots to be found."""
+    looks = []
+    patiently, workers = barrier._collect_patiently, TWO.model_copy(update={"count": 3, "slots_wait_seconds": 30})
+
+    def with_fewer_tasks_later(spark, stage, workers, *rest):
+        def look():
+            looks.append(time.monotonic())
+            return spark.range(0, 1).coalesce(1) if len(looks) == 3 else stage()
+
+        return patiently(spark, look, workers, *rest)
+
+    monkeypatch.setattr(barrier, "wait_for_slots", lambda *_: None)
+    monkeypatch.setattr(barrier, "_collect_patiently", with_fewer_tasks_later)
+    with pytest.raises(AttributeError, match="failed"):  # the row is not a rank's
+        barrier.run(spark, threads, workers=workers)
+    assert len(looks) == 3
+
+
+def kill_always(worker):
+    worker.wait_for_all()
+    if worker.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    worker.wait_for_all()
+
+
+def test_a_worker_that_always_dies_ends_the_stage(spark):
+    with pytest.raises(barrier.LaunchError, match="Spark gave up the barrier stage of 2 workers"):
+        barrier.run(spark, kill_always, workers=TWO)

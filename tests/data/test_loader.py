@@ -1,0 +1,58 @@
+"""The training loop's view of the data: either reader, the same number of steps on every rank."""
+
+import pytest
+from ranks import run_ranks
+
+from pipeline.config.dataset import ReaderSettings
+from pipeline.config.training import ModelSettings, TrainSettings
+from pipeline.data import loader, manifest
+from pipeline.data.prefetch import Prefetch
+from pipeline.distributed.worker import alone
+from pipeline.training.loop import Job, fit
+
+TRAIN = TrainSettings(epochs=2, batch_size=32, lanes=4, evaluation_batch_size=64)
+
+
+def job(dataset, folder, kind):
+    model = ModelSettings(network="cnn", norm="batch", depth=3, width=4)
+    return Job(dataset, str(folder), model, TRAIN, reader=ReaderSettings(kind=kind))
+
+
+@pytest.mark.parametrize("kind", ["arrow", "petastorm"])
+def test_a_feed_has_the_steps_it_says_from_any_step_on(dataset, kind):
+    found = manifest.load(dataset)
+    source = loader.TrainingFeed(dataset, found, TRAIN, ReaderSettings(kind=kind), alone("cpu"))
+    whole = [batch for block in source.blocks(0) for batch in block]
+    assert len(whole) == TRAIN.epochs * source.steps_per_epoch
+    rest = [batch for block in source.blocks(source.steps_per_epoch + 3) for batch in block]
+    source.close()
+    assert len(rest) == source.steps_per_epoch - 3
+    for a, b in zip(whole[source.steps_per_epoch + 3 :], rest, strict=True):
+        assert a.images.equal(b.images)
+        assert a.labels.equal(b.labels)
+
+
+def test_training_through_petastorm_ends_where_it_did_before(dataset, tmp_path):
+    first = run_ranks(fit, 2, job(dataset, tmp_path / "a", "petastorm"))
+    again = run_ranks(fit, 2, job(dataset, tmp_path / "b", "petastorm"))
+    assert first[0]["steps"] == TRAIN.epochs * loader.steps_per_epoch(
+        manifest.load(dataset), TRAIN, ReaderSettings(kind="petastorm"), 2
+    )
+    assert first[0]["curve"] == first[1]["curve"] == again[0]["curve"]
+    assert first[0]["best_accuracy"] > 0.6  # three classes
+
+
+def test_both_readers_learn_the_same_task(dataset, tmp_path):
+    results = {kind: fit(alone("cpu"), job(dataset, tmp_path / kind, kind)) for kind in ("arrow", "petastorm")}
+    assert abs(results["arrow"]["best_accuracy"] - results["petastorm"]["best_accuracy"]) < 0.15
+
+
+def test_batches_that_are_not_taken_leave_no_thread_behind(dataset):
+    import threading
+
+    source = loader.TrainingFeed(dataset, manifest.load(dataset), TRAIN, ReaderSettings(memory_bytes=0), alone("cpu"))
+    with Prefetch(source.blocks(0), source.blocks_ahead) as batches:
+        next(batches)
+    source.close()
+    ours = ("sparknorm-reader", "sparknorm-prefetch")
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]

@@ -1,0 +1,129 @@
+"""`doctor` on real Spark: all well, and each thing that can be missing."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from small_training import make_job
+
+from pipeline import storage
+from pipeline.cluster import resources, task
+from pipeline.driver import doctor, probe
+from pipeline.driver.doctor import examine, healthy
+from pipeline.training.job import TOKEN, facts, identity
+
+pytestmark = pytest.mark.spark
+
+
+def states(findings):
+    return {finding.check: finding.state for finding in findings}
+
+
+def detail(findings, check):
+    return next(finding.detail for finding in findings if finding.check == check)
+
+
+def changed(settings, section, **changes):
+    return settings.model_copy(update={section: getattr(settings, section).model_copy(update=changes)})
+
+
+def test_a_healthy_cluster(spark, settings):
+    findings = examine(spark, settings)
+    assert healthy(findings), findings
+    assert set(states(findings).values()) == {"ok"}
+    assert "2 slots for 2 workers" in detail(findings, "slots")
+    assert "1, 2, 4 workers divide" in detail(findings, "dataset")
+    assert "Java 1" in detail(findings, "Java") or "Java 2" in detail(findings, "Java")
+    assert "summed over 2 workers" in detail(findings, "network between workers")
+    assert not list(Path(settings.output).glob("doctor-*"))  # what it wrote is gone
+
+
+def test_what_is_missing_is_named_and_the_rest_is_still_looked_at(spark, settings):
+    broken = changed(
+        changed(settings, "dataset", path=f"{settings.output}/none"), "tracking", uri="sqlite:////proc/no.db"
+    )
+    findings = examine(spark, broken)
+    assert not healthy(findings)
+    found = states(findings)
+    assert (found["dataset"], found["network"], found["same dataset"]) == ("failed", "skipped", "skipped")
+    assert (found["tracking"], found["slots"], found["workers"]) == ("failed", "ok", "ok")
+    assert "tracking.uri" in detail(findings, "tracking")
+    assert found["storage"] == "failed"  # no worker can read the dataset's manifest
+    assert "rank 0 on" in detail(findings, "storage")
+
+
+def test_too_few_slots_leave_nothing_running(spark, settings):
+    findings = examine(spark, changed(settings, "workers", count=4))
+    assert states(findings)["slots"] == "failed"
+    assert "set workers.count to at most 2" in detail(findings, "slots")
+    assert states(findings)["workers"] == "skipped"
+
+
+def test_an_output_that_workers_do_not_see(spark, settings, monkeypatch):
+    publish = storage.publish
+    monkeypatch.setattr(
+        doctor.storage, "publish", lambda path, data: None if path.endswith("/driver") else publish(path, data)
+    )
+    findings = examine(spark, settings)
+    assert states(findings)["storage"] == "failed"
+    assert "set `output` to a place that all share" in detail(findings, "storage")
+
+
+def test_a_disk_that_is_nearly_full_is_a_doubt_and_a_full_one_a_failure(spark, settings, monkeypatch):
+    for least, state in ((doctor.LITTLE_BYTES - 1, "warning"), (storage.LEAST_FREE_BYTES - 1, "failed")):
+        reports = [{"host": "a", "free_bytes": {"output": None, "local": least}}]
+        with pytest.raises((doctor._ProblemError, doctor._DoubtError)) as raised:
+            doctor._disk(reports)
+        assert (raised.type is doctor._DoubtError) == (state == "warning")
+        assert "GiB free on the local disk of a" in str(raised.value)
+
+
+def test_one_gpu_for_two_workers_of_a_host_is_a_failure():
+    task.one_gpu_each(["0", "1", "0", None, None], ["a", "a", "b", "b", "b"])
+    with pytest.raises(ValueError, match=r"ranks 1 and 2 on b were both assigned GPU 1: set workers\.task_gpus=1"):
+        task.one_gpu_each(["1", "1", "1"], ["a", "b", "b"])
+
+
+def test_executors_of_two_java_versions_are_a_failure():
+    assert resources.equal_java(["17.0.9", "17.0.12"]) == ["17.0.9", "17.0.12"]
+    with pytest.raises(ValueError, match=r"executors run Java 17\.0\.9 and 21\.0\.1: install one version everywhere"):
+        resources.equal_java(["17.0.9", "21.0.1"])
+
+
+def test_each_rank_looks_at_the_folder_before_a_launch(dataset, tmp_path, monkeypatch):
+    job = dataclasses.replace(make_job(dataset, tmp_path / "job"), token="of this launch")
+    storage.publish(f"{job.folder}/{TOKEN}", b"of this launch")
+    assert facts(job) == identity(job)
+    assert storage.names(job.folder) == [TOKEN]
+    monkeypatch.setattr(storage, "LEAST_FREE_BYTES", 1 << 60)
+    with pytest.raises(
+        ValueError, match=r"job has \d+ MiB left, and checkpoints may not fit: make room, or set `output`"
+    ):
+        facts(job)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        storage.check_replaces(str(tmp_path / "file" / "name"), "text")
+
+
+def test_the_command_prints_a_table_and_leaves_json(settings, tmp_path):
+    config = tmp_path / "study.yaml"
+    config.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    command = [sys.executable, "-m", "pipeline", "doctor", "-c", str(config)]
+    done = subprocess.run([*command, "-o", "workers.count=1"], capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    left = json.loads(Path(done.stdout.strip()).read_text())
+    assert left["healthy"]
+    assert {finding["check"] for finding in left["findings"]} >= {"slots", "Java", "storage", "disk", "GPUs"}
+    assert "can it train here?" in done.stderr
+
+
+def test_the_probe_alone_tells_what_it_cannot_see(tmp_path, dataset):
+    from pipeline.distributed.worker import alone
+
+    report = probe.probe(alone("cpu"), probe.Task(str(tmp_path / "unseen"), "token", dataset, None))
+    assert "written by the driver, is not seen here" in report["problems"][0]
+    assert report["digest"].startswith("sha256:")

@@ -1,0 +1,171 @@
+"""The driver is killed in the middle of a command, and the same command is given again."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+import yaml
+from small_training import Running, equal, final_state, launch, make_job, make_settings, trial_folder
+from standalone_cluster import REPOSITORY
+
+from pipeline import __main__ as commands
+from pipeline.driver.record import BusyError
+from pipeline.driver.trial import run_trial
+from pipeline.tracking.tracker import Tracker
+
+pytestmark = pytest.mark.spark
+
+EPOCHS = 24
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory):
+    """One store for all: to make one takes long."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(spark, dataset, tmp_path_factory):
+    """The job of a training that nobody kills, and its result."""
+    job = make_job(dataset, tmp_path_factory.mktemp("undisturbed"), epochs=EPOCHS)
+    outcome = launch(spark, job)
+    assert outcome.result is not None, outcome.error
+    return job, outcome.result
+
+
+@contextmanager
+def in_a_process(name, settings, folder):
+    """A command in a process of its own; when the block is left, it and all below it has ended."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SPARK_", "PYSPARK_"))}
+    quick = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # as in standalone_cluster.py
+    with Path(folder, "errors").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", name, "-c", written(settings, folder)],
+            env={**kept, "PYTHONPATH": str(REPOSITORY), "JDK_JAVA_OPTIONS": quick},
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+    try:
+        yield process
+    finally:
+        for member in family(process.pid):
+            member.kill()
+        process.wait(30)
+
+
+def again(name, settings, folder):
+    """The same command, here: the session is pytest's."""
+    commands.app([name, "-c", written(settings, folder)], standalone_mode=False)
+
+
+def written(settings, folder):
+    path = Path(folder, "settings.yaml")
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    return str(path)
+
+
+def family(pid):
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill(process):
+    """SIGKILL of the driver alone. Its JVM, its executors and their Python workers must end by themselves."""
+    _, *below = family(process.pid)
+    assert "java" in {member.name() for member in below}
+    process.kill()
+    process.wait(30)
+    _, left = psutil.wait_procs(below, timeout=60)
+    for member in left:
+        member.kill()
+    assert left == []
+
+
+def wait_for(what, condition, process, folder):
+    """The first true value of ``condition``."""
+    deadline = time.monotonic() + 240
+    while not (found := condition()):
+        assert process.poll() is None, Path(folder, "errors").read_text()[-3000:]
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.05)
+    return found
+
+
+def is_under_way(folder):
+    return any(beat["step"] >= 60 for beat in Running(folder).beats().values())
+
+
+def steps_in_mlflow(uri, run_id):
+    return [metric.step for metric in mlflow.MlflowClient(uri).get_metric_history(run_id, "train/loss")]
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+def test_train_goes_on_in_the_same_run_with_the_same_bits(spark, undisturbed, dataset, tracking_uri, tmp_path):
+    job, expected = undisturbed
+    settings = make_settings(job, tmp_path / "runs", tracking_uri, "killed")
+    tracker = Tracker(settings.tracking)
+    with in_a_process("train", settings, tmp_path) as process:
+        folder = wait_for("trial", lambda: trial_folder(settings.output), process, tmp_path)
+        wait_for("step 60", lambda: is_under_way(folder), process, tmp_path)
+        # A second driver that wants the same.
+        with pytest.raises(BusyError, match=rf"is being trained by process {process.pid} on \S+: wait for it, end it"):
+            run_trial(spark, settings, tracker, name="small batch seed=0")
+        assert process.poll() is None
+        kill(process)
+    record = read(folder / "record.json")
+    assert "result" not in record
+    again("train", settings, tmp_path)
+    result = read(tmp_path / "runs" / "train.json")
+    assert result["run_id"] == record["run_id"]
+    assert result["attempts"] == 2
+    assert result["curve"] == expected["curve"]
+    assert equal(final_state(job), final_state(make_job(dataset, folder, epochs=EPOCHS)))
+    (run,) = mlflow.MlflowClient(tracking_uri).search_runs([tracker.experiment_id])
+    assert (run.info.run_id, run.info.status) == (record["run_id"], "FINISHED")
+    assert steps_in_mlflow(tracking_uri, record["run_id"]) == list(range(1, result["steps"] + 1))
+
+
+def test_compare_goes_on_with_the_trial_it_was_at(undisturbed, dataset, tracking_uri, tmp_path):
+    job, _ = undisturbed
+    arms = {"grid": {"model.norm": ["none", "batch"], "train.learning_rate": [0.1]}, "seeds": [0]}
+    settings = make_settings(job, tmp_path / "runs", tracking_uri, "compared", master="local[2]", compare=arms)
+    trials, studies = (Path(settings.output, name) for name in ("trials", "studies"))
+
+    def second_trial():
+        return [folder for folder in trials.glob("small-batch-*") if is_under_way(folder)]
+
+    with in_a_process("compare", settings, tmp_path) as process:
+        (begun,) = wait_for("second trial", second_trial, process, tmp_path)
+        kill(process)
+    (finished,), (study,) = trials.glob("small-none-*"), studies.glob("*")
+    before, parent = read(finished / "record.json"), read(study / "record.json")["run_id"]
+    again("compare", settings, tmp_path)
+    # The trial that was finished is not trained again, and the other went on where it was.
+    assert read(finished / "record.json") == before
+    assert read(begun / "record.json")["result"]["attempts"] == 2
+    assert equal(final_state(job), final_state(make_job(dataset, begun, epochs=EPOCHS)))
+    comparison = read(Path(settings.output, "comparison.json"))
+    assert comparison["mlflow"]["parent_run_id"] == parent
+    none, batch = comparison["runs"]
+    assert none["run_id"] == before["run_id"]
+    # One parent and two children, each step once.
+    experiment = Tracker(settings.tracking).experiment_id
+    runs = mlflow.MlflowClient(tracking_uri).search_runs([experiment])
+    assert {run.info.run_id for run in runs} == {parent, none["run_id"], batch["run_id"]}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for arm in (none, batch):
+        assert steps_in_mlflow(tracking_uri, arm["run_id"]) == list(range(1, arm["steps"] + 1))

@@ -1,0 +1,143 @@
+"""A whole run through Spark and MLflow while a worker is killed."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from pyspark import cloudpickle
+
+from pipeline.cluster.barrier import WorkerError
+from pipeline.config.training import AugmentSettings, CheckpointSettings
+from pipeline.data.manifest import load as load_manifest
+from pipeline.driver import record, trial
+from pipeline.driver.trial import run_trial
+from pipeline.telemetry.events import EventReader
+from pipeline.tracking.tracker import Tracker
+from pipeline.training import checkpoint, job, loop
+
+pytestmark = pytest.mark.spark
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def fit_and_die(worker, job):
+    """Rank 1 of the first attempt dies by SIGKILL in the middle of the second epoch."""
+    mark = Path(job.folder) / f"attempt-of-rank-{worker.rank}"
+    save = loop._Trainer._save
+
+    def finished_save(self):
+        save(self)
+        self.writer.finish()  # the newest checkpoint is whole when the worker dies, however busy the machine is
+
+    loop._Trainer._save = finished_save
+    if worker.rank == 1 and not mark.exists():
+        step = loop._Trainer._step
+
+        def dying_step(self, batches):
+            if self.progress.step == self.steps_per_epoch + 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, batches)
+
+        loop._Trainer._step = dying_step
+    mark.write_text(mark.read_text() + "x" if mark.exists() else "x")
+    try:
+        return loop.fit(worker, job)
+    finally:
+        loop._Trainer._save = save  # Spark uses the process again
+
+
+def weights(settings, result):
+    folder = Path(result["checkpoint"]).parent
+    key = job.Job(settings.dataset.path, str(folder.parent), settings.model, settings.train)
+    return checkpoint.load_newest(str(folder), identity=job.identity(key), device=torch.device("cpu"))["model"]
+
+
+def test_a_killed_worker_changes_nothing_but_the_time(spark, settings, monkeypatch):
+    train_settings = settings.train.model_copy(update={"epochs": 3, "augment": AugmentSettings(flip=True, shift=1)})
+    when = CheckpointSettings(every_steps=2)
+    settings = settings.model_copy(update={"train": train_settings, "checkpoint": when})
+    tracker = Tracker(settings.tracking)
+    expected = run_trial(spark, settings, tracker, name="undisturbed")
+    monkeypatch.setattr(loop, "fit", fit_and_die)
+    result = run_trial(spark, settings, tracker, name="killed")
+    folder = Path(result["checkpoint"]).parents[1]
+    assert (folder / "attempt-of-rank-0").read_text() == "xx"
+    assert (expected["attempts"], result["attempts"]) == (1, 2)
+    assert result["curve"] == expected["curve"]
+    before, after = weights(settings, expected), weights(settings, result)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # It went on from the middle of an epoch.
+    starts = [event for event in EventReader(str(folder / "events")).new() if event["kind"] == "start"]
+    assert [start["attempt"] for start in starts] == [1, 2]
+    steps_per_epoch = result["steps"] // 3
+    assert steps_per_epoch < starts[1]["restored_from"] <= steps_per_epoch + 5
+    # One run, each step once.
+    client = mlflow.MlflowClient(settings.tracking.uri)
+    for metric, steps in (
+        ("train/loss", list(range(1, result["steps"] + 1))),
+        ("test/accuracy", [point["step"] for point in result["curve"]]),
+    ):
+        assert [m.step for m in client.get_metric_history(result["run_id"], metric)] == steps
+
+
+def test_an_output_that_workers_do_not_see_is_refused_before_step_one(spark, settings, monkeypatch):
+    publish = trial.storage.publish
+    monkeypatch.setattr(
+        trial.storage, "publish", lambda path, data: None if path.endswith(job.TOKEN) else publish(path, data)
+    )
+    with pytest.raises(WorkerError, match="written by the driver, is not seen here: set `output` to a place"):
+        run_trial(spark, settings, Tracker(settings.tracking), name="unshared")
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert run.info.status == "FAILED"
+    assert "set `output` to a place" in run.data.tags["failure"]
+
+
+def forget(result):
+    """A result without what differs from run to run: its id, its folder and its times."""
+    return {key: result[key] for key in ("best_accuracy", "final_accuracy", "steps", "curve", "train_loss")}
+
+
+def test_the_same_command_goes_on_with_what_it_did_not_finish(spark, settings, monkeypatch):
+    """The driver fails in the middle; the next call continues in the same run and folder, and a third starts anew."""
+    tracker = Tracker(settings.tracking)
+    monkeypatch.setattr(loop, "fit", fit_and_fail)
+    with pytest.raises(WorkerError, match=r"in data loading, epoch 1, step \d+: RuntimeError: the disk of a worker"):
+        run_trial(spark, settings, tracker, name="begun")
+    (begun,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    monkeypatch.undo()
+    result = run_trial(spark, settings, tracker, name="begun")
+    assert result["run_id"] == begun.info.run_id
+    assert result["attempts"] >= 2  # 3 where a state was saved before: then the first call has tried again itself
+    again = run_trial(spark, settings, tracker, name="begun")
+    assert again["run_id"] != result["run_id"]
+    assert forget(again) == forget(result)
+    before, after = weights(settings, again), weights(settings, result)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def fit_and_fail(worker, job):
+    step = loop._Trainer._step
+
+    def failing_step(self, batches):
+        if self.progress.step == self.steps_per_epoch + 1:
+            self.status.enter("data loading", epoch=1, step=self.progress.step)
+            raise RuntimeError("the disk of a worker is gone")
+        return step(self, batches)
+
+    loop._Trainer._step = failing_step
+    try:
+        return loop.fit(worker, job)
+    finally:
+        loop._Trainer._step = step
+
+
+def test_a_trial_that_another_process_trains_is_refused(spark, settings, monkeypatch):
+    monkeypatch.setattr(record.os, "getpid", os.getppid)  # as if the process that started this one had begun it
+    folder = trial._begin(settings, load_manifest(settings.dataset.path), "busy", None)[0]
+    folder.claim(name="busy")
+    monkeypatch.undo()
+    with pytest.raises(record.BusyError, match=rf"is being trained by process {os.getppid()} on"):
+        run_trial(spark, settings, Tracker(settings.tracking), name="busy")

@@ -1,0 +1,321 @@
+"""Every network with every norm, and what is special to each network against numpy or plain torch, in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models import NETWORKS, build_model
+from models.networks.inception import InceptionModule
+from models.networks.vision_transformer import Block
+from models.norms.batch import BatchNorm
+from models.norms.registry import NORMS, make_norm
+from pipeline.config.training import ModelSettings
+from pipeline.training import checkpoint
+
+DEPTHS = {"cnn": 3, "inception": 3, "resnet": 8, "wide_resnet": 10, "recurrent": 1, "vit": 2}
+KINDS = {
+    **{name: {"network": name, "depth": DEPTHS[name]} for name in NETWORKS},
+    "bottleneck": {"network": "resnet", "depth": 11, "block": "bottleneck"},
+    "gru": {"network": "recurrent", "depth": 2, "cell": "gru"},
+    "post": {"network": "vit", "depth": 2, "norm_place": "post"},
+}
+ARMS = {
+    **{norm: {"norm": norm} for norm in NORMS},
+    **{f"batch by {statistics}": {"norm": "batch", "norm_statistics": statistics} for statistics in ("lane", "world")},
+}
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), dtype=np.uint8))
+LABELS = torch.arange(8) % 5
+
+
+def settings_of(kind, norm="batch", **changes):
+    return ModelSettings(**{**KINDS[kind], "norm": norm, "width": 8, "norm_groups": 2, "heads": 2, **changes})
+
+
+def make(kind, norm="batch", *, seed=0, **changes):
+    return build_model(settings_of(kind, norm, **changes), image_shape=(3, 8, 8), num_classes=5, seed=seed)
+
+
+def randomized(module, seed=0):
+    """In float64, all parameters drawn anew: no scale is 1 and no shift 0."""
+    random = np.random.default_rng(seed)
+    for parameter in module.double().parameters():
+        parameter.data.copy_(torch.from_numpy(random.normal(size=parameter.shape)))
+    return module
+
+
+def number(tensor):
+    return tensor.detach().numpy()
+
+
+def make_arm(kind, arm, **options):
+    """A network with an arm of `ARMS`; batch norm by lane has two lanes, and that over the world a world of one."""
+    model = make(kind, **ARMS[arm], **options)
+    for layer in model.modules():
+        if isinstance(layer, BatchNorm):
+            layer.lanes, layer.sum_over_ranks = 2, lambda values: values
+    return model
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_network_with_every_norm_trains_round_trips_and_computes_in_bf16(kind, arm, tmp_path):
+    model = make_arm(kind, arm)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    losses = []
+    for _ in range(6):
+        loss = nn.functional.cross_entropy(model(IMAGES), LABELS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+    identity = {"model": settings_of(kind, **ARMS[arm]).model_dump()}
+    checkpoint.save(str(tmp_path), {"model": model.state_dict()}, step=6, identity=identity, keep=1)
+    other = make_arm(kind, arm, seed=1)
+    other.load_state_dict(checkpoint.load_newest(str(tmp_path), identity=identity, device=torch.device("cpu"))["model"])
+    logits = model.eval()(IMAGES)
+    assert torch.equal(other.eval()(IMAGES), logits)
+    assert logits.std(0).max() > 1e-4  # images are told apart
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(IMAGES).float(), logits, atol=0.05, rtol=0.05)
+        nn.functional.cross_entropy(other.train()(IMAGES), LABELS).backward()
+    assert all(torch.isfinite(p.grad).all() for p in other.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_last_and_float64(kind):
+    model = make(kind, "batch").eval()
+    logits = model(IMAGES)
+    model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(IMAGES.contiguous(memory_format=torch.channels_last)), logits)
+    doubled = model.double()(IMAGES)
+    assert doubled.dtype == torch.float64
+    torch.testing.assert_close(doubled.float(), logits)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_exports_with_any_batch_size(kind):
+    model = make(kind).eval()
+    exported = torch.export.export(model, (IMAGES,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for rows in (1, 5):
+        torch.testing.assert_close(exported.module()(IMAGES[:rows]), model(IMAGES[:rows]))
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"recurrent", "gru"}))
+def test_can_be_traced(kind):
+    model = make(kind).eval()
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_have_biases_only_where_no_norm_shifts(kind):
+    def biases(norm, **changes):
+        layers = {name: m for name, m in make(kind, norm, **changes).named_modules() if hasattr(m, "bias")}
+        return {name: m.bias is not None for name, m in layers.items() if isinstance(m, (nn.Conv2d, nn.Linear))}
+
+    assert all(biases("none").values())
+    # After a norm, not before one.
+    rest = {"1.classifier", *(f"1.blocks.{n}.{name}" for n in (0, 1) for name in ("attention.qkv", "mlp.0"))}
+    for norm, changes in (("batch", {}), ("batch", {"norm_shift": "off"}), ("layer", {})):
+        assert {name for name, has in biases(norm, **changes).items() if has} <= rest
+    assert all(biases("layer", norm_shift="off").values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arms_start_from_the_same_shared_weights(kind):
+    reference = {name: p for name, p in make(kind, "none").named_parameters() if p.ndim > 1}
+    for norm in NORMS:
+        other = {name: p for name, p in make(kind, norm).named_parameters() if p.ndim > 1}  # norms have one axis
+        assert list(other) == list(reference)
+        assert all(torch.equal(reference[name], other[name]) for name in reference)
+    changed = dict(make(kind, "none", seed=1).named_parameters())
+    assert not any(torch.equal(weight, changed[name]) for name, weight in reference.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_init_scale_is_a_factor_on_convolutions_and_linear_layers(kind):
+    plain, scaled = (dict(make(kind, init_scale=scale).named_parameters()) for scale in (1.0, 0.25))
+    for name, value in plain.items():
+        factor = 0.25 if value.ndim > 1 and "positions" not in name else 1.0
+        torch.testing.assert_close(scaled[name], value * factor, rtol=0, atol=0)
+
+
+def test_initial_weights_suit_the_activation():
+    relu, sigmoid, tanh = (make("cnn", activation=name)[1].features[0].weight for name in (None, "sigmoid", "tanh"))
+    torch.testing.assert_close(relu, sigmoid * 2**0.5)
+    torch.testing.assert_close(tanh, sigmoid * 5 / 3)
+
+
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "gelu", "silu"])
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"recurrent", "gru"}))
+def test_every_place_has_an_activation_module_of_its_own(kind, name):
+    model = make(kind, "none", activation=name)
+    expected = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU}[name]
+    calls = []
+    for module in model.modules():
+        if isinstance(module, (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU)):
+            assert type(module) is expected
+            module.register_forward_hook(lambda module, *_: calls.append(module))
+    model(IMAGES)
+    counts = {"cnn": 3, "inception": 22, "resnet": 7, "bottleneck": 10, "wide_resnet": 7, "vit": 2, "post": 2}
+    assert len(calls) == len(set(calls)) == counts[kind]
+
+
+def widths_of(kind, depth, **changes):
+    layers = make(kind, depth=depth, **changes).named_modules()
+    return [m.out_channels for name, m in layers if isinstance(m, nn.Conv2d) and "shortcut" not in name]
+
+
+@pytest.mark.parametrize(("depth", "counts"), [(3, [1, 1, 1]), (4, [1, 1, 2]), (5, [1, 2, 2]), (9, [3, 3, 3])])
+def test_depth_of_the_cnn(depth, counts):
+    assert [widths_of("cnn", depth).count(width) for width in (8, 16, 32)] == counts
+
+
+@pytest.mark.parametrize(("kind", "depth"), [("resnet", 8), ("resnet", 20), ("bottleneck", 11), ("bottleneck", 29)])
+def test_depth_of_the_resnet(kind, depth):
+    widths = widths_of(kind, depth)
+    assert len(widths) + 1 == depth  # and the classifier
+    assert widths[-1] == (32 if kind == "resnet" else 128)
+
+
+@pytest.mark.parametrize("depth", [10, 22])
+def test_depth_and_width_of_the_wide_resnet(depth):
+    widths = widths_of("wide_resnet", depth, widen=3)
+    assert widths == [8] + [width for width in (24, 48, 96) for _ in range((depth - 4) // 3)]
+    shortcuts = [name for name, m in make("wide_resnet", depth=depth, widen=3).named_parameters() if "shortcut" in name]
+    assert len(widths) + len(shortcuts) == depth
+
+
+@pytest.mark.parametrize("kind", ["resnet", "bottleneck"])
+def test_residual_blocks_start_as_the_identity(kind):
+    depth = {"resnet": 14, "bottleneck": 20}[kind]
+    block = make(kind, depth=depth)[1].blocks[1]
+    x = torch.rand(2, block.conv1.in_channels, 4, 4)
+    assert torch.equal(block(x), x)
+    for changes in ({"zero_init": False}, {"norm_scale": "fixed"}, {"norm_scale": "off"}, {"norm": "none"}):
+        assert not torch.equal(make(kind, depth=depth, **changes)[1].blocks[1](x), x)
+
+
+def test_the_shortcut_of_a_wide_resnet_is_left_alone():
+    block = make("wide_resnet", depth=16)[1].blocks[1]
+    x = torch.randn(2, 8, 4, 4)
+    assert not torch.equal(block(x), x)
+    nn.init.zeros_(block.conv2.weight)
+    assert torch.equal(block(x), x)
+
+
+def test_branches_of_an_inception_module_see_their_neighbourhoods():
+    module = InceptionModule(2, 3, make_norm(ModelSettings(norm="none")), "sigmoid")
+    x = torch.randn(1, 2, 9, 9, requires_grad=True)
+    out = module(x)
+    assert out.shape == (1, 12, 9, 9)
+    for branch, side in zip(out.split(3, dim=1), (1, 3, 5, 3), strict=True):
+        (seen,) = torch.autograd.grad(branch[0, :, 4, 4].sum(), x, retain_graph=True)
+        rows, columns = torch.nonzero(seen.abs().sum((0, 1)), as_tuple=True)
+        assert (len(rows), rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == (side**2, side, side)
+
+
+def block_in_numpy(block, x, pre):
+    def linear(layer, x):
+        return x @ number(layer.weight).T + (0 if layer.bias is None else number(layer.bias))
+
+    def norm(layer, x):
+        normal = (x - x.mean(2, keepdims=True)) / np.sqrt(x.var(2, keepdims=True) + 1e-5)
+        return normal * number(layer.norm.weight) + number(layer.norm.bias)
+
+    def attend(x):
+        heads = []
+        query, key, value = np.split(linear(block.attention.qkv, x), 3, axis=2)
+        for part in (slice(0, 4), slice(4, 8)):
+            scores = np.exp(query[..., part] @ key[..., part].transpose(0, 2, 1) / math.sqrt(4))
+            heads.append(scores / scores.sum(2, keepdims=True) @ value[..., part])
+        return linear(block.attention.project, np.concatenate(heads, 2))
+
+    def perceive(x):
+        x = linear(block.mlp[0], x)
+        return linear(block.mlp[2], x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2)
+
+    for layer, branch in ((block.norm1, attend), (block.norm2, perceive)):
+        x = x + branch(norm(layer, x)) if pre else norm(layer, x + branch(x))
+    return x
+
+
+@pytest.mark.parametrize("place", ["pre", "post"])
+def test_block_of_the_vision_transformer(place):
+    settings = settings_of("vit", "layer", norm_place=place)
+    block = randomized(Block(settings, make_norm(settings)))
+    x = np.random.default_rng(2).normal(size=(2, 6, 8))
+    np.testing.assert_allclose(
+        number(block(torch.from_numpy(x))), block_in_numpy(block, x, place == "pre"), rtol=0, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+@pytest.mark.parametrize("place", ["pre", "post"])
+def test_gradient_of_a_block_of_the_vision_transformer(place, norm):
+    settings = settings_of("vit", norm, norm_place=place, width=4)
+    block = randomized(Block(settings, make_norm(settings)))
+    x = torch.from_numpy(np.random.default_rng(3).normal(size=(2, 3, 4))).requires_grad_()
+    torch.autograd.gradcheck(lambda x, *_: block(x), (x, *block.parameters()))
+
+
+def test_tokens_of_the_vision_transformer_are_patches_in_reading_order():
+    model = randomized(make("vit", "none")[1])
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    weight, seen = number(model.patches.weight), []
+    model.blocks.register_forward_pre_hook(lambda _, args: seen.append(number(args[0])))
+    model(x)
+    for place, (row, column) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+        patch = number(x)[:, :, row : row + 4, column : column + 4]
+        token = np.einsum("nchw,dchw->nd", patch, weight) + number(model.patches.bias)
+        np.testing.assert_allclose(seen[0][:, place], token + number(model.positions.weight)[place], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"network": "vgg"}, "model.network 'vgg' is unknown; known are cnn, inception, recurrent, resnet, vit, wide_"),
+        ({"network": "cnn", "depth": 2}, "model.depth 2: the cnn has 3 stages"),
+        ({"network": "inception", "depth": 2}, "model.depth 2: the inception network has 3 stages, so at least 3"),
+        ({"network": "resnet", "depth": 9}, r"model.depth 9: a resnet of basic blocks has 6n \+ 2 layers: 8, 14, 20"),
+        ({"network": "resnet", "depth": 8, "block": "bottleneck"}, r"bottleneck blocks has 9n \+ 2 layers: 11, 20, 29"),
+        ({"network": "wide_resnet", "depth": 8}, r"model.depth 8: a wide_resnet has 6n \+ 4 layers: 10, 16, 22, 28"),
+        ({"network": "vit", "patch": 5}, r"model.patch 5 .* 4 x 4 into whole patches: use one of \[1, 2, 4\]"),
+        (
+            {"network": "vit", "heads": 3},
+            r"model.heads 3 does not divide model.width 16: use one of \[1, 2, 4, 8, 16\]",
+        ),
+        *(
+            ({"network": "vit", "patch": 4, "norm": norm}, rf"model.norm {norm} .* model.patch 4 makes one token of")
+            for norm in ("instance", "switchable")
+        ),
+        ({"network": "recurrent", "activation": "relu"}, "model.activation relu: the cells .* set it to null"),
+        ({"network": "cnn"}, "images of 4 x 4: the cnn halves them 3 times, so dataset.image.shape .* at least 8 x 8"),
+        ({"network": "inception"}, "images of 4 x 4: the inception network .* dataset.image.shape .* at least 8 x 8"),
+        ({"network": "resnet", "depth": 8, "norm": "instance"}, "model.norm instance needs several positions, and the"),
+        (
+            {"network": "wide_resnet", "depth": 10, "norm": "switchable"},
+            "the wide_resnet reduces images of 4 x 4 to one",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_said(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(ModelSettings(**settings), image_shape=(1, 4, 4), num_classes=10)
+
+
+def test_images_are_normalized_inside_the_model():
+    images = torch.randint(0, 256, (50, 2, 9, 9), dtype=torch.uint8)
+    scaled = images.double() / 255
+    mean, std = scaled.mean((0, 2, 3)), scaled.std((0, 2, 3), correction=0)
+    model = build_model(
+        ModelSettings(width=4), image_shape=(2, 9, 9), num_classes=3, mean=mean.tolist(), std=std.tolist()
+    )
+    out = model[0](images)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(out.std((0, 2, 3), correction=0), torch.ones(2), atol=1e-4, rtol=0)

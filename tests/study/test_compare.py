@@ -1,0 +1,280 @@
+"""`make run` in a shortened form: real images, a real Spark stage of two workers, a real MLflow store."""
+
+import csv
+import json
+import math
+import re
+import sqlite3
+import statistics
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.entities import RunStatus
+
+from pipeline import __main__ as commands
+from pipeline.cluster import barrier
+from pipeline.config.settings import CompareSettings
+from pipeline.study.arms import arms_of
+from pipeline.study.compare import _search, _trial, compare, metrics_of
+
+pytestmark = pytest.mark.spark
+
+REPOSITORY = Path(__file__).parents[2]
+RUN_KEYS = {
+    "arm", "values", "tuned", "learning_rate", "global_batch", "seed", "best_accuracy", "final_accuracy", "steps",
+    "target", "steps_to_target", "images_to_target", "seconds_to_target", "images_per_second", "diverged", "run_id",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(spark, fashion_mnist_part, tmp_path_factory):
+    """The shipped settings on 6,000 real images, ingested and compared by the commands themselves."""
+    root = tmp_path_factory.mktemp("study")
+    classes = "[shirt, trouser, pullover, dress, coat, sandal, blouse, sneaker, bag, boot]"
+    overrides = [
+        f"output={root}/runs",
+        f"dataset.path={root}/data",
+        "dataset.source.kind=idx",
+        f"dataset.source.path={fashion_mnist_part}",
+        f"dataset.source.classes={classes}",
+        "train.epochs=2",
+        "dataset.row_group_rows=250",
+        "train.batch_size=64",
+        "train.learning_rate=[0.02, 0.1]",
+        "model.norm=[none, batch]",
+        "train.diagnostics.every_steps=40",
+        f"tracking.uri=sqlite:///{root}/runs/mlflow.db",
+        f"tracking.artifacts={root}/runs/mlartifacts",
+    ]
+    options = [
+        "-c",
+        str(REPOSITORY / "conf" / "quickstart.yaml"),
+        *(part for text in overrides for part in ("-o", text)),
+    ]
+    commands.app(["ingest", *options], standalone_mode=False)
+    commands.app(["compare", *options], standalone_mode=False)
+    return root / "runs"
+
+
+@pytest.fixture(scope="module")
+def comparison(study):
+    return json.loads((study / "comparison.json").read_text())
+
+
+def test_every_arm_and_seed_has_its_run(comparison):
+    assert [(run["arm"], run["seed"]) for run in comparison["runs"]] == [
+        ("none", 0), ("batch", 0), ("none", 1), ("batch", 1),
+    ]  # fmt: skip
+    for run in comparison["runs"]:
+        assert run.keys() >= RUN_KEYS
+        assert run["values"] == {"model.norm": run["arm"]}
+        assert 0.5 < run["final_accuracy"] <= run["best_accuracy"] < 1
+        assert run["steps"] == run["curve"][-1]["step"]
+        assert run["images_per_second"] > 0
+        assert run["diverged"] is False
+        seconds = run["train_seconds"]
+        assert len(seconds) == len(run["curve"])
+        assert 0 < seconds[0] < seconds[-1]
+        # Convolutions, norms and the last layer, in the network's order; looks at steps 1, 41, ...
+        assert len(run["gradient_norms"]) >= 4
+        assert all(layer["first"] > 0 and layer["median"] > 0 for layer in run["gradient_norms"])
+
+
+def test_each_arm_has_the_learning_rate_that_was_best_on_validation(comparison):
+    assert len(comparison["search"]) == 4
+    for norm in ("none", "batch"):
+        trials = [trial for trial in comparison["search"] if trial["arm"] == norm]
+        assert [trial["tuned"] for trial in trials] == [{"train.learning_rate": 0.02}, {"train.learning_rate": 0.1}]
+        best = max(trials, key=lambda trial: trial["best_accuracy"])
+        chosen = [run["learning_rate"] for run in comparison["runs"] if run["arm"] == norm]
+        assert chosen == [best["learning_rate"]] * 2
+        assert any(f"The best train.learning_rate of {norm}" in text or f"; {norm}" in text
+                   for text in comparison["warnings"])  # of two values both are the edge of the grid  # fmt: skip
+
+
+def test_targets_follow_from_the_curves(comparison):
+    best = {run["seed"]: run["best_accuracy"] for run in comparison["runs"] if run["arm"] == "none"}
+    for run in comparison["runs"]:
+        reached = [point["step"] for point in run["curve"] if point["accuracy"] >= best[run["seed"]]]
+        assert run["steps_to_target"] == (reached[0] if reached else None)
+        assert run["images_to_target"] == (64 * reached[0] if reached else None)
+    assert all(run["steps_to_target"] for run in comparison["runs"] if run["arm"] == "none")
+
+
+def test_arms_are_mean_deviation_and_paired_difference_of_their_runs(comparison):
+    accuracies = {
+        arm["arm"]: [run["best_accuracy"] for run in comparison["runs"] if run["arm"] == arm["arm"]]
+        for arm in comparison["arms"]
+    }
+    for arm in comparison["arms"]:
+        assert arm["n"] == 2
+        assert math.isclose(arm["best_accuracy_mean"], np.mean(accuracies[arm["arm"]]))
+        assert math.isclose(arm["best_accuracy_std"], np.std(accuracies[arm["arm"]], ddof=1), abs_tol=1e-12)
+    differences = np.subtract(accuracies["batch"], accuracies["none"])
+    found = comparison["arms"][1]["difference"]
+    half = 12.706204736 * np.std(differences, ddof=1) / math.sqrt(2)  # Student's t for one degree of freedom
+    assert found["mean"] == pytest.approx(differences.mean(), abs=1e-12)
+    assert (found["low"], found["high"]) == pytest.approx((differences.mean() - half, differences.mean() + half))
+
+
+def test_page_json_and_mlflow_have_the_same_numbers(study, comparison, runs):
+    page = (study / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!#)[^"]*"|url\((?!#)|@import', page)
+    cells = {
+        (arm, key): value
+        for arm, key, value in re.findall(r'data-arm="([^"]*)" data-key="([^"]*)" data-value="([^"]*)"', page)
+    }
+    metrics = runs[comparison["mlflow"]["parent_run_id"]].data.metrics
+    assert len(cells) >= 10
+    for arm in comparison["arms"]:
+        for key in ("best_accuracy_mean", "best_accuracy_std", "final_accuracy_mean", "images_per_second_mean"):
+            assert float(cells[arm["arm"], key]) == arm[key] == metrics[f"{arm['arm']}/{key}"]
+        logged = metrics_of({"arms": [arm]})
+        assert {name: metrics[name] for name in logged} == logged
+    for run in comparison["runs"]:
+        assert f'data-run="{run["run_id"]}"' in page
+        assert f"{100 * run['best_accuracy']:.2f}%" in page
+
+
+def test_every_figure_is_a_picture_and_a_table(study, comparison, client):
+    names = {"learning_curves", "training_loss", "learning_rates", "gradient_norms", "steps_to_target", "cost"}
+    there = {path.name for path in (study / "report").iterdir()}
+    assert there == {f"{name}.{kind}" for name in names for kind in ("png", "csv")}
+    logged = {file.path for file in client.list_artifacts(comparison["mlflow"]["parent_run_id"], "report")}
+    assert logged == {f"report/{name}" for name in there}
+    with (study / "report" / "learning_rates.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+
+
+@pytest.fixture(scope="module")
+def client(study):
+    return mlflow.MlflowClient(f"sqlite:///{study}/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def runs(client):
+    experiment = client.get_experiment_by_name("sparknorm")
+    return {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def test_one_parent_and_a_child_for_each_trial(comparison, runs):
+    parent = runs[comparison["mlflow"]["parent_run_id"]]
+    children = [run for run in runs.values() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 8 == len(runs) - 1
+    assert {run.info.status for run in runs.values()} == {RunStatus.to_string(RunStatus.FINISHED)}
+    assert parent.data.params["model.norm"] == "none, batch"
+    assert (parent.data.params["train.learning_rate"], parent.data.params["train.seed"]) == ("0.02, 0.1", "0, 1")
+    assert sorted(run.data.tags["kind"] for run in children) == ["arm"] * 4 + ["search"] * 4
+
+
+def test_mlflow_has_the_numbers_of_every_run(comparison, runs, client):
+    for result in comparison["runs"]:
+        run = runs[result["run_id"]]
+        assert run.data.params["model.norm"] == run.data.tags["norm"] == run.data.tags["arm"] == result["arm"]
+        assert float(run.data.params["train.learning_rate"]) == result["learning_rate"]
+        assert run.data.metrics["best_accuracy"] == result["best_accuracy"]
+        history = client.get_metric_history(result["run_id"], "test/accuracy")
+        assert [(m.step, m.value) for m in history] == [(p["step"], p["accuracy"]) for p in result["curve"]]
+        losses = client.get_metric_history(result["run_id"], "train/loss")
+        assert [m.step for m in losses] == list(range(1, result["steps"] + 1))
+        assert run.inputs.dataset_inputs[0].dataset.name == "fashion_mnist"
+        assert run.data.tags["dataset_digest"] == comparison["dataset"]["digest"]
+
+
+def test_mlflow_has_what_diagnostics_saw(comparison, client):
+    for result in comparison["runs"]:
+        for layer in result["gradient_norms"]:
+            history = client.get_metric_history(result["run_id"], f"diagnostics/gradient_norm/{layer['layer']}")
+            assert [m.step for m in history] == list(range(1, result["steps"] + 1, 40))
+            assert history[0].value == layer["first"]
+            assert statistics.median(m.value for m in history) == layer["median"]
+        pictures = {file.path for file in client.list_artifacts(result["run_id"], "diagnostics")}
+        assert {"diagnostics/gradient_norms.png", "diagnostics/activation_drift.png"} <= pictures
+
+
+def test_report_and_comparison_are_artifacts_of_the_parent(comparison, client):
+    found = {file.path for file in client.list_artifacts(comparison["mlflow"]["parent_run_id"])}
+    assert {"report.html", "comparison.json"} <= found
+
+
+def test_the_logged_model_predicts_what_was_measured(comparison, study, fashion_mnist_part):
+    """Loaded through MLflow, the model scores the test images as the evaluation did."""
+    import gzip
+
+    arm = next(run for run in comparison["runs"] if run["arm"] == "batch")
+    mlflow.set_tracking_uri(f"sqlite:///{study}/mlflow.db")
+    (logged,) = mlflow.search_logged_models(
+        experiment_ids=[mlflow.get_experiment_by_name("sparknorm").experiment_id],
+        filter_string=f"source_run_id='{arm['run_id']}'",
+        output_format="list",
+    )
+    model = mlflow.pyfunc.load_model(logged.model_uri)
+    assert model.metadata.signature.inputs.inputs[0].type == np.dtype("uint8")
+    assert model.input_example is not None
+    images = np.frombuffer(
+        gzip.decompress((fashion_mnist_part / "t10k-images-idx3-ubyte.gz").read_bytes())[16:], np.uint8
+    )
+    labels = np.frombuffer(
+        gzip.decompress((fashion_mnist_part / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:], np.uint8
+    )
+    logits = model.predict(images.reshape(-1, 1, 28, 28))
+    assert logits.shape == (1000, 10)
+    assert np.mean(logits.argmax(1) == labels) == pytest.approx(arm["final_accuracy"], abs=0.0021)
+
+
+def varied(settings, **compare):
+    """The settings with these of `compare`."""
+    return settings.model_copy(update={"compare": CompareSettings(**compare)})
+
+
+NORMS = {"model.norm": ("none", "batch")}
+
+
+def test_a_study_that_fails_leaves_no_result_and_a_failed_run(spark, settings, tmp_path, monkeypatch):
+    output = Path(settings.output)
+    output.mkdir(parents=True)
+    (output / "comparison.json").write_text("{}")
+    (output / "report.html").write_text("of the study before")
+    collect = barrier.run
+
+    def fail_later(*args, **kwargs):
+        if list((output / "trials").glob("*/checkpoints")):  # the first trial is done
+            raise barrier.LaunchError("executors were lost")
+        return collect(*args, **kwargs)
+
+    monkeypatch.setattr(barrier, "run", fail_later)
+    with pytest.raises(barrier.LaunchError, match="executors were lost"):
+        compare(spark, varied(settings, grid=NORMS))
+    assert not (output / "comparison.json").exists()
+    assert not (output / "report.html").exists()
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        states = [state for (state,) in store.execute("SELECT status FROM runs")]
+        reasons = [value for (value,) in store.execute("SELECT value FROM tags WHERE key = 'failure'")]
+    assert sorted(states) == ["FAILED", "FAILED", "FINISHED"]  # the parent, the second trial; the first trial
+    assert reasons == ["LaunchError: executors were lost"] * 2
+
+
+def test_a_learning_rate_is_not_chosen_on_the_split_that_judges_it(spark, settings, tmp_path):
+    grid = {**NORMS, "train.learning_rate": (0.1, 0.2)}
+    with pytest.raises(ValueError, match=r"search_on and train\.evaluate_on are both 'test'.*use `validation`"):
+        compare(spark, varied(settings, grid=grid, search_on="test"))
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_arms_differ_in_the_settings_varied_alone(settings):
+    study = varied(settings, grid={**NORMS, "model.depth": (2, 3), "train.learning_rate": (0.1, 0.2)})
+    arms = arms_of(study)
+    trees = [_trial(study, arm, 7, {"train.learning_rate": 0.2}).settings.model_dump() for arm in arms]
+    for tree, arm in zip(trees, arms, strict=True):
+        assert (tree["model"].pop("norm"), tree["model"].pop("depth")) == tuple(arm.values.values())
+    assert all(tree == trees[0] for tree in trees)
+    assert (trees[0]["train"]["seed"], trees[0]["train"]["learning_rate"]) == (7, 0.2)
+
+
+@pytest.mark.parametrize(("warmup", "expected"), [(3.0, 0.5), (0.25, 0.25), (0.0, 0.0)])
+def test_a_trial_of_the_search_reaches_the_rate_that_it_tries(settings, warmup, expected):
+    study = varied(settings.with_values({"train.warmup_epochs": warmup}), grid=NORMS, search_epochs=1)
+    short = _search(study, arms_of(study)[0], {"train.learning_rate": 0.5}).settings.train
+    assert (short.warmup_epochs, short.epochs) == (expected, 1)

@@ -1,0 +1,131 @@
+"""What a comparison finds, made up, with the statistics of the real ones."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from typing import Any
+
+from pipeline.report.statistics import RATE, not_measured, summary_of, warnings_of, with_targets
+from pipeline.study.arms import name_of
+
+ROWS, WORKERS, CHANCE = 54_000, 2, 0.1
+LAYERS = ("0", "1.stem.0", "1.stem.1", "1.stages.0.0", "1.stages.1.0", "2")
+
+
+def comparison_of(
+    varied: dict[str, list[Any]] | None = None,
+    *,
+    rates: tuple[float, ...] = (0.02, 0.1, 0.5),
+    seeds: int = 2,
+    epochs: int = 4,
+    target_accuracy: float | None = None,
+    diverged: dict[str, int] | None = None,
+    gradient_norms: bool = True,
+    speed: bool = True,
+    level: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """A comparison of every combination of ``varied`` (norms none and batch where it is None).
+
+    rates : of the search; one of them is no search
+    diverged : how many of an arm's runs did, by its name
+    level : an arm's accuracy after all epochs, by its name
+    """
+    varied = {"model.norm": ["none", "batch"]} if varied is None else varied
+    arms = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
+    tune = [RATE] if len(rates) > 1 else []
+    search = [_trial(values, rate) for values in arms for rate in rates if tune]
+    runs = []
+    for seed, (number, values) in itertools.product(range(seeds), enumerate(arms)):
+        arm, known = name_of(values) or "batch", level or {}
+        best = known.get(arm, 0.885 + 0.022 * (values.get("model.norm") == "batch") - 0.0008 * number)
+        fallen = seed < (diverged or {}).get(arm, 0)
+        rate = values.get(RATE, _chosen(search, arm, rates))
+        runs.append(_run(values, rate, seed, best, epochs, tune, fallen=fallen, speed=speed, gradients=gradient_norms))
+    baseline = runs[0]["arm"]
+    runs = with_targets(runs, baseline, target_accuracy)
+    grid = varied | ({RATE: list(rates)} if tune else {})
+    base = [run for run in runs if run["arm"] == baseline]
+    summaries = [
+        summary_of([r for r in runs if r["arm"] == arm], base, [t for t in search if t["arm"] == arm], CHANCE)
+        for arm in dict.fromkeys(run["arm"] for run in runs)
+    ]
+    return {
+        "name": "quickstart", "evaluated_on": "test", "baseline": baseline, "varied": list(varied), "tuned": tune,
+        "grid": grid, "target_accuracy": target_accuracy, "side_by_side": 2,
+        "dataset": {"name": "fashion_mnist", "digest": "sha256:" + 32 * "6a", "classes": 10,
+                    "rows": {"test": 10_000, "train": ROWS, "validation": 6_000}},
+        "settings": {
+            "model": {"network": "cnn", "norm": "batch", "depth": 3, "width": 16},
+            "train": {"batch_size": None, "rank_batch_size": 128, "epochs": epochs, "schedule": "cosine"},
+            "workers": {"count": WORKERS},
+            "compare": {"seeds": list(range(seeds)), "search_epochs": 1, "search_on": "validation"},
+        },
+        "runs": runs, "arms": summaries, "search": search,
+        "warnings": warnings_of(summaries, grid, tune),
+        "not_measured": not_measured(grid, seeds, gradient_norms=gradient_norms),
+        "mlflow": {"parent_run_id": "f4c70096e85440fb8b917ec4b5efa297", "experiment": "sparknorm"},
+    }  # fmt: skip
+
+
+def many_arms(**options: Any) -> dict[str, Any]:
+    """28: four norms with seven batch sizes."""
+    varied = {"model.norm": ["none", "batch", "group", "layer"], "train.rank_batch_size": [2, 4, 8, 16, 32, 64, 128]}
+    level = {}
+    for norm, size in itertools.product(*varied.values()):
+        # As in figure 1 of Wu & He (2018): the error of batch norm rises where batches are small.
+        error = {"none": 0.115, "batch": 0.086 + 0.12 / size, "group": 0.094, "layer": 0.099}[norm]
+        level[name_of({"model.norm": norm, "train.rank_batch_size": size})] = 1 - error
+    return comparison_of(varied, level=level, **options)
+
+
+def _trial(values: dict[str, Any], rate: float) -> dict[str, Any]:
+    arm = name_of(values) or "batch"
+    best = 0.1 if values.get("model.norm") == "batch" else 0.03
+    accuracy = 0.87 - 0.05 * math.log10(rate / best) ** 2
+    fallen = rate > 10 * best
+    return {
+        "arm": arm, "values": values, "tuned": {RATE: rate}, "learning_rate": rate, "global_batch": 256, "seed": 1000,
+        "best_accuracy": 0.31 if fallen else accuracy, "final_accuracy": 0.1 if fallen else accuracy,
+        "diverged": fallen, "steps": 200, "images_per_second": 4000.0, "run_id": f"search-{arm}-{rate:g}",
+    }  # fmt: skip
+
+
+def _chosen(search: list[dict[str, Any]], arm: str, rates: tuple[float, ...]) -> float:
+    trials = [trial for trial in search if trial["arm"] == arm]
+    return max(trials, key=lambda t: (not t["diverged"], t["best_accuracy"]))["learning_rate"] if trials else rates[0]
+
+
+def _run(
+    values: dict[str, Any], rate: float, seed: int, best: float, epochs: int, tune: list[str],
+    *, fallen: bool, speed: bool, gradients: bool,
+) -> dict[str, Any]:  # fmt: skip
+    arm = name_of(values) or "batch"
+    noise = random.Random(f"{arm} {seed}")
+    batch = WORKERS * values.get("train.rank_batch_size", 128)
+    total, looks = ROWS * epochs // batch, 4 * epochs
+    curve: list[dict[str, Any]] = []
+    for look in range(1, looks + 1):
+        rise = 1 - math.exp(-(7 + 5 * (values.get("model.norm") == "batch")) * look / looks)
+        accuracy = round((best + noise.gauss(0, 0.001)) * (rise - noise.uniform(0, 0.02) * (1 - look / looks)), 4)
+        step, gone = total * look // looks, fallen and look == looks // 2
+        point = {"step": step - 3 - seed, "accuracy": 0.1, "loss": None} if gone else {"step": step}
+        curve.append({"epoch": epochs * look / looks, "accuracy": accuracy, "loss": 2.3 * (1 - accuracy), **point})
+        if gone:
+            break
+    accuracies = [point["accuracy"] for point in curve]
+    per_second = (5800.0 - 1200 * (values.get("model.norm") != "none")) * noise.uniform(0.9, 1.1)
+    vanish = 0.5 if values.get("model.norm") == "none" else 0.95
+    layers = [name for name in LAYERS if values.get("model.norm") != "none" or name != "1.stem.1"]
+    norms = [{"layer": name, "first": 1.0, "median": 0.6 * vanish ** (len(layers) - n) * noise.uniform(0.8, 1.2)}
+             for n, name in enumerate(layers)]  # fmt: skip
+    return {
+        "arm": arm, "values": values, "tuned": dict.fromkeys(tune, rate), "learning_rate": rate, "global_batch": batch,
+        "seed": seed, "best_accuracy": max(accuracies), "final_accuracy": accuracies[-1], "steps": curve[-1]["step"],
+        "images_per_second": per_second if speed else None, "diverged": fallen, "curve": curve,
+        "train_loss": [None if point["loss"] is None else point["loss"] + 0.05 for point in curve],
+        "train_seconds": [point["step"] * batch / per_second for point in curve],
+        "run_id": f"{arm} {seed}".replace(",", "").replace(" ", "-"),
+        **({"gradient_norms": norms} if gradients else {}),
+    }  # fmt: skip

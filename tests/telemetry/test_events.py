@@ -1,0 +1,124 @@
+import json
+import time
+
+import pytest
+
+from pipeline import storage
+from pipeline.telemetry.events import EventReader, EventWriter
+
+
+def test_every_event_once_and_in_order(tmp_path):
+    reader = EventReader(str(tmp_path / "events"))
+    assert reader.new() == []
+    writer = EventWriter(str(tmp_path / "events"), 0, flush_seconds=0)
+    for step in range(3):
+        writer.emit("step", step=step)
+    assert [event["step"] for event in reader.new()] == [0, 1, 2]
+    assert reader.new() == []
+    writer.emit("step", step=3)
+    assert [event["step"] for event in reader.new()] == [3]
+
+
+def test_events_wait_for_their_flush(tmp_path):
+    reader, writer = EventReader(str(tmp_path)), EventWriter(str(tmp_path), 0, flush_seconds=3600)
+    writer.emit("step", step=1)
+    assert reader.new() == []
+    writer.flush()
+    assert [event["step"] for event in reader.new()] == [1]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_restarted_attempt_sorts_after_the_one_before(tmp_path):
+    first = EventWriter(str(tmp_path), 0, flush_seconds=0)
+    first.emit("step", step=1)
+    second = EventWriter(str(tmp_path), 0, flush_seconds=0)
+    second.emit("step", step=1)
+    second.emit("step", step=2)
+    assert [event["step"] for event in EventReader(str(tmp_path)).new()] == [1, 1, 2]
+
+
+def event(step):
+    return json.dumps({"kind": "step", "time": 1.0, "step": step}).encode()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "kept"),
+    [
+        (b"", []),
+        (b"\x89PNG\r\n\x1a\n\x00\xff\xfe", []),
+        (event(2)[:-5], []),
+        (event(2) + b"\n" + event(3)[:20], [2]),
+        (event(2) + b"\n\xff\xfe\n" + event(3) + b"\n", [2]),
+        (event(2), []),  # a line without its end is not whole
+        (event(2) + b"\n[1, 2]\n", [2]),
+        (event(2) + b"\n" + b'{"kind": "step"}\n', [2]),
+        (b"[" * 100_000 + b"\n", []),
+    ],
+    ids=["empty", "binary", "torn", "torn later", "not UTF-8", "no newline", "no object", "no time", "nested"],
+)
+def test_a_damaged_file_gives_what_is_whole_and_is_named_once(tmp_path, caplog, damaged, kept):
+    (tmp_path / "0-a.jsonl").write_bytes(event(1) + b"\n")
+    (tmp_path / "1-b.jsonl").write_bytes(damaged)
+    (tmp_path / "2-c.jsonl").write_bytes(event(9) + b"\n")
+    reader = EventReader(str(tmp_path))
+    assert [event["step"] for event in reader.new()] == [1, *kept, 9]
+    assert reader.complete
+    (tmp_path / "1-b.jsonl").write_bytes(event(5) + b"\n")
+    assert reader.new() == []
+    assert len(caplog.records) == 1
+    assert str(tmp_path / "1-b.jsonl") in caplog.text
+
+
+def test_storage_that_fails_is_tried_again_and_the_order_stays(tmp_path, monkeypatch):
+    for step in range(1, 4):
+        (tmp_path / f"{step}.jsonl").write_bytes(event(step) + b"\n")
+    read, names = storage.read_bytes, storage.names
+    reader = EventReader(str(tmp_path))
+
+    def fail(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(storage, "names", lambda folder: [*names(folder)[:1], "1-vanished.jsonl", *names(folder)[1:]])
+    assert [event["step"] for event in reader.new()] == [1]
+    assert isinstance(reader.failure, FileNotFoundError)
+    assert not reader.complete
+    monkeypatch.setattr(storage, "names", names)
+    monkeypatch.setattr(storage, "read_bytes", fail)
+    assert reader.new() == []
+    monkeypatch.setattr(storage, "read_bytes", read)
+    monkeypatch.setattr(storage, "names", fail)
+    assert reader.new() == []
+    monkeypatch.setattr(storage, "names", names)
+    assert [event["step"] for event in reader.new()] == [2, 3]
+    assert reader.complete
+    assert reader.failure is None
+
+
+def test_a_part_of_the_files_at_a_time(tmp_path):
+    for step in range(5):
+        (tmp_path / f"{step}.jsonl").write_bytes(event(step) + b"\n")
+    reader = EventReader(str(tmp_path))
+    parts = [(len(reader.new(2)), reader.complete) for _ in range(4)]
+    assert parts == [(2, False), (2, False), (1, True), (0, True)]
+
+
+def test_a_restarted_attempt_sorts_after_the_one_before_also_where_its_clock_is_behind(tmp_path, monkeypatch):
+    EventWriter(str(tmp_path), 0, flush_seconds=0).emit("step", step=1)
+    monkeypatch.setattr(time, "time_ns", lambda: 1)
+    EventWriter(str(tmp_path), 0, flush_seconds=0).emit("step", step=2)
+    assert [event["step"] for event in EventReader(str(tmp_path)).new()] == [1, 2]
+
+
+def test_storage_that_does_not_take_events_stops_no_training_and_loses_none(tmp_path, monkeypatch):
+    writer, publish = EventWriter(str(tmp_path), 0, flush_seconds=0), storage.publish
+
+    def fail(path, data):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(storage, "publish", fail)
+    writer.emit("step", step=1)
+    with pytest.raises(OSError, match="no space"):
+        writer.flush()
+    monkeypatch.setattr(storage, "publish", publish)
+    writer.emit("step", step=2)
+    assert [event["step"] for event in EventReader(str(tmp_path)).new()] == [1, 2]

@@ -1,0 +1,93 @@
+"""Learning rate and momentum by step, and what decays."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config.training import TrainSettings
+from pipeline.training.optimizer import Schedule, make_optimizer
+
+
+def rates(steps=100, **train):
+    """Learning rate of each step of one epoch."""
+    given = {"epochs": 1, "batch_size": 256, "learning_rate": 1.0, "warmup_epochs": 0.1}
+    schedule = Schedule(TrainSettings(**{**given, **train}), steps)
+    return [schedule.learning_rate(step) for step in range(steps)]
+
+
+def test_cosine_after_linear_warm_up():
+    found = rates()
+    assert found[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
+    assert found[10] == 1
+    assert found[55] == pytest.approx(0.5)
+    assert found[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    assert rates(10, warmup_epochs=0)[0] == 1
+
+
+def test_linear_and_constant():
+    assert rates(schedule="linear", warmup_epochs=0) == pytest.approx([1 - s / 100 for s in range(100)])
+    assert rates(schedule="constant")[10:] == [1.0] * 90
+    assert rates(schedule="constant")[4] == 0.5
+
+
+def test_linear_scaling_warms_up_from_the_unscaled_rate():
+    """Goyal et al. 2017, section 2.2: from eta to k eta, by the same amount at every step."""
+    found = rates(learning_rate=0.1, batch_size=1024, base_batch_size=256, schedule="constant")
+    assert found[10:] == pytest.approx([0.4] * 90)
+    assert found[:10] == pytest.approx([0.1 + 0.3 * (s + 1) / 10 for s in range(10)])
+    small = rates(learning_rate=0.1, batch_size=128, base_batch_size=256, schedule="constant")
+    assert small[10:] == pytest.approx([0.05] * 90)
+    assert small[0] == pytest.approx(0.005)
+
+
+def test_one_cycle_is_torchs():
+    """torch's own schedule, with its two phases, is an independent account of the same one."""
+    train = TrainSettings(epochs=1, batch_size=256, learning_rate=0.7, schedule="one_cycle", momentum=0.95)
+    schedule = Schedule(train, 50)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.7, momentum=0.95)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.7, total_steps=51, pct_start=0.3, base_momentum=0.85, max_momentum=0.95, final_div_factor=1e4
+    )
+    for step in range(50):
+        group = optimizer.param_groups[0]
+        assert schedule.learning_rate(step) == pytest.approx(group["lr"], abs=0.03)
+        assert schedule.momentum(step) == pytest.approx(group["momentum"], abs=0.007)
+        optimizer.step()
+        theirs.step()
+    assert schedule.learning_rate(0) == pytest.approx(0.7 / 25)
+    assert schedule.learning_rate(15) == pytest.approx(0.7)
+    assert schedule.momentum(15) == pytest.approx(0.85)
+    assert schedule.learning_rate(49) == pytest.approx(0.7 / 2.5e5)
+    assert schedule.momentum(49) == pytest.approx(0.95)
+
+
+def test_vectors_do_not_decay():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    decayed, kept = make_optimizer(model, TrainSettings(weight_decay=0.5)).param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.5, 0)
+    assert [p.ndim for p in decayed["params"]] == [4, 2]
+    assert [p.ndim for p in kept["params"]] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "workers", "rank", "total"),
+    [({}, 4, 128, 512), ({"rank_batch_size": 32}, 2, 32, 64), ({"batch_size": 256}, 4, None, 256)],
+)
+def test_batch_of_a_worker_or_of_all(given, workers, rank, total):
+    train = TrainSettings(**given).for_workers(workers)
+    assert (train.rank_batch_size, train.global_batch) == (rank, total)
+    assert train.for_workers(workers) == train
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rank_batch_size": 64, "batch_size": 256}, "batch_size 256 is not rank_batch_size 64 x 2 workers: set one"),
+        ({"rank_batch_size": 9}, "rank_batch_size 9 x 2 workers is not a multiple of lanes 16: use 8, or other lanes"),
+    ],
+)
+def test_batches_that_do_not_fit(given, message):
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(**given).for_workers(2)
