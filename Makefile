@@ -26,10 +26,11 @@ run: setup ## the main job: ingest Fashion-MNIST, train with and without batch n
 ui: setup ## the MLflow UI on the runs, at http://127.0.0.1:5000
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port 5000
 
-check: setup ## lint and types
+check: setup ## lint, types and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Two processes with a thread for each core would wait for each other: small networks became 20 times as slow.
 test: setup dist ## all tests but the slow ones; what CI runs
