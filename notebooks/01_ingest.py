@@ -15,7 +15,7 @@ dbutils.widgets.text("overrides", "", "Overrides: section.key=value section.key=
 
 import shlex
 
-from pipeline.config.settings import load_settings
+from pipeline.config import load_settings
 from pipeline.ingest.job import ingest
 
 settings = load_settings(dbutils.widgets.get("config"), shlex.split(dbutils.widgets.get("overrides")))

@@ -13,7 +13,7 @@ dbutils.widgets.text("overrides", "", "Overrides: section.key=value section.key=
 
 import shlex
 
-from pipeline.config.settings import load_settings
+from pipeline.config import load_settings
 from pipeline.driver.trial import run_trial
 from pipeline.tracking.tracker import Tracker
 

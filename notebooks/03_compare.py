@@ -14,7 +14,7 @@ dbutils.widgets.text("overrides", "", "Overrides: section.key=value section.key=
 import shlex
 
 from pipeline import storage
-from pipeline.config.settings import load_settings
+from pipeline.config import load_settings
 from pipeline.study.compare import compare
 
 settings = load_settings(dbutils.widgets.get("config"), shlex.split(dbutils.widgets.get("overrides")))

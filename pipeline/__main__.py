@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import storage
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config import Settings, load_settings
 from pipeline.console import console
 
 app = typer.Typer(
@@ -55,7 +55,7 @@ def train(config: Config, override: Overrides = None) -> None:
     from pipeline.tracking.tracker import Tracker
     from pipeline.training.timing import describe
 
-    settings = _start("train", config, override, one=True)
+    settings = _start("train", config, override, single_run=True)
     spark = _session(settings)
     check_trial(spark, settings)
     name = _training(settings)
@@ -73,7 +73,7 @@ def export(config: Config, override: Overrides = None) -> None:
     from models.fold import by_reason
     from pipeline.serving.export import export as job
 
-    settings = load_settings(config, override or [], one=True)
+    settings = load_settings(config, override or [], single_run=True)
     path, made = job(settings, name=_training(settings))
     folded, left = made["fold"]["folded"], made["fold"]["left"]
     if settings.export.fold is not False:
@@ -123,9 +123,9 @@ def doctor(config: Config, override: Overrides = None) -> None:
         sys.exit(1)
 
 
-def _start(command: str, config: Path, overrides: list[str] | None, *, one: bool = False) -> Settings:
+def _start(command: str, config: Path, overrides: list[str] | None, *, single_run: bool = False) -> Settings:
     """The settings; what an earlier call left is removed, so that a failure cannot look like its result."""
-    settings = load_settings(config, overrides or [], one=one)
+    settings = load_settings(config, overrides or [], single_run=single_run)
     storage.remove(storage.join(settings.output, f"{command}.json"))
     return settings
 

@@ -12,7 +12,9 @@ import pytest
 from small_data import dataset_settings, write_idx, write_idx_folder
 
 from pipeline import storage
-from pipeline.config.settings import Settings, SparkSettings, TrackingSettings
+from pipeline.config.cluster import SparkSettings
+from pipeline.config.settings import Settings
+from pipeline.config.study import TrackingSettings
 from pipeline.ingest.sources import fashion_mnist
 
 REPOSITORY = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ from pipeline.cluster import resources
 from pipeline.cluster.session import is_connect, spark_reason
 from pipeline.cluster.task import SCHEMA, Facts, Task, describe, first_of, run_task
 from pipeline.cluster.watch import Watch
-from pipeline.config.settings import WorkerSettings
+from pipeline.config.cluster import WorkerSettings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import barrier, resources
-from pipeline.config.settings import WorkerSettings
+from pipeline.config.cluster import WorkerSettings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.session import is_connect, spark_reason
-from pipeline.config.settings import WorkerSettings
+from pipeline.config.cluster import WorkerSettings
 
 if TYPE_CHECKING:
     from pyspark.resource import ResourceProfile

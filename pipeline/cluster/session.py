@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.settings import SparkSettings
+from pipeline.config.cluster import SparkSettings
 from pipeline.java import require_java
 
 if TYPE_CHECKING:

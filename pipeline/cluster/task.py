@@ -19,7 +19,7 @@ from datetime import timedelta
 from typing import Any
 
 from pipeline import storage
-from pipeline.config.settings import WorkerSettings
+from pipeline.config.cluster import WorkerSettings
 from pipeline.telemetry import heartbeat
 
 SCHEMA = "rank int, failed boolean, payload binary"

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.cluster import task
-from pipeline.config.settings import WorkerSettings
+from pipeline.config.cluster import WorkerSettings
 from pipeline.telemetry import heartbeat
 
 # A rank whose heartbeat is this many beats old is taken for gone or frozen.

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from pipeline.config.frozen import FrozenModel
 
 # Sources whose images are stored raw in one shape, so that none has to be set.
 FIXED_SHAPE = ("fashion_mnist", "idx", "cifar10", "cifar100")
 TABLES = ("table", "parquet", "delta")
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DeformSettings(Section):
+class DeformSettings(FrozenModel):
     """How far a made copy may differ from its original (see `deform.py`)."""
 
     shift: float = Field(2.0, ge=0, description="up to this many pixels each way")
@@ -24,7 +22,7 @@ class DeformSettings(Section):
     elastic: float = Field(1.0, ge=0, description="standard deviation of the smooth displacement, in pixels")
 
 
-class SourceSettings(Section):
+class SourceSettings(FrozenModel):
     """Where the images come from."""
 
     kind: Literal[
@@ -66,7 +64,7 @@ class SourceSettings(Section):
         return self
 
 
-class ImageSettings(Section):
+class ImageSettings(FrozenModel):
     """What every image becomes."""
 
     shape: tuple[int, int, int] | None = Field(
@@ -91,7 +89,7 @@ class ImageSettings(Section):
         return self
 
 
-class DatasetSettings(Section):
+class DatasetSettings(FrozenModel):
     """The dataset on disk: what `ingest` writes and everything else reads."""
 
     path: str = Field("runs/datasets/fashion_mnist", description="folder or fsspec URL of the dataset")
@@ -131,7 +129,7 @@ class DatasetSettings(Section):
         return self
 
 
-class ReaderSettings(Section):
+class ReaderSettings(FrozenModel):
     """How training reads the shards. ``reader: petastorm`` is short for ``reader: {kind: petastorm}``."""
 
     kind: Literal["arrow", "petastorm"] = Field(

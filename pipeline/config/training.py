@@ -7,13 +7,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.dataset import Section
+from pipeline.config.frozen import FrozenModel
 
 # Images of one step for each worker where neither rank_batch_size nor batch_size is set.
 RANK_BATCH_SIZE = 128
 
 
-class ModelSettings(Section):
+class ModelSettings(FrozenModel):
     """The network and its normalization."""
 
     network: str = Field("cnn", description="a name registered in models/")
@@ -51,7 +51,7 @@ class ModelSettings(Section):
     )
 
 
-class AugmentSettings(Section):
+class AugmentSettings(FrozenModel):
     """Random changes to training images, made on the device, the same for any number of workers."""
 
     flip: bool = Field(False, description="mirror left-right with probability one half")
@@ -59,7 +59,7 @@ class AugmentSettings(Section):
     cutout: int = Field(0, ge=0, description="side of a square at a random place that gets the mean colour; 0: none")
 
 
-class DiagnosticsSettings(Section):
+class DiagnosticsSettings(FrozenModel):
     """Looks into the network while it trains. They change no result, and cost nothing where they are off."""
 
     every_steps: int | None = Field(None, ge=1, description="steps between two looks into the network; null: off")
@@ -72,7 +72,7 @@ class DiagnosticsSettings(Section):
     )
 
 
-class TrainSettings(Section):
+class TrainSettings(FrozenModel):
     """One training run."""
 
     seed: int = Field(0, ge=0, description="seed of the initial weights, the order of rows and augmentation")
@@ -137,6 +137,11 @@ class TrainSettings(Section):
         return self
 
     @property
+    def world_sizes(self) -> tuple[int, ...]:
+        """The numbers of workers that can train with these lanes: the divisors of ``lanes``, ascending."""
+        return divisors(self.lanes)
+
+    @property
     def global_batch(self) -> int:
         """Images of one step over all workers; known once `for_workers` was called."""
         if self.batch_size is None:
@@ -167,7 +172,12 @@ class TrainSettings(Section):
         return self.model_copy(update={"rank_batch_size": rows, "batch_size": rows * count})
 
 
-class CheckpointSettings(Section):
+def divisors(number: int) -> tuple[int, ...]:
+    """The numbers that divide a number of at least 1, ascending."""
+    return tuple(size for size in range(1, number + 1) if number % size == 0)
+
+
+class CheckpointSettings(FrozenModel):
     """When the state of a training is saved, beside the training. One more is saved at the end of every epoch."""
 
     every_steps: int | None = Field(None, ge=1, description="optimizer steps between two checkpoints; null: by time")

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.config.training import divisors
+
 # What random numbers are for is part of their seed: numpy takes [seed, epoch] and [seed, epoch, 0, 0] for the same.
 _GROUPS, _ROWS = 1, 2
 
@@ -67,8 +69,7 @@ def rank_lanes(rank: int, world_size: int, lanes: int) -> range:
         ``world_size`` does not divide ``lanes``.
     """
     if world_size < 1 or lanes % world_size:
-        fits = [n for n in range(1, lanes + 1) if lanes % n == 0]
-        raise ValueError(f"{world_size} workers do not divide {lanes} lanes: use one of {fits}")
+        raise ValueError(f"{world_size} workers do not divide {lanes} lanes: use one of {list(divisors(lanes))}")
     return range(rank, lanes, world_size)
 
 

@@ -110,8 +110,7 @@ def _dataset(settings: Settings) -> str:
     check_data(manifest, settings.train, settings.reader, settings.workers.count)
     split = manifest.split("train")
     groups = sum(len(shard.row_groups) for shard in split.shards)
-    lanes = settings.train.lanes
-    sizes = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % size == 0)
+    lanes, sizes = settings.train.lanes, ", ".join(map(str, settings.train.world_sizes))
     return f"{split.rows:,} rows in {groups} row groups for {lanes} lanes, which {sizes} workers divide"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.cluster import resources
 from pipeline.cluster.barrier import StoppedError
-from pipeline.config.settings import WorkerSettings
+from pipeline.config.cluster import WorkerSettings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -26,7 +26,8 @@ from torch import nn
 from models import build_model
 from models.fold import Folded, fold
 from pipeline import __version__, storage
-from pipeline.config.settings import ExportSettings, Settings
+from pipeline.config.settings import Settings
+from pipeline.config.study import ExportSettings
 from pipeline.data import reader
 from pipeline.data.manifest import Manifest
 from pipeline.data.manifest import load as load_manifest

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.settings import Settings
+from pipeline.config import Settings, dotted
 
 
 def params_of(settings: Settings, varied: Mapping[str, Sequence[Any]] | None = None) -> dict[str, Any]:
@@ -17,14 +17,7 @@ def params_of(settings: Settings, varied: Mapping[str, Sequence[Any]] | None = N
     varied : settings of which a comparison tries several values: they have no single one that would be true
     """
     several = {name: ", ".join(map(str, values)) for name, values in (varied or {}).items()}
-    return {**_flatten(settings.model_dump(mode="json")), **several}
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
+    return {**dict(dotted.leaves(settings.model_dump(mode="json"))), **several}
 
 
 def origin() -> dict[str, str]:

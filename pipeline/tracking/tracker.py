@@ -30,7 +30,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 
 from pipeline import storage
-from pipeline.config.settings import Settings, TrackingSettings
+from pipeline.config.settings import Settings
+from pipeline.config.study import TrackingSettings
 from pipeline.data.manifest import Manifest
 from pipeline.telemetry.events import Event, metric_values
 from pipeline.tracking.outage import Answer, RefusedError, TrackingError, patiently, reason

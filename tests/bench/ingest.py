@@ -22,8 +22,8 @@ from results import Result, compare, leave
 
 from pipeline import storage
 from pipeline.cluster.session import get_session
+from pipeline.config.cluster import SparkSettings
 from pipeline.config.dataset import DatasetSettings, ImageSettings, SourceSettings
-from pipeline.config.settings import SparkSettings
 from pipeline.ingest.job import ingest
 from pipeline.ingest.sources.fashion_mnist import CLASSES, locate
 from pipeline.ingest.sources.source import open_source

@@ -25,8 +25,8 @@ import torch
 from results import Result, compare, leave
 
 from pipeline.cluster import barrier
+from pipeline.config.cluster import SparkSettings, WorkerSettings
 from pipeline.config.dataset import ReaderSettings
-from pipeline.config.settings import SparkSettings, WorkerSettings
 from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.data import manifest
 from pipeline.data.prefetch import Prefetch

@@ -12,7 +12,7 @@ import torch
 from pyspark import cloudpickle
 
 from pipeline.cluster import barrier
-from pipeline.config.settings import WorkerSettings
+from pipeline.config.cluster import WorkerSettings
 
 pytestmark = pytest.mark.spark
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -14,7 +14,7 @@ from connect_server import REPOSITORY, code_zip, connect_server, plain_environme
 from small_data import CLASSES
 
 from pipeline.cluster.session import CONNECT_SECONDS, spark_reason
-from pipeline.config.settings import SettingsError, load_settings
+from pipeline.config import SettingsError, load_settings
 from pipeline.data import manifest
 
 QUICKSTART = str(REPOSITORY / "conf" / "quickstart.yaml")
@@ -70,7 +70,7 @@ def test_the_same_ingest_and_compare(address, code, dataset, idx_folder, tmp_pat
 
 LOST = """
 from pipeline.cluster.barrier import run
-from pipeline.config.settings import SparkSettings, WorkerSettings
+from pipeline.config.cluster import SparkSettings, WorkerSettings
 from pipeline.cluster.session import get_session
 
 def fails(worker):

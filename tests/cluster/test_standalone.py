@@ -26,7 +26,7 @@ def cluster(tmp_path_factory):
 TRAINING = """
 import json, sys
 from pipeline.cluster import barrier, resources
-from pipeline.config.settings import WorkerSettings
+from pipeline.config.cluster import WorkerSettings
 from standalone_cluster import driver_session, shipped_properties
 
 small = {"spark.executor.instances": "2", "spark.executor.cores": "2", "spark.executor.memory": "512m"}
@@ -120,7 +120,7 @@ DISAGREEING = """
 import sys
 from pathlib import Path
 from pipeline.cluster import barrier
-from pipeline.config.settings import WorkerSettings
+from pipeline.config.cluster import WorkerSettings
 from standalone_cluster import driver_session
 
 spark = driver_session(sys.argv[1], {"spark.executor.cores": "2", "spark.executor.resource.gpu.amount": "1"})

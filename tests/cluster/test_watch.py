@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pipeline.cluster.watch import Watch
-from pipeline.config.settings import WorkerSettings
+from pipeline.config.cluster import WorkerSettings
 from pipeline.telemetry import heartbeat
 from pipeline.telemetry.heartbeat import Heartbeat, Status
 

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.settings import Settings, SettingsError, digest_of, load_settings
+from pipeline.config import Settings, SettingsError, load_settings
+from pipeline.config.settings import digest_of
 
 QUICKSTART = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
 

@@ -9,7 +9,8 @@ import mlflow
 import pytest
 
 from pipeline.cluster import barrier
-from pipeline.config.settings import CompareSettings, WorkerSettings
+from pipeline.config.cluster import WorkerSettings
+from pipeline.config.study import CompareSettings
 from pipeline.driver import slots
 from pipeline.study.compare import compare
 from pipeline.telemetry.events import EventReader

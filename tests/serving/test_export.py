@@ -16,7 +16,8 @@ from models import NETWORKS, build_model
 from models.fold import FoldError
 from models.norms.base import NormLayer
 from pipeline.__main__ import _training, app
-from pipeline.config.settings import ExportSettings, Settings
+from pipeline.config.settings import Settings
+from pipeline.config.study import ExportSettings
 from pipeline.config.training import ModelSettings
 from pipeline.driver.trial import run_trial
 from pipeline.serving import export as exporting

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.settings import SettingsError, load_settings
+from pipeline.config import SettingsError, load_settings
 from pipeline.study.arms import arms_of, candidates_of, name_of
 
 QUICKSTART = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
@@ -73,8 +73,8 @@ def test_nothing_is_left_to_compare_in_an_arm():
 
 def test_a_command_that_trains_once_wants_one_value():
     with pytest.raises(SettingsError, match=r"model\.norm lists \['none', 'batch'\].*choose one.*-o model\.norm=none"):
-        load("model.norm=[none, batch]", one=True)
-    assert load(one=True).model.norm == "batch"  # what `train` uses beside the grid of `compare`
+        load("model.norm=[none, batch]", single_run=True)
+    assert load(single_run=True).model.norm == "batch"  # what `train` uses beside the grid of `compare`
 
 
 def test_values_that_do_not_fit_each_other_are_named_before_anything_runs():

@@ -15,7 +15,7 @@ from mlflow.entities import RunStatus
 
 from pipeline import __main__ as commands
 from pipeline.cluster import barrier
-from pipeline.config.settings import CompareSettings
+from pipeline.config.study import CompareSettings
 from pipeline.study.arms import arms_of
 from pipeline.study.compare import _search, _trial, compare, metrics_of
 

@@ -17,8 +17,9 @@ import psutil
 import torch
 
 from pipeline.cluster import elastic
-from pipeline.config.settings import Settings, SparkSettings
-from pipeline.config.settings import WorkerSettings as Workers
+from pipeline.config.cluster import SparkSettings
+from pipeline.config.cluster import WorkerSettings as Workers
+from pipeline.config.settings import Settings
 from pipeline.config.training import AugmentSettings, CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.telemetry import heartbeat
 from pipeline.telemetry.events import EventReader

@@ -188,7 +188,7 @@ def shipped_properties(name: str) -> dict[str, str]:
 def driver_session(master: str, conf: Mapping[str, str]) -> Any:
     """For scripts of `run_driver`: a session of small executors on ``master``."""
     from pipeline.cluster.session import get_session
-    from pipeline.config.settings import SparkSettings
+    from pipeline.config.cluster import SparkSettings
 
     small = {
         "spark.driver.host": "127.0.0.1",

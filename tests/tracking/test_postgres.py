@@ -14,7 +14,7 @@ from postgres_server import PostgresServer
 from pyspark import cloudpickle
 
 from pipeline.cluster.progress import TrainingBar
-from pipeline.config.settings import TrackingSettings
+from pipeline.config.study import TrackingSettings
 from pipeline.driver import trial
 from pipeline.driver.trial import run_trial
 from pipeline.telemetry.events import EventReader, EventWriter

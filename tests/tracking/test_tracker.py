@@ -9,7 +9,8 @@ import pytest
 from mlflow.exceptions import MlflowException, RestException
 
 from pipeline.cluster.progress import TrainingBar
-from pipeline.config.settings import Settings, TrackingSettings
+from pipeline.config.settings import Settings
+from pipeline.config.study import TrackingSettings
 from pipeline.tracking import outage
 from pipeline.tracking.outage import TrackingError, is_outage, patiently, reason
 from pipeline.tracking.tracker import TrackedRun, Tracker

@@ -17,7 +17,8 @@ import sqlalchemy
 import torch
 
 from pipeline.cluster.progress import TrainingBar
-from pipeline.config.settings import Settings, TrackingSettings
+from pipeline.config.settings import Settings
+from pipeline.config.study import TrackingSettings
 from pipeline.telemetry.events import EventWriter
 from pipeline.tracking import tracker as module
 from pipeline.tracking.relay import Relay

@@ -23,7 +23,7 @@ from mlflow_server import MlflowServer
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from pipeline.config.settings import load_settings
+from pipeline.config import load_settings
 from pipeline.study.compare import compare
 
 pytestmark = pytest.mark.ui

@@ -1,0 +1,95 @@
+"""Dotted names of settings, such as ``train.augment.flip``: the one place that takes them apart and follows them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, get_origin
+
+from pydantic import BaseModel
+
+# Nested dictionaries of settings, as YAML files hold them.
+Tree = dict[str, Any]
+
+
+def is_setting(model: type[BaseModel], name: str) -> bool:
+    """Whether a dotted name is that of a single value, not of a section."""
+    kind: Any = model
+    for part in name.split("."):
+        field = getattr(kind, "model_fields", {}).get(part)
+        if field is None:
+            return False
+        kind = field.annotation
+    return not hasattr(kind, "model_fields")
+
+
+def nearest(model: type[BaseModel], name: str) -> str:
+    """The known name of a setting that is most like this one, in the same section; empty where none is like it."""
+    *sections, last = name.split(".")
+    kind: Any = model
+    for part in sections:
+        field = getattr(kind, "model_fields", {}).get(part)
+        if field is None:
+            return ""
+        kind = field.annotation
+    near = difflib.get_close_matches(last, getattr(kind, "model_fields", {}), n=1, cutoff=0.4)
+    return ".".join([*sections, near[0]]) if near else ""
+
+
+def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a tree with its dotted name, in the order of the tree; an empty section has none."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def put(model: type[BaseModel], tree: Tree, name: str, value: Any) -> None:
+    """Set a value of a tree by its dotted name, and make the sections on the way that it lacks.
+
+    Raises
+    ------
+    ValueError
+        What should be a section is a value.
+    """
+    *sections, last = _keys(model, name)
+    for section in sections:
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            raise ValueError(f"{section} is a value, not a section")
+    tree[last] = value
+
+
+def join_keys(model: type[BaseModel], tree: Tree) -> None:
+    """Write nested entries of settings that are mappings with dotted keys.
+
+    In such a setting (``compare.grid``, ``spark.conf``) ``model: {norm: [none, batch]}`` becomes
+    ``model.norm: [none, batch]``.
+    """
+    for key, field in model.model_fields.items():
+        value = tree.get(key)
+        if isinstance(value, dict) and _is_mapping(field.annotation):
+            tree[key] = dict(leaves(value))
+        elif isinstance(value, dict) and hasattr(field.annotation, "model_fields"):
+            join_keys(field.annotation, value)  # type: ignore[arg-type]
+
+
+def _keys(model: type[BaseModel], name: str) -> list[str]:
+    """The keys of a dotted name from the outermost section inwards; in a setting that is a mapping, the rest is one."""
+    parts = name.split(".")
+    kind: Any = model
+    for depth, part in enumerate(parts[:-1], start=1):
+        field = getattr(kind, "model_fields", {}).get(part)
+        if field is None:
+            break
+        kind = field.annotation
+        if _is_mapping(kind):
+            return [*parts[:depth], ".".join(parts[depth:])]
+    return parts
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return get_origin(annotation) is dict

@@ -1,0 +1,69 @@
+"""Settings of what surrounds a training: its comparison with others, its tracking in MLflow, its export."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.frozen import FrozenModel
+
+
+class CompareSettings(FrozenModel):
+    """Arms x seeds, each arm with its own best values of the tuned settings.
+
+    A list in place of a setting's value (``model.norm: [none, batch]``) is the same as an entry of ``grid``.
+    """
+
+    grid: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict,
+        description="setting: values; every combination is an arm, the first is the baseline. A setting that is "
+        "overridden with one value leaves the grid",
+    )
+    tune: tuple[str, ...] = Field(
+        ("train.learning_rate",), description="settings of the grid that make no arms: each arm has its own best value"
+    )
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="every arm is trained once with each seed")
+    search_epochs: int = Field(1, ge=1, description="epochs of one trial that chooses the values of `tune`")
+    search_seed: int = Field(1_000, ge=0, description="seed of those trials, apart from the seeds compared")
+    search_on: str = Field("validation", description="split that chooses; never the one that judges")
+    target_accuracy: float | None = Field(
+        None, gt=0, le=1, description="steps, images and seconds to this; null: the best that the baseline reached"
+    )
+    side_by_side: int | None = Field(
+        None, ge=1, description="trials that train at once; null: as many as the slots hold (over Spark Connect: 1)"
+    )
+
+    @model_validator(mode="after")
+    def _no_doubles(self) -> CompareSettings:
+        for name, values in {"seeds": self.seeds, **self.grid}.items():
+            if not values:
+                raise ValueError(f"{name} lists no value")
+            if len({repr(value) for value in values}) != len(values):
+                raise ValueError(f"{name} lists a value twice: {list(values)}")
+        return self
+
+
+class TrackingSettings(FrozenModel):
+    """MLflow."""
+
+    uri: str = Field("sqlite:///runs/mlflow.db", description="any MLflow tracking URI")
+    experiment: str = Field("sparknorm", min_length=1)
+    artifacts: str = Field("runs/mlartifacts", description="artifact root of a new experiment in a local store")
+    system_metrics: bool = Field(True, description="let MLflow sample CPU, memory and disk of the driver")
+    outage_seconds: float = Field(
+        120, ge=0, description="how long to wait at the start or end of a run for a tracking server that is down"
+    )
+
+
+class ExportSettings(FrozenModel):
+    """What `export` makes of a trained network."""
+
+    formats: tuple[Literal["pt2", "torchscript", "onnx"], ...] | None = Field(
+        None,
+        min_length=1,
+        description="null: pt2 (torch.export) and torchscript, and onnx where its packages are installed",
+    )
+    fold: Literal["auto", True, False] = Field(
+        "auto", description="norms into convolutions before them; auto: those that can be; true: all, or it is an error"
+    )
