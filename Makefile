@@ -5,7 +5,7 @@ READY  := .venv/.ready
 CONFIG ?= conf/quickstart.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui check test test-all ui-test bench dist clean
+.PHONY: help setup run ui check test test-all ui-test bench docs dist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ run: setup ## the main job: ingest Fashion-MNIST, train with and without batch n
 ui: setup ## the MLflow UI on the runs, at http://127.0.0.1:5000
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port 5000
 
-check: setup ## lint, types and who may import whom
+check: setup docs ## lint, types, who may import whom, and whether the documentation can be built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -44,6 +44,9 @@ ui-test: setup ## look at the MLflow UI and the report of `make run` in a headle
 
 bench: setup ## loading, ingest, training and norms against their peers, about an hour (PART=loader, ingest, scale, training, study, norms or gpu)
 	$(BIN)/python tests/bench/run.py $(PART)
+
+docs: setup ## the documentation as a site: docs/_build/index.html
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
 
 dist: dist/sparknorm.zip ## the wheel, and the zip for spark-submit --py-files
 
