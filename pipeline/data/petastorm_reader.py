@@ -174,7 +174,7 @@ def _images(payloads: np.ndarray, image: Image) -> np.ndarray:
         raise ValueError("an image is null")
     if image.encoding != "raw":
         # Imported here: only encoded images need Pillow.
-        from pipeline.ingest.images import decode_stored
+        from pipeline.data.codec import decode_stored
 
         return np.stack([decode_stored(payload, image.encoding, image.shape) for payload in payloads])
     size = math.prod(image.shape)

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
 from pipeline.data import shard_cache
+from pipeline.data.codec import BadImageError, as_rows, decode_stored
 from pipeline.data.manifest import DatasetError, Manifest, Shard
-from pipeline.ingest.images import BadImageError, as_rows, decode_stored
 
 MAX_OPEN_FILES = 64
 # Before each value PLAIN has its length, 4 bytes, little-endian (Parquet format, "Encodings").

@@ -21,11 +21,12 @@ from pipeline.cluster.progress import spark_tasks
 from pipeline.cluster.session import spark_reason
 from pipeline.config.dataset import DatasetSettings
 from pipeline.config.settings import digest_of
-from pipeline.data import manifest
+from pipeline.data import manifest, reasons
 from pipeline.data.manifest import DatasetError, Ingested, Manifest, Shard, Split
-from pipeline.ingest import existing, images, tasks
+from pipeline.ingest import existing, tasks
 from pipeline.ingest.images import ImageSpec
-from pipeline.ingest.sources.source import Source, exact_path, open_source, spark_failures
+from pipeline.ingest.sources.open import open_source
+from pipeline.ingest.sources.source import Source, exact_path, spark_failures
 from pipeline.ingest.tasks import QUARANTINE, Layout
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def _without_duplicates(spark: SparkSession, rows: DataFrame, layout: Layout, be
         again = again | (F.col("reason").isNull() & F.col("known").isNotNull())
     return (
         marked.withColumn("again", again)
-        .withColumn("reason", F.when(F.col("again"), images.DUPLICATE).otherwise(F.col("reason")))
+        .withColumn("reason", F.when(F.col("again"), reasons.DUPLICATE).otherwise(F.col("reason")))
         .withColumn("split", F.when(F.col("again"), QUARANTINE).otherwise(F.col("split")))
         .withColumn("image", F.when(~F.col("again"), F.col("image")))
         .select("id", "split", "label", "image", "origin", "reason")
@@ -339,7 +340,7 @@ def _split(records: list[dict[str, Any]], layout: Layout) -> Split:
 
 def _check_bad_share(made: Manifest, settings: DatasetSettings, dataset: str) -> None:
     bad = Counter(made.set_aside)
-    bad.pop(images.DUPLICATE, None)  # asked for, and nothing is wrong with them
+    bad.pop(reasons.DUPLICATE, None)  # asked for, and nothing is wrong with them
     rows = sum(source.rows for source in made.sources)
     if bad.total() > settings.max_bad_share * rows:
         most = ", ".join(f"{reason} {count}" for reason, count in bad.most_common(3))

@@ -21,9 +21,11 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config.dataset import DeformSettings
+from pipeline.data import reasons
+from pipeline.data.codec import BadImageError, as_binary, as_rows, decode_stored
 from pipeline.ingest import images
 from pipeline.ingest.deform import deform
-from pipeline.ingest.images import BadImageError, ImageSpec
+from pipeline.ingest.images import ImageSpec
 
 QUARANTINE = "quarantine"
 # Bytes of images that one record batch holds, about; and rows that are deformed at once, few enough for the caches.
@@ -95,32 +97,31 @@ def _checked(rows: pa.RecordBatch, layout: Layout, spec: ImageSpec) -> pa.Record
         pc.make_struct(
             labels.is_null(), pc.or_(pc.less(labels, 0), pc.greater_equal(labels, layout.num_classes)).fill_null(False)
         ),
-        images.MISSING_LABEL,
-        images.UNKNOWN_LABEL,
+        reasons.MISSING_LABEL,
+        reasons.UNKNOWN_LABEL,
     )
     if layout.form == "pixels" and spec.encoding == "raw" and layout.pixel_shape == spec.shape:
-        made, bad_image = _as_they_are(rows.column("payload"), spec)
+        stored, bad_image = _as_they_are(rows.column("payload"), spec)
     else:
-        made, bad_image = _made(rows, layout, spec)
-    reasons = pc.coalesce(rows.column("problem"), bad_image, bad_label)
-    kept = pc.if_else(reasons.is_null(), made, pa.scalar(None, pa.binary()))
+        stored, bad_image = _made(rows, layout, spec)
+    reason = pc.coalesce(rows.column("problem"), bad_image, bad_label)
+    usable = pc.if_else(reason.is_null(), stored, pa.scalar(None, pa.binary()))
     return pa.RecordBatch.from_arrays(
-        [rows.column("id"), rows.column("split"), labels, kept, rows.column("origin"), reasons], names=list(_CHECKED)
+        [rows.column("id"), rows.column("split"), labels, usable, rows.column("origin"), reason], names=list(_CHECKED)
     )
 
 
 def _as_they_are(payloads: pa.Array, spec: ImageSpec) -> tuple[pa.Array, pa.Array]:
     """Pixels that have the shape already: no row is looked at by itself."""
     right_size = pc.equal(pc.binary_length(payloads), spec.raw_bytes).fill_null(False)
-    reasons = pc.case_when(
-        pc.make_struct(payloads.is_null(), pc.invert(right_size)), images.MISSING_IMAGE, images.WRONG_SIZE
+    return payloads, pc.case_when(
+        pc.make_struct(payloads.is_null(), pc.invert(right_size)), reasons.MISSING_IMAGE, reasons.WRONG_SIZE
     )
-    return payloads, reasons
 
 
 def _made(rows: pa.RecordBatch, layout: Layout, spec: ImageSpec) -> tuple[pa.Array, pa.Array]:
-    made: list[bytes | None] = []
-    reasons: list[str | None] = []
+    images_made: list[bytes | None] = []
+    problems: list[str | None] = []
     for payload, problem in zip(rows.column("payload"), rows.column("problem").to_pylist(), strict=True):
         image, reason = None, problem
         if problem is None:
@@ -128,9 +129,9 @@ def _made(rows: pa.RecordBatch, layout: Layout, spec: ImageSpec) -> tuple[pa.Arr
                 image = make_image(payload.as_py(), layout, spec)
             except BadImageError as error:
                 reason = str(error)
-        made.append(image)
-        reasons.append(reason)
-    return pa.array(made, pa.binary()), pa.array(reasons, pa.string())
+        images_made.append(image)
+        problems.append(reason)
+    return pa.array(images_made, pa.binary()), pa.array(problems, pa.string())
 
 
 def make_image(payload: Any, layout: Layout, spec: ImageSpec) -> bytes:
@@ -147,8 +148,8 @@ def make_image(payload: Any, layout: Layout, spec: ImageSpec) -> bytes:
         return images.from_spark_image(payload, spec)
     assert layout.pixel_shape is not None
     if payload is None:
-        raise BadImageError(images.MISSING_IMAGE)
-    return images.from_pixels(images.decode_stored(payload, "raw", layout.pixel_shape), spec)
+        raise BadImageError(reasons.MISSING_IMAGE)
+    return images.from_pixels(decode_stored(payload, "raw", layout.pixel_shape), spec)
 
 
 def expand(batches: Iterator[pa.RecordBatch], layout: Layout) -> Iterator[pa.RecordBatch]:
@@ -160,7 +161,7 @@ def expand(batches: Iterator[pa.RecordBatch], layout: Layout) -> Iterator[pa.Rec
             train = rows.filter(pc.and_(pc.equal(rows.column("split"), "train"), rows.column("reason").is_null()))
             if not train.num_rows:
                 continue
-            pixels = images.as_rows(train.column("image"), layout.image.raw_bytes)
+            pixels = as_rows(train.column("image"), layout.image.raw_bytes)
             assert pixels is not None, "rows of another size were set aside"
             for copy in range(1, layout.expand):
                 yield _copies(train, _deformed(pixels, train.column("id").to_numpy(), copy, layout), copy)
@@ -191,7 +192,7 @@ def _deformed(pixels: np.ndarray, ids: np.ndarray, copy: int, layout: Layout) ->
         made[block] = deform(shaped, ids[block], copies, seed=layout.seed, settings=layout.deform).reshape(
             len(copies), -1
         )
-    return _encoded(images.as_binary(made), layout.image)
+    return _encoded(as_binary(made), layout.image)
 
 
 def write(batches: Iterator[pa.RecordBatch], layout: Layout) -> Iterator[pa.RecordBatch]:
@@ -258,10 +259,10 @@ def _write_shard(path: str, rows: pa.Table, layout: Layout) -> dict[str, Any]:
 def _pixels(stored: pa.Array, spec: ImageSpec) -> np.ndarray:
     """Stored images as they will be read: uint8 (rows, C, H, W)."""
     if spec.encoding == "raw":
-        rows = images.as_rows(stored, spec.raw_bytes)
+        rows = as_rows(stored, spec.raw_bytes)
         assert rows is not None, "rows of another size were set aside"
         return rows.reshape(-1, *spec.shape)
-    return np.stack([images.decode_stored(value.as_py(), spec.encoding, spec.shape) for value in stored])
+    return np.stack([decode_stored(value.as_py(), spec.encoding, spec.shape) for value in stored])
 
 
 def _write_quarantine(path: str, rows: pa.Table) -> dict[str, Any]:

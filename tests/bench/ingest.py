@@ -26,7 +26,7 @@ from pipeline.config.cluster import SparkSettings
 from pipeline.config.dataset import DatasetSettings, ImageSettings, SourceSettings
 from pipeline.ingest.job import ingest
 from pipeline.ingest.sources.fashion_mnist import CLASSES, locate
-from pipeline.ingest.sources.source import open_source
+from pipeline.ingest.sources.open import open_source
 
 CACHE = "runs/cache"
 PASSES = 3

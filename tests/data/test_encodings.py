@@ -24,6 +24,7 @@ from image_files import (
 )
 from PIL import Image
 
+from pipeline.data.codec import decode_stored
 from pipeline.data.manifest import DatasetError
 from pipeline.ingest import images, tasks
 from pipeline.ingest.job import _row_group_rows, ingest
@@ -43,7 +44,7 @@ def test_encoded_images_are_what_they_decode_to(spark, folder, tmp_path, encodin
     assert (found.image.encoding, found.image.shape) == (encoding, SHAPE)
     rows = rows_of(tmp_path / "data").values()
     assert {Image.open(io.BytesIO(row["image"])).format for row in rows} == {encoding.upper()}
-    decode = functools.partial(images.decode_stored, encoding=encoding, shape=SHAPE)
+    decode = functools.partial(decode_stored, encoding=encoding, shape=SHAPE)
     check_statistics(tmp_path / "data", decode)
     made, wanted = {decode(row["image"]).tobytes() for row in rows}, {stored(number) for number in range(40)}
     assert (made == wanted) == (encoding == "png")

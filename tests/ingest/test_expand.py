@@ -9,7 +9,8 @@ from small_data import dataset_settings, write_idx_folder
 
 from pipeline.config.dataset import DeformSettings
 from pipeline.data import manifest
-from pipeline.ingest import images, tasks
+from pipeline.data.codec import decode_stored
+from pipeline.ingest import tasks
 from pipeline.ingest.job import ingest
 from pipeline.ingest.sources import records
 
@@ -104,7 +105,7 @@ def test_copies_are_made_of_pixels_and_then_encoded(spark, tmp_path):
     for kind in ("raw", "png", "jpeg"):
         image = {"encoding": kind, "jpeg_quality": 100}
         ingest(spark, folder_settings(tmp_path / kind, folder, image=image, source={"expand": 2}), cache="unused")
-        decode = functools.partial(images.decode_stored, encoding=kind, shape=(3, 8, 8))
+        decode = functools.partial(decode_stored, encoding=kind, shape=(3, 8, 8))
         made[kind] = {key: decode(row["image"]).astype(int) for key, row in rows_of(tmp_path / kind).items()}
         check_statistics(tmp_path / kind, decode)
     assert made["raw"].keys() == made["png"].keys() == made["jpeg"].keys()

@@ -21,7 +21,8 @@ from PIL import Image
 from pipeline.config.dataset import SourceSettings
 from pipeline.data.manifest import DatasetError
 from pipeline.ingest.job import ingest
-from pipeline.ingest.sources.source import SourceError, open_source
+from pipeline.ingest.sources.open import open_source
+from pipeline.ingest.sources.source import SourceError
 
 pytestmark = pytest.mark.spark
 

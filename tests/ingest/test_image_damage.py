@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, features
 from small_images import COLOUR, file_of, made, noise, picture, refused
 
-from pipeline.ingest.images import BadImageError, ImageSpec
+from pipeline.data.codec import BadImageError
+from pipeline.ingest.images import ImageSpec
 
 
 def png_of(width, height, depth=8, colour=2, data=b"") -> bytes:

@@ -1,13 +1,13 @@
 import io
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 from small_images import COLOUR, GREY, file_of, made, noise, picture, pixels_of
 
+from pipeline.data.codec import BadImageError
 from pipeline.ingest import images
-from pipeline.ingest.images import BadImageError, ImageSpec, from_pixels, from_spark_image
+from pipeline.ingest.images import ImageSpec, from_pixels, from_spark_image
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
@@ -150,27 +150,6 @@ def test_png_keeps_and_jpeg_nearly_keeps_pixels(shape):
     assert 0 < np.abs(found - pixels).max() <= 8
 
 
-@pytest.mark.parametrize("encoding", ["raw", "png"])
-def test_stored_images_of_another_shape_are_refused(encoding):
-    stored = from_pixels(noise(*COLOUR), ImageSpec(COLOUR, encoding=encoding))
-    for shape in ((3, 13, 10), (1, 12, 10), (3, 10, 13)):
-        with pytest.raises(BadImageError, match="wrong_size"):
-            images.decode_stored(stored, encoding, shape)
-
-
-@pytest.mark.parametrize("mode", ["1", "P", "I;16"])
-def test_stored_images_of_another_mode_are_refused(mode):
-    with pytest.raises(BadImageError, match="wrong_size"):
-        images.decode_stored(file_of(Image.new(mode, (10, 12)), "PNG"), "png", GREY)
-
-
-def test_damaged_stored_images_are_refused():
-    stored = from_pixels(noise(*COLOUR), ImageSpec(COLOUR, encoding="png"))
-    for payload, reason in ((b"", "undecodable"), (b"x" * 50, "undecodable"), (stored[:-60], "truncated")):
-        with pytest.raises(BadImageError, match=reason):
-            images.decode_stored(payload, "png", COLOUR)
-
-
 def spark_image(pixels, mode, changes=None) -> dict:
     height, width = pixels.shape[:2]
     return {"height": height, "width": width, "mode": mode, "data": pixels.tobytes()} | (changes or {})
@@ -224,35 +203,6 @@ def test_pixels_of_other_channels_stay_raw_or_are_refused():
     assert from_pixels(pixels, ImageSpec((5, 12, 10))) == pixels.tobytes()
     with pytest.raises(BadImageError, match="unsupported_pixels"):
         from_pixels(pixels, ImageSpec(COLOUR))
-
-
-# ---- Arrow arrays
-
-
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
-def test_rows_are_a_view_also_of_a_slice(kind):
-    array = pa.array([b"abcd", b"efgh", b"ijkl"], kind)
-    np.testing.assert_array_equal(images.as_rows(array.slice(1), 4), [list(b"efgh"), list(b"ijkl")])
-    np.testing.assert_array_equal(images.as_rows(array.slice(1, 1), 4), [list(b"efgh")])
-    assert np.shares_memory(images.as_rows(array, 4), np.frombuffer(array.buffers()[2], np.uint8))
-    assert images.as_rows(pa.array([], kind), 4).shape == (0, 4)
-
-
-def test_rows_of_other_lengths_are_refused():
-    assert images.as_rows(pa.array([b"abcd", b"abc"]), 4) is None
-    assert images.as_rows(pa.array([b"abc", b"abcde"]), 4) is None
-    assert images.as_rows(pa.array([b"abcd", None]), 4) is None
-    assert images.as_rows(pa.array([b"", b""]), 4) is None
-
-
-def test_rows_and_binary_are_the_inverse_of_each_other():
-    rows = noise(7, 6)
-    array = images.as_binary(rows)
-    array.validate(full=True)
-    assert array.to_pylist() == [row.tobytes() for row in rows]
-    np.testing.assert_array_equal(images.as_rows(array, 6), rows)
-    assert images.as_binary(rows[:, ::2]).to_pylist() == [row[::2].tobytes() for row in rows]
-    assert images.as_binary(rows[:0]).to_pylist() == []
 
 
 def test_channel_sums_are_exact():

@@ -10,7 +10,8 @@ from small_data import CLASSES, dataset_settings, make_images, write_idx, write_
 from pipeline.config.dataset import DatasetSettings, SourceSettings
 from pipeline.ingest.job import ingest
 from pipeline.ingest.sources import records
-from pipeline.ingest.sources.source import SourceError, open_source
+from pipeline.ingest.sources.open import open_source
+from pipeline.ingest.sources.source import SourceError
 
 pytestmark = pytest.mark.spark
 

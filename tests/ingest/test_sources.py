@@ -7,7 +7,8 @@ from small_data import CLASSES, make_images, write_idx, write_idx_folder
 
 from pipeline.config.dataset import SourceSettings
 from pipeline.ingest.sources import fashion_mnist
-from pipeline.ingest.sources.source import SourceError, open_source
+from pipeline.ingest.sources.open import open_source
+from pipeline.ingest.sources.source import SourceError
 
 pytestmark = pytest.mark.spark
 

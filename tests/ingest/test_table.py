@@ -17,7 +17,8 @@ from image_files import (
 from pipeline.config.dataset import SourceSettings
 from pipeline.data.manifest import DatasetError
 from pipeline.ingest.job import ingest
-from pipeline.ingest.sources.source import SourceError, open_source
+from pipeline.ingest.sources.open import open_source
+from pipeline.ingest.sources.source import SourceError
 
 pytestmark = pytest.mark.spark
 

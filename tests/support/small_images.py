@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.ingest import images
-from pipeline.ingest.images import BadImageError, ImageSpec, from_file
+from pipeline.data.codec import BadImageError, decode_stored
+from pipeline.ingest.images import ImageSpec, from_file
 
 GREY, COLOUR = (1, 12, 10), (3, 12, 10)
 
@@ -30,7 +30,7 @@ def picture(kind, height=12, width=10, **options) -> bytes:
 
 
 def pixels_of(stored, spec) -> np.ndarray:
-    return images.decode_stored(stored, spec.encoding, spec.shape)
+    return decode_stored(stored, spec.encoding, spec.shape)
 
 
 def made(payload, **settings) -> np.ndarray:

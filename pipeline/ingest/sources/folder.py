@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import storage
 from pipeline.config.dataset import SourceSettings
-from pipeline.ingest import images
+from pipeline.data import reasons
 from pipeline.ingest.sources.source import (
     NO_SPLIT,
     Source,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
+# Names of files that are taken for images (see `codec.FORMATS`).
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # What one task reads, about.
 _TASK_BYTES, _TASK_FILES, _FEWEST_TASKS = 64 << 20, 4_000, 8
 # Bytes of files that one record batch holds, about.
@@ -74,7 +76,7 @@ def open_folder(spark: SparkSession, settings: SourceSettings, *, known_classes:
     ).first()  # fmt: skip
     assert totals is not None
     if not totals.files:
-        raise SourceError(f"{root}: no files that end in {', '.join(images.EXTENSIONS)}")
+        raise SourceError(f"{root}: no files that end in {', '.join(EXTENSIONS)}")
     if totals.ids != totals.files:
         raise SourceError(f"{root}: two paths have one hash; rename one of them")
     classes = settings.classes or known_classes or _classes(items, root)
@@ -142,7 +144,7 @@ def _list(spark: SparkSession, root: str) -> DataFrame:
         .repartition(min(len(places), 64))
         .mapInArrow(functools.partial(_list_folders, root=root), _LISTING)
     )
-    known = F.lower(F.regexp_extract("path", r"\.[^./]*$", 0)).isin(*images.EXTENSIONS)
+    known = F.lower(F.regexp_extract("path", r"\.[^./]*$", 0)).isin(*EXTENSIONS)
     return found.where(known)
 
 
@@ -273,14 +275,14 @@ def _read_files(items: pa.RecordBatch, *, root: str, split_folders: bool) -> Ite
     for item in items.to_pylist():
         origin = storage.join(root, item["path"])
         payload: bytes | None = None
-        problem: str | None = images.MISSING_IMAGE
+        problem: str | None = reasons.MISSING_IMAGE
         if not item["missing"]:
             try:
                 payload, problem = storage.read_bytes(origin), None
             except OSError:
-                problem = images.UNREADABLE
+                problem = reasons.UNREADABLE
         if split_folders and item["split"] is None:
-            problem = images.MISSING_SPLIT
+            problem = reasons.MISSING_SPLIT
         row = {**{name: item[name] for name in ("id", "split", "label")},
                "payload": payload, "origin": origin, "problem": problem}  # fmt: skip
         for name, value in row.items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline import storage
 from pipeline.config.dataset import SourceSettings
-from pipeline.ingest import images
+from pipeline.data.codec import as_binary
 from pipeline.ingest.sources import fashion_mnist
 from pipeline.ingest.sources.source import Source, SourceError, to_batch
 
@@ -212,7 +212,7 @@ def _read_slices(items: pa.RecordBatch, *, parts: list[Part]) -> Iterator[pa.Rec
         part, start, end = parts[item["part"]], item["start"], item["end"]
         records = _read_records(part.images, start, end)
         labels = _read_records(part.labels, start, end)[:, 0] if part.labels else records[:, part.label_bytes - 1]
-        payload = images.as_binary(records[:, part.label_bytes :])
+        payload = as_binary(records[:, part.label_bytes :])
         count = end - start
         yield to_batch(
             {

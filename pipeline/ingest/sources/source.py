@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import storage
-from pipeline.config.dataset import SourceSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame
 
 # Where rows are counted that should name a split and name none there is; they are set aside.
 NO_SPLIT = "?"
@@ -65,36 +64,6 @@ class Source:
         if self.kept is not None:
             with contextlib.suppress(*spark_failures()):  # a session that died keeps nothing
                 self.kept.unpersist()
-
-
-def open_source(
-    spark: SparkSession,
-    settings: SourceSettings,
-    cache: str,
-    *,
-    first_id: int = 0,
-    known_classes: tuple[str, ...] | None = None,
-) -> Source:
-    """Find the source and check what can be checked without reading its images.
-
-    Parameters
-    ----------
-    cache : folder for what has to be fetched
-    first_id : id of the first image of a source whose images are numbered
-    known_classes : those of a dataset that is added to; labels that the settings do not name are looked up in them
-
-    Raises
-    ------
-    SourceError
-        A file, folder or table is missing, cut or altered, or contradicts another; it is named.
-    """
-    from pipeline.ingest.sources import folder, records, table
-
-    if settings.kind == "folder":
-        return folder.open_folder(spark, settings, known_classes=known_classes)
-    if settings.kind in ("table", "parquet", "delta"):
-        return table.open_table(spark, settings, known_classes=known_classes)
-    return records.open_record_files(spark, settings, cache, first_id=first_id)
 
 
 def class_number(label: Column, classes: tuple[str, ...]) -> Column:

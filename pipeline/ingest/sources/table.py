@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.dataset import SourceSettings
-from pipeline.ingest import images
+from pipeline.data import reasons
 from pipeline.ingest.sources.folder import SPLIT_NAMES
 from pipeline.ingest.sources.source import (
     NO_SPLIT,
@@ -211,7 +211,7 @@ def _pass_on(items: pa.RecordBatch, *, has_splits: bool) -> Iterator[pa.RecordBa
 
     problem = pa.nulls(items.num_rows, pa.string())
     if has_splits:
-        problem = pc.if_else(items.column("split").is_null(), pa.scalar(images.MISSING_SPLIT), problem)
+        problem = pc.if_else(items.column("split").is_null(), pa.scalar(reasons.MISSING_SPLIT), problem)
     columns = [items.column(name) for name in ("id", "split", "label", "payload", "origin")]
     yield pa.RecordBatch.from_arrays(
         [*columns, problem], names=["id", "split", "label", "payload", "origin", "problem"]
