@@ -10,7 +10,7 @@ from pipeline.config.frozen import FrozenModel
 
 
 class WorkerSettings(FrozenModel):
-    """The barrier stage."""
+    """The workers of a training are the tasks of one barrier stage."""
 
     count: int = Field(2, ge=1, description="ranks: barrier tasks, one process and one GPU (if any) each")
     threads: int = Field(1, ge=1, description="torch threads of each rank on CPU")
@@ -28,12 +28,12 @@ class WorkerSettings(FrozenModel):
     min_count: int | None = Field(
         None, ge=1, description="go on with fewer workers, down to this many, when executors are gone; null: fail"
     )
-    collective_timeout_seconds: float = Field(300, gt=0, description="bound on every wait of one rank for the others")
+    collective_timeout_seconds: float = Field(300, gt=0, description="seconds that a rank waits at most for the others")
     stall_seconds: float = Field(
-        180, gt=0, description="a worker that makes no progress for this long fails the job, with its stack"
+        180, gt=0, description="a worker that makes no progress for this many seconds fails the job, with its stack"
     )
-    heartbeat_seconds: float = Field(1, gt=0, description="time between two signs of life of a worker")
-    slots_wait_seconds: float = Field(60, ge=0, description="how long to wait for executors to register")
+    heartbeat_seconds: float = Field(1, gt=0, description="seconds between two signs of life of a worker")
+    slots_wait_seconds: float = Field(60, ge=0, description="seconds to wait for executors to register")
     port: int = Field(0, ge=0, le=65535, description="port of the rendezvous on rank 0's host; 0: any free one")
 
     @model_validator(mode="after")
@@ -44,7 +44,7 @@ class WorkerSettings(FrozenModel):
 
 
 class SparkSettings(FrozenModel):
-    """How to get a session where none is given (spark-submit, a notebook and Databricks bring their own)."""
+    """A session is made with these where none is given (spark-submit, a notebook and Databricks bring their own)."""
 
     master: str = Field(
         "local[2]",

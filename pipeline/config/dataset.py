@@ -1,4 +1,4 @@
-"""The settings of the data plane: where images come from, what becomes of them, how they are read."""
+"""Settings of the data: where images come from, what becomes of them, how they are read."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ TABLES = ("table", "parquet", "delta")
 
 
 class DeformSettings(FrozenModel):
-    """How far a made copy may differ from its original (see `deform.py`)."""
+    """These settings say how far a deformed copy may differ from its original (see `pipeline/ingest/deform.py`)."""
 
-    shift: float = Field(2.0, ge=0, description="up to this many pixels each way")
-    rotation: float = Field(10.0, ge=0, le=180, description="up to this many degrees each way")
-    scale: float = Field(0.1, ge=0, lt=1, description="size from 1 - scale to 1 + scale, each axis for itself")
+    shift: float = Field(2.0, ge=0, description="shift by up to this many pixels each way")
+    rotation: float = Field(10.0, ge=0, le=180, description="turn by up to this many degrees each way")
+    scale: float = Field(
+        0.1, ge=0, lt=1, description="factor on the size, from 1 - scale to 1 + scale, for each axis anew"
+    )
     elastic: float = Field(1.0, ge=0, description="standard deviation of the smooth displacement, in pixels")
 
 
 class SourceSettings(FrozenModel):
-    """Where the images come from."""
+    """This section says where the images come from."""
 
     kind: Literal[
         "fashion_mnist", "idx", "cifar10", "cifar100", "folder", "table", "parquet", "delta"
@@ -46,7 +48,7 @@ class SourceSettings(FrozenModel):
     id_column: str | None = Field(None, description="integer column of the table that is unique; null: a content hash")
     split_column: str | None = Field(None, description="column of the table: train, validation or test")
     split_folders: bool = Field(False, description="folder: the first folder below it is train, validation or test")
-    expand: int = Field(1, ge=1, description="make every training image this many: itself and deformed copies")
+    expand: int = Field(1, ge=1, description="images that each training image becomes: itself and deformed copies")
     deform: DeformSettings = DeformSettings()
 
     @model_validator(mode="after")
@@ -65,7 +67,7 @@ class SourceSettings(FrozenModel):
 
 
 class ImageSettings(FrozenModel):
-    """What every image becomes."""
+    """This section says what every image becomes before it is stored."""
 
     shape: tuple[int, int, int] | None = Field(
         None, description="channels (1 or 3), height, width; null: the one shape of the source (not for files, tables)"
@@ -75,12 +77,17 @@ class ImageSettings(FrozenModel):
         description="crop: the shorter side fits, the centre stays; letterbox: the longer side fits, the rest is "
         "background; none: an image of another size is set aside",
     )
-    background: int = Field(255, ge=0, le=255, description="grey that fills a letterbox and shows through transparency")
+    background: int = Field(
+        255,
+        ge=0,
+        le=255,
+        description="grey, 0 black to 255 white, that fills a letterbox and shows through transparency",
+    )
     max_pixels: int = Field(
         50_000_000, ge=1, le=178_956_970, description="an image of more pixels is set aside before it is decoded"
     )
     encoding: Literal["raw", "png", "jpeg"] = Field("raw", description="how shards hold images; raw is read fastest")
-    jpeg_quality: int = Field(92, ge=1, le=100)
+    jpeg_quality: int = Field(92, ge=1, le=100, description="quality of `encoding: jpeg`; higher is larger and truer")
 
     @model_validator(mode="after")
     def _shape_can_be_made(self) -> ImageSettings:
@@ -90,10 +97,10 @@ class ImageSettings(FrozenModel):
 
 
 class DatasetSettings(FrozenModel):
-    """The dataset on disk: what `ingest` writes and everything else reads."""
+    """The dataset on disk is what `ingest` writes and everything else reads."""
 
     path: str = Field("runs/datasets/fashion_mnist", description="folder or fsspec URL of the dataset")
-    name: str = Field("fashion_mnist", min_length=1)
+    name: str = Field("fashion_mnist", min_length=1, description="name in the manifest, in MLflow and in reports")
     version: int | None = Field(None, ge=1, description="version to train on; null: the newest")
     source: SourceSettings = SourceSettings()
     image: ImageSettings = ImageSettings()
@@ -115,7 +122,9 @@ class DatasetSettings(FrozenModel):
         ge=1,
         description="rows of a row group, the unit of reading and shuffling; null: about 4 MB, at least 64 groups",
     )
-    compression: Literal["none", "zstd"] = Field("none", description="of the column `image`; none is read fastest")
+    compression: Literal["none", "zstd"] = Field(
+        "none", description="compression of the column `image`; none is read fastest"
+    )
     max_bad_share: float = Field(0.01, ge=0, le=1, description="share of set-aside rows above which ingest fails")
 
     @model_validator(mode="after")
@@ -130,7 +139,10 @@ class DatasetSettings(FrozenModel):
 
 
 class ReaderSettings(FrozenModel):
-    """How training reads the shards. ``reader: petastorm`` is short for ``reader: {kind: petastorm}``."""
+    """This section says how training reads the shards.
+
+    ``reader: petastorm`` is short for ``reader: {kind: petastorm}``.
+    """
 
     kind: Literal["arrow", "petastorm"] = Field(
         "arrow", description="arrow: the same global batches for any number of workers; petastorm: make_batch_reader"
@@ -141,10 +153,12 @@ class ReaderSettings(FrozenModel):
     threads: int = Field(2, ge=1, description="threads of a worker that read row groups and decode png and jpeg")
     prefetch_batches: int = Field(16, ge=1, description="batches that are made before they are asked for")
     memory_bytes: int = Field(
-        256 << 20, ge=0, description="a training split of at most this size stays in each worker's memory once read"
+        256 << 20,
+        ge=0,
+        description="a training split of at most this many bytes stays in each worker's memory once read",
     )
     cache: str | None = Field(None, description="folder on a local disk that keeps copies of remote shards")
-    cache_bytes: int = Field(10 << 30, ge=1, description="size limit of that folder")
+    cache_bytes: int = Field(10 << 30, ge=1, description="bytes that the folder `cache` may hold")
 
     @model_validator(mode="before")
     @classmethod

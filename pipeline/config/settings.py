@@ -24,10 +24,12 @@ class SettingsError(ValueError):
 
 
 class Settings(FrozenModel):
-    """Everything one command needs, from one YAML file."""
+    """The settings of one study are everything that a command needs, from one YAML file."""
 
     name: str = Field(..., min_length=1, description="name of the study; runs are named after it")
-    output: str = Field("runs", description="folder for everything the commands leave")
+    output: str = Field(
+        "runs", description="folder or fsspec URL of everything that the commands write, but for the dataset"
+    )
     dataset: DatasetSettings = DatasetSettings()
     reader: ReaderSettings = ReaderSettings()
     model: ModelSettings = ModelSettings()

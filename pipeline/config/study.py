@@ -10,7 +10,7 @@ from pipeline.config.frozen import FrozenModel
 
 
 class CompareSettings(FrozenModel):
-    """Arms x seeds, each arm with its own best values of the tuned settings.
+    """A comparison trains every arm with every seed, each arm with its own best values of the tuned settings.
 
     A list in place of a setting's value (``model.norm: [none, batch]``) is the same as an entry of ``grid``.
     """
@@ -28,7 +28,10 @@ class CompareSettings(FrozenModel):
     search_seed: int = Field(1_000, ge=0, description="seed of those trials, apart from the seeds compared")
     search_on: str = Field("validation", description="split that chooses; never the one that judges")
     target_accuracy: float | None = Field(
-        None, gt=0, le=1, description="steps, images and seconds to this; null: the best that the baseline reached"
+        None,
+        gt=0,
+        le=1,
+        description="accuracy to which steps, images and seconds are counted; null: the best that the baseline reached",
     )
     side_by_side: int | None = Field(
         None, ge=1, description="trials that train at once; null: as many as the slots hold (over Spark Connect: 1)"
@@ -45,25 +48,26 @@ class CompareSettings(FrozenModel):
 
 
 class TrackingSettings(FrozenModel):
-    """MLflow."""
+    """Runs are tracked in MLflow."""
 
     uri: str = Field("sqlite:///runs/mlflow.db", description="any MLflow tracking URI")
-    experiment: str = Field("sparknorm", min_length=1)
+    experiment: str = Field("sparknorm", min_length=1, description="MLflow experiment of the runs, made where absent")
     artifacts: str = Field("runs/mlartifacts", description="artifact root of a new experiment in a local store")
     system_metrics: bool = Field(True, description="let MLflow sample CPU, memory and disk of the driver")
     outage_seconds: float = Field(
-        120, ge=0, description="how long to wait at the start or end of a run for a tracking server that is down"
+        120, ge=0, description="seconds to wait at the start or end of a run for a tracking server that is down"
     )
 
 
 class ExportSettings(FrozenModel):
-    """What `export` makes of a trained network."""
+    """This section says which files `export` makes of a trained network."""
 
     formats: tuple[Literal["pt2", "torchscript", "onnx"], ...] | None = Field(
         None,
         min_length=1,
-        description="null: pt2 (torch.export) and torchscript, and onnx where its packages are installed",
+        description="files to write; null: pt2 (torch.export), torchscript, and onnx where its packages are installed",
     )
     fold: Literal["auto", True, False] = Field(
-        "auto", description="norms into convolutions before them; auto: those that can be; true: all, or it is an error"
+        "auto",
+        description="fold norms into the layers before them; auto: those that can be; true: all, or it is an error",
     )

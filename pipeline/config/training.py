@@ -1,4 +1,4 @@
-"""Settings of one training: the network, its normalization, how it is trained, looked into and saved."""
+"""Settings of one training: the network, its normalization, how it is trained, observed and saved."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ RANK_BATCH_SIZE = 128
 
 
 class ModelSettings(FrozenModel):
-    """The network and its normalization."""
+    """This section says which network is trained, with which normalization."""
 
-    network: str = Field("cnn", description="a name registered in models/")
-    norm: str = Field("batch", description="a name registered in models/norms.py")
-    depth: int = Field(3, ge=1, description="layers; each network says in models/ which numbers it takes")
+    network: str = Field("cnn", description="name of a network of `models.NETWORKS`")
+    norm: str = Field("batch", description="name of a normalization of `models.NORMS`")
+    depth: int = Field(3, ge=1, description="layers; each network of models/networks/ says which numbers it takes")
     width: int = Field(16, ge=1, description="channels of the first stage, or features of a vector")
     widen: int = Field(1, ge=1, description="wide_resnet: factor k on the channels of the three stages")
     block: Literal["basic", "bottleneck"] = Field("basic", description="resnet: two 3x3 convolutions, or 1x1 3x3 1x1")
@@ -37,12 +37,16 @@ class ModelSettings(FrozenModel):
         "the same for any number of workers); or of all workers (synchronized)",
     )
     norm_groups: int = Field(8, ge=1, description="groups of the `group` and `weight_standardized_group` norms")
-    norm_eps: float = Field(1e-5, gt=0)
+    norm_eps: float = Field(1e-5, gt=0, description="added to a variance before its square root is taken")
     norm_momentum: float = Field(
         0.1, gt=0, le=1, description="weight of the new batch in the running statistics (torch's sense)"
     )
-    norm_scale: Literal["learned", "fixed", "off"] = Field("learned", description="fixed: at norm_scale_init")
-    norm_shift: Literal["learned", "fixed", "off"] = Field("learned", description="fixed: at 0")
+    norm_scale: Literal["learned", "fixed", "off"] = Field(
+        "learned", description="factor on each normalized channel; fixed: at norm_scale_init; off: none"
+    )
+    norm_shift: Literal["learned", "fixed", "off"] = Field(
+        "learned", description="what is added to each normalized channel; fixed: at 0; off: nothing"
+    )
     norm_scale_init: float = Field(1.0, description="initial value of the norms' scale")
     norm_r_max: float = Field(3.0, ge=1, description="batch_renorm: bound on r once training is under way")
     norm_d_max: float = Field(5.0, ge=0, description="batch_renorm: bound on d once training is under way")
@@ -52,7 +56,7 @@ class ModelSettings(FrozenModel):
 
 
 class AugmentSettings(FrozenModel):
-    """Random changes to training images, made on the device, the same for any number of workers."""
+    """Training images are changed at random, on the device, in the same way for any number of workers."""
 
     flip: bool = Field(False, description="mirror left-right with probability one half")
     shift: int = Field(0, ge=0, description="shift by up to this many pixels each way, zeros moving in")
@@ -60,12 +64,12 @@ class AugmentSettings(FrozenModel):
 
 
 class DiagnosticsSettings(FrozenModel):
-    """Looks into the network while it trains. They change no result, and cost nothing where they are off."""
+    """Diagnostics observe the network while it trains. They change no result, and cost nothing where they are off."""
 
-    every_steps: int | None = Field(None, ge=1, description="steps between two looks into the network; null: off")
+    every_steps: int | None = Field(None, ge=1, description="optimizer steps between two observations; null: off")
     smoothness: bool = Field(
         False,
-        description="a look measures the loss along the gradient too: five passes forward and back, not one forward",
+        description="also measure the loss along the gradient: five passes forward and back, not one forward",
     )
     evaluation_batches: int = Field(
         1, ge=1, description="batches of an evaluation that norm statistics are compared with, per worker"
@@ -73,10 +77,10 @@ class DiagnosticsSettings(FrozenModel):
 
 
 class TrainSettings(FrozenModel):
-    """One training run."""
+    """This section says how one network is trained."""
 
     seed: int = Field(0, ge=0, description="seed of the initial weights, the order of rows and augmentation")
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(4, ge=1, description="passes over the training split")
     rank_batch_size: int | None = Field(
         None, ge=1, description="images of one step for each worker, held when workers.count changes; 128 by default"
     )
@@ -97,8 +101,12 @@ class TrainSettings(FrozenModel):
     )
     warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear warm-up (not of one_cycle)")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="not applied to norm parameters and biases")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(
+        5e-4, ge=0, description="weight decay of SGD, not applied to norm parameters and biases"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of a label that is spread evenly over all classes (Szegedy et al. 2016)"
+    )
     weight_ema: float | None = Field(
         None, gt=0, lt=1, description="decay of an average of the weights, which is evaluated and kept; null: none"
     )
@@ -178,7 +186,7 @@ def divisors(number: int) -> tuple[int, ...]:
 
 
 class CheckpointSettings(FrozenModel):
-    """When the state of a training is saved, beside the training. One more is saved at the end of every epoch."""
+    """The state of a training is saved this often, and at the end of every epoch, while the training goes on."""
 
     every_steps: int | None = Field(None, ge=1, description="optimizer steps between two checkpoints; null: by time")
     every_seconds: float = Field(60, gt=0, description="seconds between two checkpoints, where every_steps is null")

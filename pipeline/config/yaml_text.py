@@ -1,0 +1,62 @@
+"""YAML 1.2 in and out: ``off``, ``on``, ``yes`` and ``no`` are texts, ``1e-3`` is a number, a date is a text.
+
+PyYAML alone reads YAML 1.1, in which ``norm_scale: off`` is false and ``1e-3`` a text. Here a plain scalar means what
+YAML 1.2's core schema says (https://yaml.org/spec/1.2.2/#103-core-schema).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+# Tag, pattern of a plain scalar, the letters it may begin with.
+_SCALARS = (
+    ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
+    ("int", r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)", list("-+0123456789")),
+    (
+        "float",
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))",
+        list("-+.0123456789"),
+    ),
+    ("merge", "<<", ["<"]),  # of YAML 1.1; anchors are little use without it
+)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
+
+
+def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)  # 010 is ten, not eight
+
+
+for _kind in (_Loader, _Dumper):
+    for _tag, _pattern, _first in _SCALARS:
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^{_pattern}$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+
+
+def read(text: str) -> Any:
+    """The value of a YAML document.
+
+    Raises
+    ------
+    yaml.YAMLError
+        The text is not YAML.
+    """
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+
+
+def write(value: Any) -> str:
+    """A JSON-able value as YAML that `read` reads back, on one line where it has no newline itself."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text = yaml.dump(plain, Dumper=_Dumper, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
