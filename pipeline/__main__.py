@@ -53,6 +53,7 @@ def train(config: Config, override: Overrides = None) -> None:
     """Train one network on the workers of one barrier stage."""
     from pipeline.driver.trial import check_trial, run_trial
     from pipeline.tracking.tracker import Tracker
+    from pipeline.training.result import TrainResult
     from pipeline.training.timing import describe
 
     settings = _start("train", config, override, single_run=True)
@@ -62,7 +63,7 @@ def train(config: Config, override: Overrides = None) -> None:
     result = run_trial(spark, settings, Tracker(settings.tracking), name=name, norm=settings.model.norm)
     state = "diverged" if result["diverged"] else f"best accuracy {result['best_accuracy']:.2%}"
     _say(f"{name}: {state} after {result['steps']} steps; MLflow run {result['run_id']}")
-    for line in describe(result):
+    for line in describe(TrainResult(**{name: result[name] for name in TrainResult.model_fields})):
         _say(line)
     _leave(settings, "train", result)
 

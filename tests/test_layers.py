@@ -53,7 +53,7 @@ from pipeline.training.loop import Job, fit
 from pipeline.distributed.worker import alone
 dataset, folder = sys.argv[1:]
 train = TrainSettings(epochs=1, batch_size=32, lanes=4)
-print(fit(alone("cpu"), Job(dataset, folder, ModelSettings(width=4), train))["steps"])
+print(fit(alone("cpu"), Job(dataset, folder, ModelSettings(width=4), train)).steps)
 """
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.cluster import barrier, resources
 from pipeline.config.cluster import WorkerSettings
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from pipeline.training.job import Job
+    from pipeline.training.result import TrainResult
 
 log = logging.getLogger(__name__)
 
 
 def train(
     spark: SparkSession, job: Job, workers: WorkerSettings, *, stop: threading.Event | None = None
-) -> dict[str, Any]:
+) -> TrainResult:
     """`train.fit` on as many workers as there are, at most ``workers.count``; its result. ``stop`` ends it when set.
 
     Raises

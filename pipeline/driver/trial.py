@@ -115,7 +115,7 @@ def _train(
         TrainingBar(name, settings.train.global_batch) as bar,
         Relay(storage.join(job.folder, "events"), run, bar),
     ):
-        return elastic.train(spark, job, settings.workers, stop=stop)
+        return elastic.train(spark, job, settings.workers, stop=stop).model_dump(mode="json")
 
 
 def _log_result(run: TrackedRun, job: Job, result: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.data.manifest import load as load_manifest
+from pipeline.training.result import EvaluationPoint
 
 TOKEN = "launch-token"
 
@@ -40,7 +41,7 @@ class Job:
 class Progress:
     """What a run has reached; part of every checkpoint.
 
-    curve : one entry for each evaluation: step, epoch, accuracy, loss
+    curve : one entry for each evaluation
     train_loss : mean loss of the steps since the evaluation before, one entry for each evaluation
     train_seconds : seconds of all optimizer steps so far, one entry for each evaluation
     loss_sum, loss_steps : of the steps since the last evaluation
@@ -48,7 +49,7 @@ class Progress:
     """
 
     step: int = 0
-    curve: list[dict[str, Any]] = field(default_factory=list)
+    curve: list[EvaluationPoint] = field(default_factory=list)
     train_loss: list[float | None] = field(default_factory=list)
     train_seconds: list[float] = field(default_factory=list)
     step_seconds: float = 0.0
@@ -58,6 +59,14 @@ class Progress:
     timed_seconds: float = 0.0
     data_wait_seconds: float = 0.0
     diverged: bool = False
+
+    def state(self) -> dict[str, Any]:
+        """The fields as plain values, for a checkpoint."""
+        return {**vars(self), "curve": [point.model_dump() for point in self.curve]}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Progress:
+        return cls(**{**state, "curve": [EvaluationPoint(**point) for point in state["curve"]]})
 
 
 def identity(job: Job) -> dict[str, Any]:

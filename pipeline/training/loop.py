@@ -37,6 +37,7 @@ from pipeline.training.evaluate import Evaluator
 from pipeline.training.job import Job, Progress, identity
 from pipeline.training.network import compile_model
 from pipeline.training.optimizer import Schedule, make_optimizer
+from pipeline.training.result import EvaluationPoint, RankSeconds, TrainResult
 from pipeline.training.timing import Spent, StepTimes
 from pipeline.training.weight_average import WeightAverage
 
@@ -47,14 +48,8 @@ class DivergedError(RuntimeError):
     final = True  # the same steps from a checkpoint would diverge again
 
 
-def fit(worker: Worker, job: Job) -> dict[str, Any]:
+def fit(worker: Worker, job: Job) -> TrainResult:
     """Train to the end, evaluating and checkpointing on the way. Every rank calls it and gets the same result.
-
-    Returns
-    -------
-    dict
-        best_accuracy, final_accuracy, steps, images_per_second, data_wait_share, diverged, curve, train_loss,
-        train_seconds, checkpoint (path of the last one), world_size, attempts, ranks (seconds of each, see `StepTimes`)
 
     Raises
     ------
@@ -118,7 +113,7 @@ class _Trainer:
             compile_model(model, self.worker.device)
         return model
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> TrainResult:
         self._restore()
         self._emit(
             "start",
@@ -270,19 +265,19 @@ class _Trainer:
         progress = self.progress
         train_loss = progress.loss_sum / progress.loss_steps if progress.loss_steps else None
         progress.loss_sum, progress.loss_steps = 0.0, 0
-        point = {
-            "step": progress.step,
-            "epoch": progress.step / self.steps_per_epoch,
-            "accuracy": result.accuracy,
-            "loss": result.loss if math.isfinite(result.loss) else None,  # JSON has no infinity
-        }
+        point = EvaluationPoint(
+            step=progress.step,
+            epoch=progress.step / self.steps_per_epoch,
+            accuracy=result.accuracy,
+            loss=result.loss if math.isfinite(result.loss) else None,  # JSON has no infinity
+        )
         progress.curve.append(point)
         progress.train_loss.append(train_loss)
         progress.train_seconds.append(progress.step_seconds)
         ranks = self._gather_times()
         self._emit(
             "evaluation",
-            **point,
+            **point.model_dump(),
             train_loss=train_loss,
             split=self.train.evaluate_on,
             statistics="precise" if self.evaluator.precise else "ema",
@@ -319,7 +314,7 @@ class _Trainer:
                 "model": {**self.model.state_dict(), **averaged, **self.judged},
                 "weights": dict(self.model.named_parameters()) if self.average else {},
                 "optimizer": self.optimizer.state_dict(),
-                "progress": asdict(self.progress),
+                "progress": self.progress.state(),
                 "ranks": ranks,
             }
             self.writer.begin(state, self.progress.step)
@@ -353,7 +348,7 @@ class _Trainer:
                 self.average.load(state["model"])
                 self.model.load_state_dict(state["weights"], strict=False)
             self.optimizer.load_state_dict(state["optimizer"])
-            self.progress = Progress(**state["progress"])
+            self.progress = Progress.from_state(state["progress"])
             rank_state.restore(self.worker, self.model, state["ranks"], seed=self.train.seed, step=step)
             self.writer.path = storage.join(self.checkpoints, f"step-{step:08d}.pt")
 
@@ -375,22 +370,22 @@ class _Trainer:
         seconds = self.progress.timed_seconds
         return self.progress.timed_images / seconds if seconds else None
 
-    def _result(self) -> dict[str, Any]:
+    def _result(self) -> TrainResult:
         progress = self.progress
-        accuracies = [point["accuracy"] for point in progress.curve]
+        accuracies = [point.accuracy for point in progress.curve]
         seconds = progress.timed_seconds
-        return {
-            "best_accuracy": max(accuracies),
-            "final_accuracy": accuracies[-1],
-            "steps": progress.step,
-            "images_per_second": self._images_per_second(),
-            "data_wait_share": progress.data_wait_seconds / seconds if seconds else None,
-            "diverged": progress.diverged,
-            "curve": progress.curve,
-            "train_loss": progress.train_loss,
-            "train_seconds": progress.train_seconds,
-            "checkpoint": self.worker.gather(self.writer.path)[0],
-            "world_size": self.worker.world_size,
-            "attempts": self.worker.attempt,
-            "ranks": [{"rank": rank, **asdict(spent)} for rank, spent in enumerate(self.spent)],
-        }
+        return TrainResult(
+            best_accuracy=max(accuracies),
+            final_accuracy=accuracies[-1],
+            steps=progress.step,
+            images_per_second=self._images_per_second(),
+            data_wait_share=progress.data_wait_seconds / seconds if seconds else None,
+            diverged=progress.diverged,
+            curve=tuple(progress.curve),
+            train_loss=tuple(progress.train_loss),
+            train_seconds=tuple(progress.train_seconds),
+            checkpoint=self.worker.gather(self.writer.path)[0],
+            world_size=self.worker.world_size,
+            attempts=self.worker.attempt,
+            ranks=tuple(RankSeconds(rank=rank, **asdict(spent)) for rank, spent in enumerate(self.spent)),
+        )

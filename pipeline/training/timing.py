@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from pipeline.training.result import TrainResult
 
 # Steps at the start of an attempt that a throughput figure leaves out: memory is allocated, kernels are chosen.
 WARM_UP_STEPS = 10
@@ -67,16 +68,17 @@ class StepTimes:
         return spent
 
 
-def describe(result: dict[str, Any]) -> list[str]:
-    """A line for each rank: where its time went, of what `train.fit` returns."""
-    since = " since the last restart" if result["attempts"] > 1 else ""
+def describe(result: TrainResult) -> list[str]:
+    """A line for each rank of a training: where the time of its steps went."""
+    since = " since the last restart" if result.attempts > 1 else ""
     lines = []
-    for spent in result["ranks"]:
-        data, compute, others = (spent[f"{part}_seconds"] for part in ("data_wait", "compute", "all_reduce"))
-        if not (seconds := data + compute + others):
+    for rank in result.ranks:
+        seconds = rank.data_wait_seconds + rank.compute_seconds + rank.all_reduce_seconds
+        if not seconds:
             continue
-        parts = f"{compute / seconds:.0%} computing, {data / seconds:.0%} waiting for data"
-        if len(result["ranks"]) > 1:
-            parts += f", {others / seconds:.0%} for the other ranks"
-        lines.append(f"rank {spent['rank']}: {spent['steps']:,} steps{since} in {seconds:.1f} s, {parts}")
+        compute, data_wait = rank.compute_seconds / seconds, rank.data_wait_seconds / seconds
+        parts = f"{compute:.0%} computing, {data_wait:.0%} waiting for data"
+        if len(result.ranks) > 1:
+            parts += f", {rank.all_reduce_seconds / seconds:.0%} for the other ranks"
+        lines.append(f"rank {rank.rank}: {rank.steps:,} steps{since} in {seconds:.1f} s, {parts}")
     return lines

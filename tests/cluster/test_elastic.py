@@ -34,7 +34,7 @@ spark = driver_session(master, {"spark.python.daemon.module": "pipeline.daemon"}
 for name, count, least in (("fewer", 4, 1), ("none", 2, None)):
     workers = TWO.model_copy(update={"count": count, "min_count": least, "slots_wait_seconds": 8})
     outcome = launch(spark, make_job(dataset, f"{folder}/{name}", epochs=16), workers)
-    Path(folder, f"{name}.json").write_text(json.dumps(dataclasses.asdict(outcome)))
+    Path(folder, f"{name}.json").write_text(json.dumps(outcome.values()))
 """
 
 
@@ -88,9 +88,9 @@ def test_more_workers_go_on_where_one_was(spark, dataset, tmp_path):
     assert "KeyError: 'stopped'" in first.error
     second = launch(spark, job, TWO)
     assert second.error == ""
-    assert second.result["world_size"] == 2
+    assert second.result.world_size == 2
     assert [start["restored_from"] for start in events(job, "start")][-1] >= 57
-    assert {event["step"] for event in events(job, "step")} == set(range(1, second.result["steps"] + 1))
+    assert {event["step"] for event in events(job, "step")} == set(range(1, second.result.steps + 1))
 
 
 def test_the_batch_of_all_workers_stays_where_that_of_one_was_given_and_a_worker_is_missing(spark, dataset, tmp_path):
@@ -101,7 +101,7 @@ def test_the_batch_of_all_workers_stays_where_that_of_one_was_given_and_a_worker
     jobs = [dataclasses.replace(job, train=for_two, model=by_lane) for job in jobs]
     outcomes = [launch(spark, job, TWO.model_copy(update={"count": n})) for n, job in zip((2, 1), jobs, strict=True)]
     assert [outcome.error for outcome in outcomes] == ["", ""]
-    assert outcomes[0].result["steps"] == outcomes[1].result["steps"]
+    assert outcomes[0].result.steps == outcomes[1].result.steps
     assert {job.train.global_batch for job in jobs} == {32}
     for left, right in zip(*(final_state(job)["model"].values() for job in jobs), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3)
@@ -183,5 +183,5 @@ def test_a_tracking_server_that_goes_away_and_comes_back_misses_nothing(spark, d
         assert client.get_run(result["run_id"]).info.status == "FINISHED"
     assert result["attempts"] == 1  # the training did not notice
     undisturbed = launch(spark, job)
-    assert undisturbed.result["curve"] == result["curve"]
+    assert undisturbed.result.model_dump(mode="json")["curve"] == result["curve"]
     assert equal(final_state(job), final_state(make_job(dataset, next(iter(trials.glob("*/"))), epochs=24)))

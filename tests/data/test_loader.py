@@ -35,16 +35,16 @@ def test_a_feed_has_the_steps_it_says_from_any_step_on(dataset, kind):
 def test_training_through_petastorm_ends_where_it_did_before(dataset, tmp_path):
     first = run_ranks(fit, 2, job(dataset, tmp_path / "a", "petastorm"))
     again = run_ranks(fit, 2, job(dataset, tmp_path / "b", "petastorm"))
-    assert first[0]["steps"] == TRAIN.epochs * loader.steps_per_epoch(
+    assert first[0].steps == TRAIN.epochs * loader.steps_per_epoch(
         manifest.load(dataset), TRAIN, ReaderSettings(kind="petastorm"), 2
     )
-    assert first[0]["curve"] == first[1]["curve"] == again[0]["curve"]
-    assert first[0]["best_accuracy"] > 0.6  # three classes
+    assert first[0].curve == first[1].curve == again[0].curve
+    assert first[0].best_accuracy > 0.6  # three classes
 
 
 def test_both_readers_learn_the_same_task(dataset, tmp_path):
     results = {kind: fit(alone("cpu"), job(dataset, tmp_path / kind, kind)) for kind in ("arrow", "petastorm")}
-    assert abs(results["arrow"]["best_accuracy"] - results["petastorm"]["best_accuracy"]) < 0.15
+    assert abs(results["arrow"].best_accuracy - results["petastorm"].best_accuracy) < 0.15
 
 
 def test_batches_that_are_not_taken_leave_no_thread_behind(dataset):

@@ -61,11 +61,11 @@ class Bench:
 
     def report(self, job: Job, outcome: Outcome) -> dict[str, Any]:
         """What the test of a fault wants to know."""
-        report = {**dataclasses.asdict(outcome), "folder": job.folder,
+        report = {**outcome.values(), "folder": job.folder,
                   "starts": [[event["attempt"], event["restored_from"]] for event in events(job, "start")],
                   "warnings": [event["text"] for event in events(job, "warning")]}  # fmt: skip
         if outcome.result is not None and self.undisturbed:
-            report["steps_not_told"] = steps_not_told(job, outcome.result["steps"])
+            report["steps_not_told"] = steps_not_told(job, outcome.result.steps)
             report["equal"] = equal(final_state(job), self.undisturbed)
         if "killed_at" in outcome.did:
             report["restart_seconds"] = seconds_lost(job, outcome.did["killed_at"])
@@ -123,7 +123,7 @@ def diverged(bench: Bench, on_divergence: str) -> dict[str, Any]:
     )
     outcome = launch(bench.spark, job)
     text = [event["text"] for event in events(job, "diverged")]
-    return {**dataclasses.asdict(outcome), "diverged": text, "attempts": len(events(job, "start"))}
+    return {**outcome.values(), "diverged": text, "attempts": len(events(job, "start"))}
 
 
 def divergence_marked(bench: Bench) -> dict[str, Any]:

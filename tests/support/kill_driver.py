@@ -112,7 +112,7 @@ def main(master: str, dataset: str, folder: str, kills: str, epochs: str, execut
         line = {
             "run": number, "error": outcome.error, "failed": outcome.did.get("failed"), "seconds": outcome.seconds,
             "undisturbed_seconds": seconds, "equal": outcome.result is not None and equal(final_state(job), expected),
-            "steps_not_told": steps_not_told(job, outcome.result["steps"]) if outcome.result else None,
+            "steps_not_told": steps_not_told(job, outcome.result.steps) if outcome.result else None,
             "starts": [[event["attempt"], event["restored_from"]] for event in events(job, "start")],
             "kills": [{**kill, "lost_seconds": seconds_lost(job, kill["killed_at"])} for kill in killer.kills],
         }  # fmt: skip

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,6 +25,7 @@ from pipeline.telemetry import heartbeat
 from pipeline.telemetry.events import EventReader
 from pipeline.training import checkpoint, loop
 from pipeline.training.job import Job, identity
+from pipeline.training.result import TrainResult
 
 # Bound on every wait for a training to get somewhere; generous, since machines may be busy.
 PATIENCE_SECONDS = 120
@@ -66,11 +67,15 @@ class Outcome:
     did : what the disturbance did, with times (time.time())
     """
 
-    result: dict[str, Any] | None = None
+    result: TrainResult | None = None
     error_type: str = ""
     error: str = ""
     seconds: float = 0.0
     did: dict[str, Any] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return {**asdict(self), "result": self.result and self.result.model_dump(mode="json")}
 
 
 class Running:

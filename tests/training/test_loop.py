@@ -31,31 +31,31 @@ def weights_after(job: Job) -> dict:
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_it_learns_in_a_world_of_one(dataset, tmp_path, norm):
     result = fit(alone("cpu"), make_job(dataset, tmp_path, norm, epochs=4))
-    assert result["best_accuracy"] > 0.9
-    assert result["final_accuracy"] == result["curve"][-1]["accuracy"]
-    assert result["best_accuracy"] == max(point["accuracy"] for point in result["curve"])
-    assert not result["diverged"]
-    assert result["steps"] == 4 * (result["curve"][-1]["step"] // 4)
-    assert len(result["curve"]) == len(result["train_loss"]) == 8
-    assert result["images_per_second"] > 0
-    assert 0 <= result["data_wait_share"] < 1
+    assert result.best_accuracy > 0.9
+    assert result.final_accuracy == result.curve[-1].accuracy
+    assert result.best_accuracy == max(point.accuracy for point in result.curve)
+    assert not result.diverged
+    assert result.steps == 4 * (result.curve[-1].step // 4)
+    assert len(result.curve) == len(result.train_loss) == 8
+    assert result.images_per_second > 0
+    assert 0 <= result.data_wait_share < 1
 
 
 def test_events_tell_each_step_once(dataset, tmp_path):
     result = fit(alone("cpu"), make_job(dataset, tmp_path))
     events = EventReader(str(tmp_path / "events")).new()
     assert events[0]["kind"] == "start"
-    assert [e["step"] for e in events if e["kind"] == "step"] == list(range(1, result["steps"] + 1))
+    assert [e["step"] for e in events if e["kind"] == "step"] == list(range(1, result.steps + 1))
     evaluations = [e for e in events if e["kind"] == "evaluation"]
-    assert [(e["step"], e["accuracy"]) for e in evaluations] == [(p["step"], p["accuracy"]) for p in result["curve"]]
+    assert [(e["step"], e["accuracy"]) for e in evaluations] == [(p.step, p.accuracy) for p in result.curve]
 
 
 def test_logging_fewer_steps_changes_nothing_else(dataset, tmp_path):
     every = fit(alone("cpu"), make_job(dataset, tmp_path / "every"))
     some = fit(alone("cpu"), make_job(dataset, tmp_path / "some", log_every_steps=7))
-    assert some["curve"] == every["curve"]
+    assert some.curve == every.curve
     steps = [e["step"] for e in EventReader(str(tmp_path / "some" / "events")).new() if e["kind"] == "step"]
-    assert steps == list(range(7, every["steps"] + 1, 7))
+    assert steps == list(range(7, every.steps + 1, 7))
 
 
 def gradients(worker, job):
@@ -84,10 +84,10 @@ def test_two_ranks_end_where_one_does(dataset, tmp_path):
     one, two = (make_job(dataset, tmp_path / name) for name in ("one", "two"))
     (alone_result,) = run_ranks(fit, 1, one)
     results = run_ranks(fit, 2, two)
-    assert results[0]["curve"] == results[1]["curve"]
-    for found, expected in zip(results[0]["curve"], alone_result["curve"], strict=True):
-        assert found["step"] == expected["step"]
-        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    assert results[0].curve == results[1].curve
+    for found, expected in zip(results[0].curve, alone_result.curve, strict=True):
+        assert found.step == expected.step
+        assert found.loss == pytest.approx(expected.loss, rel=1e-3)
     for name, weight in weights_after(one).items():
         torch.testing.assert_close(weights_after(two)[name], weight, rtol=1e-2, atol=1e-3)
 
@@ -114,7 +114,7 @@ def test_going_on_from_a_checkpoint_ends_with_the_same_bits(dataset, tmp_path, m
         fit(alone("cpu"), killed)
     monkeypatch.undo()
     result = fit(alone("cpu"), killed)
-    assert result["curve"] == expected["curve"]
+    assert result.curve == expected.curve
     for name, weight in weights_after(undisturbed).items():
         assert torch.equal(weights_after(killed)[name], weight), name
 
@@ -123,7 +123,7 @@ def test_a_finished_run_is_not_trained_again(dataset, tmp_path, monkeypatch):
     job = make_job(dataset, tmp_path)
     first = fit(alone("cpu"), job)
     monkeypatch.setattr(_Trainer, "_step", lambda *_: pytest.fail("a step was made"))
-    assert fit(alone("cpu"), job)["curve"] == first["curve"]
+    assert fit(alone("cpu"), job).curve == first.curve
 
 
 def test_checkpoints_of_other_settings_are_refused(dataset, tmp_path):
@@ -136,22 +136,22 @@ def test_checkpoints_of_other_settings_are_refused(dataset, tmp_path):
 def test_a_loss_that_is_not_finite_stops_all_before_the_optimizer(dataset, tmp_path, world_size):
     job = make_job(dataset, tmp_path, "none", learning_rate=1e30, warmup_epochs=0)
     for result in run_ranks(fit, world_size, job):
-        assert result["diverged"]
-        assert 0 < result["steps"] < 10
-        assert 0 <= result["final_accuracy"] <= 1
+        assert result.diverged
+        assert 0 < result.steps < 10
+        assert 0 <= result.final_accuracy <= 1
     assert all(torch.isfinite(weight).all() for weight in weights_after(job).values())
     assert [e["kind"] for e in EventReader(str(tmp_path / "events")).new()].count("diverged") == 1
 
 
 def test_a_diverged_run_says_so_again_when_it_is_continued(dataset, tmp_path):
     job = make_job(dataset, tmp_path, "none", learning_rate=1e30, warmup_epochs=0)
-    assert fit(alone("cpu"), job)["diverged"]
-    assert fit(alone("cpu"), job)["diverged"]
+    assert fit(alone("cpu"), job).diverged
+    assert fit(alone("cpu"), job).diverged
 
 
 @pytest.mark.parametrize("setting", [{"bf16": True}, {"channels_last": False}, {"label_smoothing": 0.1}])
 def test_optional_ways_learn_too(dataset, tmp_path, setting):
-    assert fit(alone("cpu"), make_job(dataset, tmp_path, "batch", epochs=4, **setting))["best_accuracy"] > 0.9
+    assert fit(alone("cpu"), make_job(dataset, tmp_path, "batch", epochs=4, **setting)).best_accuracy > 0.9
 
 
 def test_the_loss_is_that_of_smoothed_labels(dataset, tmp_path):
@@ -252,14 +252,14 @@ def test_a_loss_that_is_not_finite_fails_where_that_is_asked_for(dataset, tmp_pa
 
 def test_every_rank_says_what_its_time_went_into(dataset, tmp_path):
     result = run_ranks(fit, 2, make_job(dataset, tmp_path, epochs=1))[0]
-    assert [rank["rank"] for rank in result["ranks"]] == [0, 1]
-    for rank in result["ranks"]:
-        assert rank["steps"] == result["steps"]
-        assert rank["compute_seconds"] > 0
-        assert rank["all_reduce_seconds"] > 0
-        assert rank["data_wait_seconds"] > 0
+    assert [rank.rank for rank in result.ranks] == [0, 1]
+    for rank in result.ranks:
+        assert rank.steps == result.steps
+        assert rank.compute_seconds > 0
+        assert rank.all_reduce_seconds > 0
+        assert rank.data_wait_seconds > 0
     evaluations = [e for e in EventReader(str(tmp_path / "events")).new() if e["kind"] == "evaluation"]
-    assert sum(e["ranks"][1]["steps"] for e in evaluations) == result["steps"]
+    assert sum(e["ranks"][1]["steps"] for e in evaluations) == result.steps
 
 
 def test_a_state_that_cannot_be_written_is_told_and_the_last_one_is_an_error(dataset, tmp_path, monkeypatch):
@@ -283,4 +283,4 @@ def test_a_state_that_cannot_be_written_is_told_and_the_last_one_is_an_error(dat
 
     monkeypatch.setattr(_Trainer, "_evaluate", then_there_is_room)
     failing[0] = True
-    assert fit(alone("cpu"), make_job(dataset, tmp_path / "room"))["checkpoint"]
+    assert fit(alone("cpu"), make_job(dataset, tmp_path / "room")).checkpoint

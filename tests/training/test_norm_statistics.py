@@ -96,7 +96,7 @@ def fit_in_float64(worker, job):
     loop.build_model = lambda *args, **options: built(*args, **options).double()
     _Trainer._emit = noting
     try:
-        return losses, [point["loss"] for point in fit(worker, job)["curve"]]
+        return losses, [point.loss for point in fit(worker, job).curve]
     finally:
         loop.build_model, _Trainer._emit = built, emit
 
@@ -222,4 +222,4 @@ def evaluated_again(worker, job):
 def test_the_kept_network_is_the_one_that_was_judged(dataset, tmp_path, changes):
     job = make_job(dataset, tmp_path, **changes)
     result = run_ranks(fit, 2, job)[0]
-    assert evaluated_again(alone("cpu"), job) == pytest.approx(result["curve"][-1]["loss"], rel=1e-6)
+    assert evaluated_again(alone("cpu"), job) == pytest.approx(result.curve[-1].loss, rel=1e-6)

@@ -71,7 +71,7 @@ def test_the_average_is_judged_and_kept_and_training_goes_on_with_the_weights(da
     )
     assert all(torch.equal(one["model"][name], weight) for name, weight in two["weights"].items())
     assert not any(torch.equal(two["model"][name], weight) for name, weight in two["weights"].items())
-    assert result["best_accuracy"] > 0.8
+    assert result.best_accuracy > 0.8
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

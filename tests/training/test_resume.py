@@ -73,8 +73,8 @@ def test_a_run_that_dies_in_an_epoch_ends_with_the_same_bits(dataset, tmp_path, 
     assert run_ranks(fit_until, world_size, killed, 11, with_dropout) == [None] * world_size
     assert 0 < state_of(killed)["progress"]["step"] <= 11
     result = run_ranks(fit_until, world_size, killed, None, with_dropout)[0]
-    assert result["curve"] == expected["curve"]
-    assert result["train_loss"] == expected["train_loss"]
+    assert result.curve == expected.curve
+    assert result.train_loss == expected.train_loss
     before, after = state_of(undisturbed), state_of(killed)
     for name, weight in before["model"].items():
         assert torch.equal(after["model"][name], weight), name
@@ -97,10 +97,10 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(dataset, tmp_path
     expected = run_ranks(fit, 1, undisturbed)[0]
     run_ranks(fit_until, before, moved, 11)
     result = run_ranks(fit, after, moved)[0]
-    assert result["world_size"] == after
-    for found, point in zip(result["curve"], expected["curve"], strict=True):
-        assert found["step"] == point["step"]
-        assert found["loss"] == pytest.approx(point["loss"], rel=1e-3)
+    assert result.world_size == after
+    for found, point in zip(result.curve, expected.curve, strict=True):
+        assert found.step == point.step
+        assert found.loss == pytest.approx(point.loss, rel=1e-3)
 
 
 def test_another_number_of_ranks_gets_the_statistics_of_all(dataset, tmp_path):

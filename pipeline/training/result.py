@@ -1,0 +1,69 @@
+"""What a training returns: `fit` on every rank, the driver's `train` with the MLflow run added, ``train.json``."""
+
+from __future__ import annotations
+
+from pipeline.config.frozen import FrozenModel
+
+
+class EvaluationPoint(FrozenModel):
+    """One evaluation in the middle or at the end of a training.
+
+    step : optimizer steps done before it
+    epoch : the same in epochs, a fraction within one
+    accuracy : share of the split's rows whose largest logit is their label's
+    loss : mean cross-entropy over the split, in nats; None where it is not finite
+    """
+
+    step: int
+    epoch: float
+    accuracy: float
+    loss: float | None
+
+
+class RankSeconds(FrozenModel):
+    """What one rank spent the time of its optimizer steps on, in seconds.
+
+    rank : 0 to world size - 1
+    steps : optimizer steps that the seconds are of
+    data_wait_seconds : waiting for the next batch
+    compute_seconds : forward, backward and optimizer, without what the others are waited for
+    all_reduce_seconds : from this rank's last gradient to the sum over all ranks
+    """
+
+    rank: int
+    steps: int
+    data_wait_seconds: float
+    compute_seconds: float
+    all_reduce_seconds: float
+
+
+class TrainResult(FrozenModel):
+    """What a training has reached, over all its attempts except where it says otherwise. The same on every rank.
+
+    best_accuracy, final_accuracy : largest and last of ``curve``
+    steps : optimizer steps done
+    images_per_second : of the whole training, in a steady state; None before there was one
+    data_wait_share : part of that time in which rank 0 waited for data, from 0 to 1; None as above
+    diverged : whether it ended because the loss of a global batch was not finite
+    curve : one point for each evaluation
+    train_loss : mean loss of the steps since the evaluation before, one for each; None where there were none
+    train_seconds : seconds of all optimizer steps up to each evaluation
+    checkpoint : path of the last one
+    world_size : ranks of the last attempt
+    attempts : gangs that were started for this job
+    ranks : what each rank of the last attempt spent its time on
+    """
+
+    best_accuracy: float
+    final_accuracy: float
+    steps: int
+    images_per_second: float | None
+    data_wait_share: float | None
+    diverged: bool
+    curve: tuple[EvaluationPoint, ...]
+    train_loss: tuple[float | None, ...]
+    train_seconds: tuple[float, ...]
+    checkpoint: str
+    world_size: int
+    attempts: int
+    ranks: tuple[RankSeconds, ...]
