@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jinja2
 
 from pipeline.report.figures.study import figures_of
-from pipeline.report.figures.style import Comparison, Record, arm_words, in_words, norm_name, signed_percent
+from pipeline.report.figures.style import Comparison, Record, arm_words, signed_percent
+from pipeline.report.names import norm_words, setting_words, values_words
 from pipeline.report.verdict import verdict
 
-__all__ = ["norm_name", "render", "verdict"]
+__all__ = ["render", "verdict"]
 
 Show = Callable[[Any, Record], str]
 
@@ -151,21 +152,18 @@ def _search_columns(comparison: Comparison) -> list[Column]:
 
 
 def _tuned(comparison: Comparison) -> list[Column]:
-    return [
-        Column(name.rpartition(".")[2].replace("_", " "), (Part(f"tuned/{name}", _plain),))
-        for name in comparison["tuned"]
-    ]
+    return [Column(setting_words(name), (Part(f"tuned/{name}", _plain),)) for name in comparison["tuned"]]
 
 
 def _compared(comparison: Comparison) -> list[tuple[str, str]]:
     """What varied, and its values, in words."""
     found = []
     for name in [*comparison["varied"], *comparison["tuned"]]:
-        heading = "normalization" if name == "model.norm" else name.rpartition(".")[2].replace("_", " ")
-        values = [norm_name(str(v)) if name == "model.norm" else _plain(v, {}) for v in comparison["grid"][name]]
+        heading = "normalization" if name == "model.norm" else setting_words(name)
+        values = [norm_words(str(v)) if name == "model.norm" else _plain(v, {}) for v in comparison["grid"][name]]
         chosen = " (the best chosen for each arm)" if name in comparison["tuned"] else ""
         found.append((heading, ", ".join(values) + chosen))
-    return found or [("arm", in_words({"model.norm": comparison["settings"]["model"]["norm"]}))]
+    return found or [("arm", values_words({"model.norm": comparison["settings"]["model"]["norm"]}))]
 
 
 def _short(value: Any) -> str:

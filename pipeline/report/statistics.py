@@ -12,17 +12,17 @@ from typing import Any
 
 from scipy.special import stdtrit
 
+from pipeline.report.names import BATCH_SIZES, LEARNING_RATE
+
 Result = dict[str, Any]
 
 CONFIDENCE = 0.95
-RATE = "train.learning_rate"
-BATCH_SIZES = ("train.rank_batch_size", "train.batch_size")
 # Arms that a sentence names; of more, the others are counted.
 _MOST_NAMES = 3
 # What a reader would like to know, and the settings that would have had to vary.
 _QUESTIONS = {
     "other normalizations": ("model.norm",),
-    "other learning rates": (RATE,),
+    "other learning rates": (LEARNING_RATE,),
     "other batch sizes": BATCH_SIZES,
     "other depths": ("model.depth",),
     "other networks": ("model.network",),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.report.figures.style import Comparison, Record, arm_words, in_words, panel_setting, signed_percent
-from pipeline.report.statistics import RATE
+from pipeline.report.figures.style import Comparison, Record, arm_words, panel_setting, signed_percent
+from pipeline.report.names import LEARNING_RATE, values_words
 
 # More arms than this are not given a sentence each.
 MOST_SENTENCES = 8
@@ -66,7 +66,7 @@ def _against(comparison: Comparison, arm: Record, base: Record) -> str:
 
 def _name(arm: Record) -> str:
     """In a sentence: batch norm with depth 20 and width 16."""
-    first, *more = [in_words({name: value}) for name, value in arm["values"].items()] or [arm_words(arm)]
+    first, *more = [values_words({name: value}) for name, value in arm["values"].items()] or [arm_words(arm)]
     return f"{first} with {' and '.join(more)}" if more else first
 
 
@@ -133,8 +133,8 @@ def _many(comparison: Comparison, healthy: list[Record], base: Record) -> list[s
     if setting := panel_setting(comparison["arms"]):
         for group in _groups(healthy, setting):
             best = max(group, key=lambda arm: arm["best_accuracy_mean"])
-            kind = in_words({setting: best["values"][setting]})
-            rest = in_words({name: value for name, value in best["values"].items() if name != setting})
+            kind = values_words({setting: best["values"][setting]})
+            rest = values_words({name: value for name, value in best["values"].items() if name != setting})
             lines.append(f"Best of {kind}: {rest}, {_accuracy(best)}{_gap(best)}.")
     others = [arm for arm in healthy if arm is not base]
     unclear = [arm for arm in others if _is_unclear(arm)]
@@ -170,12 +170,12 @@ def _groups(arms: list[Record], setting: str) -> list[list[Record]]:
 
 def _stable(comparison: Comparison, *, few: bool) -> list[str]:
     """The highest stable learning rates, where the grid could show them."""
-    if RATE not in comparison["tuned"] or len(comparison["grid"][RATE]) < 2:
+    if LEARNING_RATE not in comparison["tuned"] or len(comparison["grid"][LEARNING_RATE]) < 2:
         return []
     arms = comparison["arms"]
     setting = None if few else panel_setting(arms)
     if setting:
-        groups = [(in_words({setting: group[0]["values"][setting]}), group) for group in _groups(arms, setting)]
+        groups = [(values_words({setting: group[0]["values"][setting]}), group) for group in _groups(arms, setting)]
         found = [f"{_rates(group)} for {name}" for name, group in groups]
     else:
         rates = {_rate(arm): [other for other in arms if _rate(other) == _rate(arm)] for arm in arms}

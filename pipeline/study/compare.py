@@ -23,8 +23,9 @@ from pipeline.driver.record import Record, find_record
 from pipeline.driver.trial import check_trial, run_trial
 from pipeline.report import statistics
 from pipeline.report.figures import study
+from pipeline.report.names import Values, arm_name, short_name
 from pipeline.report.page import render
-from pipeline.study.arms import Arm, Values, arms_of, candidates_of, name_of, short_name
+from pipeline.study.arms import Arm, arms_of, candidates_of
 from pipeline.tracking.tracker import TrackedRun, Tracker
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Trial:
     @property
     def name(self) -> str:
         if self.kind == "search":
-            return f"{self.settings.name} search {self.arm.name} {name_of(self.tuned)}"
+            return f"{self.settings.name} search {self.arm.name} {arm_name(self.tuned)}"
         return f"{self.settings.name} {self.arm.name} seed={self.settings.train.seed}"
 
     @property

@@ -11,7 +11,7 @@ from small_comparisons import comparison_of, many_arms
 from pipeline.report.figures.rates import _heat
 from pipeline.report.figures.study import figures_of
 from pipeline.report.figures.style import COLORS, DASHES, MARKERS, looks_of
-from pipeline.report.statistics import RATE
+from pipeline.report.names import LEARNING_RATE
 
 COMMON = ["learning_curves", "training_loss"]
 ENDS = ["steps_to_target", "cost"]
@@ -36,7 +36,7 @@ STUDIES = {
         [*COMMON, "learning_rates", "depth", *ENDS],
     ),
     "rates": (
-        comparison_of({"model.norm": ["none", "batch"], RATE: [0.01, 0.1, 1.0]}, rates=(0.1,)),
+        comparison_of({"model.norm": ["none", "batch"], LEARNING_RATE: [0.01, 0.1, 1.0]}, rates=(0.1,)),
         [*COMMON, "learning_rates", "gradient_norms", *ENDS],
     ),
 }
@@ -152,7 +152,7 @@ def test_the_search_shows_what_was_tried_chosen_and_diverged():
         assert record["accuracy"] == trial["best_accuracy"]
         assert record["diverged"] == trial["diverged"]
     chosen = {arm: rate for (arm, rate), record in found.items() if record["chosen"]}
-    assert chosen == {arm["arm"]: arm["tuned"][RATE] for arm in comparison["arms"]}
+    assert chosen == {arm["arm"]: arm["tuned"][LEARNING_RATE] for arm in comparison["arms"]}
     svg = drawing_of(comparison, "learning_rates").svg()
     assert "diverged" in svg
     assert "87.0" in svg

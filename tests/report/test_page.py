@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 import pytest
 from small_comparisons import comparison_of, many_arms
 
-from pipeline.report.page import norm_name, render, verdict
-from pipeline.report.statistics import RATE
+from pipeline.report.names import LEARNING_RATE
+from pipeline.report.page import render, verdict
 
 VOID = {"meta", "br", "link", "img", "input", "hr", "col"}
 STUDIES = {
@@ -20,14 +20,14 @@ STUDIES = {
     "no speed": comparison_of(speed=False),
     "28 arms": many_arms(diverged={"batch, rank_batch_size 2": 1}),
     "batch size": comparison_of({"train.rank_batch_size": [8, 64, 128]}),
-    "rates": comparison_of({"model.norm": ["none", "batch"], RATE: [0.01, 0.1]}, rates=(0.1,)),
+    "rates": comparison_of({"model.norm": ["none", "batch"], LEARNING_RATE: [0.01, 0.1]}, rates=(0.1,)),
     "nine arms of one setting": comparison_of({"model.width": list(range(8, 80, 8))}),
 }
 ARM_KEYS = {
     "n", "diverged", "best_accuracy_mean", "best_accuracy_std", "final_accuracy_mean", "final_accuracy_std",
     "difference_mean", "difference_low", "difference_high", "reached_target", "steps_to_target_mean",
     "steps_to_target_std", "steps_ratio", "seconds_to_target_mean", "seconds_to_target_std", "seconds_ratio",
-    "highest_stable_rate", "images_per_second_mean", "images_per_second_std", "overhead", f"tuned/{RATE}",
+    "highest_stable_rate", "images_per_second_mean", "images_per_second_std", "overhead", f"tuned/{LEARNING_RATE}",
 }  # fmt: skip
 RUN_KEYS = {
     "seed", "best_accuracy", "final_accuracy", "steps", "target", "steps_to_target", "images_to_target",
@@ -184,11 +184,6 @@ def test_names_of_arms_are_escaped():
     page = Page(render(comparison))
     assert '<b>, "x" & y' in page.arms
     assert verdict(comparison)[0].startswith('<b>, "x" & y was the most accurate')
-
-
-def test_norms_have_names():
-    assert norm_name("none") == "no normalization"
-    assert norm_name("of_tomorrow") == "of tomorrow"
 
 
 def test_verdict_of_two_arms():

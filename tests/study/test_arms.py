@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import SettingsError, load_settings
-from pipeline.study.arms import arms_of, candidates_of, name_of
+from pipeline.study.arms import arms_of, candidates_of
 
 QUICKSTART = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
 
@@ -80,15 +80,3 @@ def test_a_command_that_trains_once_wants_one_value():
 def test_values_that_do_not_fit_each_other_are_named_before_anything_runs():
     with pytest.raises(SettingsError, match=r"quickstart\.yaml: with .*workers\.count=8.*train\.lanes 4"):
         load("workers.count=[2, 8]", "train.lanes=[16, 4]")
-
-
-def test_names_say_the_values():
-    values = {"model.norm": "batch", "workers.count": 2, "train.weight_ema": None, "train.bf16": True,
-              "train.learning_rate": 1e-5}  # fmt: skip
-    assert name_of(values) == "batch, workers 2, weight_ema null, bf16 true, learning_rate 1e-05"
-
-
-def test_rates_that_differ_late_have_names_that_differ():
-    assert [name_of({"train.learning_rate": rate}) for rate in (0.1234561, 0.1234562, 0.5)] == [
-        "learning_rate 0.1234561", "learning_rate 0.1234562", "learning_rate 0.5",
-    ]  # fmt: skip

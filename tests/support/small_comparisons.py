@@ -7,8 +7,8 @@ import math
 import random
 from typing import Any
 
-from pipeline.report.statistics import RATE, not_measured, summary_of, warnings_of, with_targets
-from pipeline.study.arms import name_of
+from pipeline.report.names import LEARNING_RATE, arm_name
+from pipeline.report.statistics import not_measured, summary_of, warnings_of, with_targets
 
 ROWS, WORKERS, CHANCE = 54_000, 2, 0.1
 LAYERS = ("0", "1.stem.0", "1.stem.1", "1.stages.0.0", "1.stages.1.0", "2")
@@ -34,18 +34,18 @@ def comparison_of(
     """
     varied = {"model.norm": ["none", "batch"]} if varied is None else varied
     arms = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
-    tune = [RATE] if len(rates) > 1 else []
+    tune = [LEARNING_RATE] if len(rates) > 1 else []
     search = [_trial(values, rate) for values in arms for rate in rates if tune]
     runs = []
     for seed, (number, values) in itertools.product(range(seeds), enumerate(arms)):
-        arm, known = name_of(values) or "batch", level or {}
+        arm, known = arm_name(values) or "batch", level or {}
         best = known.get(arm, 0.885 + 0.022 * (values.get("model.norm") == "batch") - 0.0008 * number)
         fallen = seed < (diverged or {}).get(arm, 0)
-        rate = values.get(RATE, _chosen(search, arm, rates))
+        rate = values.get(LEARNING_RATE, _chosen(search, arm, rates))
         runs.append(_run(values, rate, seed, best, epochs, tune, fallen=fallen, speed=speed, gradients=gradient_norms))
     baseline = runs[0]["arm"]
     runs = with_targets(runs, baseline, target_accuracy)
-    grid = varied | ({RATE: list(rates)} if tune else {})
+    grid = varied | ({LEARNING_RATE: list(rates)} if tune else {})
     base = [run for run in runs if run["arm"] == baseline]
     summaries = [
         summary_of([r for r in runs if r["arm"] == arm], base, [t for t in search if t["arm"] == arm], CHANCE)
@@ -76,17 +76,18 @@ def many_arms(**options: Any) -> dict[str, Any]:
     for norm, size in itertools.product(*varied.values()):
         # As in figure 1 of Wu & He (2018): the error of batch norm rises where batches are small.
         error = {"none": 0.115, "batch": 0.086 + 0.12 / size, "group": 0.094, "layer": 0.099}[norm]
-        level[name_of({"model.norm": norm, "train.rank_batch_size": size})] = 1 - error
+        level[arm_name({"model.norm": norm, "train.rank_batch_size": size})] = 1 - error
     return comparison_of(varied, level=level, **options)
 
 
 def _trial(values: dict[str, Any], rate: float) -> dict[str, Any]:
-    arm = name_of(values) or "batch"
+    arm = arm_name(values) or "batch"
     best = 0.1 if values.get("model.norm") == "batch" else 0.03
     accuracy = 0.87 - 0.05 * math.log10(rate / best) ** 2
     fallen = rate > 10 * best
     return {
-        "arm": arm, "values": values, "tuned": {RATE: rate}, "learning_rate": rate, "global_batch": 256, "seed": 1000,
+        "arm": arm, "values": values, "tuned": {LEARNING_RATE: rate}, "learning_rate": rate,
+        "global_batch": 256, "seed": 1000,
         "best_accuracy": 0.31 if fallen else accuracy, "final_accuracy": 0.1 if fallen else accuracy,
         "diverged": fallen, "steps": 200, "images_per_second": 4000.0, "run_id": f"search-{arm}-{rate:g}",
     }  # fmt: skip
@@ -101,7 +102,7 @@ def _run(
     values: dict[str, Any], rate: float, seed: int, best: float, epochs: int, tune: list[str],
     *, fallen: bool, speed: bool, gradients: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    arm = name_of(values) or "batch"
+    arm = arm_name(values) or "batch"
     noise = random.Random(f"{arm} {seed}")
     batch = WORKERS * values.get("train.rank_batch_size", 128)
     total, looks = ROWS * epochs // batch, 4 * epochs

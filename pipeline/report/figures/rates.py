@@ -16,14 +16,12 @@ from pipeline.report.figures.style import (
     Drawing,
     Record,
     by,
-    in_words,
     name_rows,
-    norm_name,
     row_height,
     seeds_of,
     words_of,
 )
-from pipeline.report.statistics import RATE
+from pipeline.report.names import LEARNING_RATE, norm_words, values_words
 
 # Errors below this have one colour.
 _LEAST_ERROR = 1e-4
@@ -33,7 +31,7 @@ _MOST_WORDS = 7
 
 def learning_rates(comparison: Comparison) -> Drawing | None:
     """The trials of the search, or, where the learning rate makes arms, the runs; None of fewer than two rates."""
-    varied = RATE in comparison["varied"]
+    varied = LEARNING_RATE in comparison["varied"]
     rows = _rates_of_runs(comparison) if varied else _rates_of_search(comparison)
     rates = {row[1] for row in rows}
     if len(rates) < 2:
@@ -53,7 +51,7 @@ def learning_rates(comparison: Comparison) -> Drawing | None:
 def _rates_of_search(comparison: Comparison) -> list[tuple[Any, ...]]:
     """Of several trials with one rate, which differ in other tuned settings, the best."""
     rows = []
-    tuned = {arm["arm"]: arm["tuned"].get(RATE) for arm in comparison["arms"]}
+    tuned = {arm["arm"]: arm["tuned"].get(LEARNING_RATE) for arm in comparison["arms"]}
     for arm, trials in by(comparison["search"], "arm").items():
         for rate, found in sorted(by(trials, "learning_rate").items()):
             best = max(found, key=lambda trial: (not trial["diverged"], trial["best_accuracy"]))
@@ -64,14 +62,16 @@ def _rates_of_search(comparison: Comparison) -> list[tuple[Any, ...]]:
 
 def _rates_of_runs(comparison: Comparison) -> list[tuple[Any, ...]]:
     rows = []
-    others = {a["arm"]: in_words({k: v for k, v in a["values"].items() if k != RATE}) for a in comparison["arms"]}
-    fixed = norm_name(str(comparison["settings"].get("model", {}).get("norm", "all arms")))
+    others = {
+        a["arm"]: values_words({k: v for k, v in a["values"].items() if k != LEARNING_RATE}) for a in comparison["arms"]
+    }
+    fixed = norm_words(str(comparison["settings"].get("model", {}).get("norm", "all arms")))
     for other in dict.fromkeys(others.values()):
         arms = [arm for arm in comparison["arms"] if others[arm["arm"]] == other]
         best = max(arms, key=lambda arm: (arm["diverged"] < arm["n"], arm["best_accuracy_mean"]))
         rows += [
-            (other or fixed, a["values"][RATE], a["best_accuracy_mean"], a["diverged"], a["n"], a is best)
-            for a in sorted(arms, key=lambda arm: arm["values"][RATE])
+            (other or fixed, a["values"][LEARNING_RATE], a["best_accuracy_mean"], a["diverged"], a["n"], a is best)
+            for a in sorted(arms, key=lambda arm: arm["values"][LEARNING_RATE])
         ]
     return rows
 

@@ -23,7 +23,6 @@ from pipeline.report.figures.style import (
     Record,
     arm_words,
     by,
-    in_words,
     legend,
     looks_of,
     name_rows,
@@ -34,7 +33,7 @@ from pipeline.report.figures.style import (
     size_of,
     words_of,
 )
-from pipeline.report.statistics import BATCH_SIZES
+from pipeline.report.names import BATCH_SIZES, values_words
 
 Looks = dict[str, Look]
 
@@ -177,7 +176,7 @@ def _against(comparison: Comparison, setting: str, name: str, title: str, captio
     """Best accuracy, or of the batch size its complement, against one setting; a line for each of the others."""
     value, rows = "error" if name == "batch_size" else "accuracy", []
     for arm in comparison["arms"]:
-        line = in_words({k: v for k, v in arm["values"].items() if k != setting})
+        line = values_words({k: v for k, v in arm["values"].items() if k != setting})
         at, mean = arm["values"][setting], arm["best_accuracy_mean"]
         if isinstance(at, (int, float)):
             mean = 1 - mean if value == "error" else mean

@@ -17,9 +17,9 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pipeline.study.arms import name_of
+from pipeline.report import names
+from pipeline.report.names import Values, values_words
 
-Values = dict[str, Any]
 Record = dict[str, Any]
 Comparison = dict[str, Any]
 
@@ -54,17 +54,6 @@ STYLE: Any = {
     "figure.constrained_layout.w_pad": 0.06,
 }
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
-_NORMS = {
-    "none": "no normalization",
-    "batch": "batch norm",
-    "batch_renorm": "batch renorm",
-    "group": "group norm",
-    "layer": "layer norm",
-    "instance": "instance norm",
-    "switchable": "switchable norm",
-    "weight_standardized_group": "group norm with weight standardization",
-    "power": "power norm",
-}
 
 
 @dataclass(frozen=True)
@@ -129,14 +118,9 @@ class Look(NamedTuple):
     panel: str = ""
 
 
-def norm_name(norm: str) -> str:
-    """The norm in words."""
-    return _NORMS.get(norm, norm.replace("_", " "))
-
-
 def arm_words(arm: Record) -> str:
     """The arm in words."""
-    return in_words(arm["values"]) or norm_name(arm["arm"])
+    return names.arm_words(arm["arm"], arm["values"])
 
 
 def words_of(comparison: Comparison, name: str) -> str:
@@ -147,14 +131,6 @@ def words_of(comparison: Comparison, name: str) -> str:
 def seeds_of(comparison: Comparison) -> int:
     """Runs of an arm."""
     return max(arm["n"] for arm in comparison["arms"])
-
-
-def in_words(values: Values) -> str:
-    """Values of settings in words."""
-    return ", ".join(
-        norm_name(str(value)) if name == "model.norm" else name_of({name: value}).replace("_", " ")
-        for name, value in values.items()
-    )
 
 
 def panel_setting(arms: list[Record]) -> str | None:
@@ -172,13 +148,13 @@ def looks_of(arms: list[Record]) -> dict[str, Look]:
     """By the name of the arm."""
     setting = panel_setting(arms)
     rests = {arm["arm"]: {k: v for k, v in arm["values"].items() if k != setting} for arm in arms}
-    labels = {arm["arm"]: in_words(rests[arm["arm"]]) or arm_words(arm) for arm in arms}
+    labels = {arm["arm"]: values_words(rests[arm["arm"]]) or arm_words(arm) for arm in arms}
     kinds = list(dict.fromkeys(labels.values()))
     colors = _colors(len(kinds), ordered=_is_ordered(list(rests.values())))
     looks = {}
     for arm in arms:
         name, number = arm["arm"], kinds.index(labels[arm["arm"]])
-        panel = in_words({setting: arm["values"][setting]}) if setting else ""
+        panel = values_words({setting: arm["values"][setting]}) if setting else ""
         marker, dash = MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
         looks[name] = Look(labels[name], colors[number], marker, dash, panel)
     return looks

@@ -1,0 +1,72 @@
+"""Names of arms and settings: one that MLflow allows in its tables, and the words of a report."""
+
+from __future__ import annotations
+
+# A value of a setting that a study varies, and such values by the setting's dotted name.
+SettingValue = str | int | float | bool | None
+Values = dict[str, SettingValue]
+
+LEARNING_RATE = "train.learning_rate"
+BATCH_SIZES = ("train.rank_batch_size", "train.batch_size")
+# Settings whose values speak for themselves.
+_SPEAKING = ("model.norm", "model.network")
+_NORMS = {
+    "none": "no normalization",
+    "batch": "batch norm",
+    "batch_renorm": "batch renorm",
+    "group": "group norm",
+    "layer": "layer norm",
+    "instance": "instance norm",
+    "switchable": "switchable norm",
+    "weight_standardized_group": "group norm with weight standardization",
+    "power": "power norm",
+}
+
+
+def arm_name(values: Values) -> str:
+    """An arm is called after its values: ``batch, depth 20``; empty where there are none.
+
+    The name has only letters that MLflow allows in the name of a metric, and the comma. Values that differ give names
+    that differ.
+    """
+    return ", ".join(
+        _text(value) if setting in _SPEAKING else f"{short_name(setting)} {_text(value)}"
+        for setting, value in values.items()
+    )
+
+
+def short_name(setting: str) -> str:
+    """A setting without its section: ``rank_batch_size``, ``workers``."""
+    return "workers" if setting == "workers.count" else setting.rpartition(".")[2]
+
+
+def setting_words(setting: str) -> str:
+    """A setting as the heading of a column: ``rank batch size``."""
+    return setting.rpartition(".")[2].replace("_", " ")
+
+
+def norm_words(norm: str) -> str:
+    """A norm in words; one that is not known here by its own name."""
+    return _NORMS.get(norm, norm.replace("_", " "))
+
+
+def values_words(values: Values) -> str:
+    """Values of settings in words: ``batch norm, depth 20``."""
+    return ", ".join(
+        norm_words(str(value)) if setting == "model.norm" else arm_name({setting: value}).replace("_", " ")
+        for setting, value in values.items()
+    )
+
+
+def arm_words(name: str, values: Values) -> str:
+    """An arm in words. One without values has the name of its norm."""
+    return values_words(values) or norm_words(name)
+
+
+def _text(value: SettingValue) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)  # values that differ have names that differ
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,18 @@
+from pipeline.report.names import arm_name, norm_words
+
+
+def test_norms_have_names():
+    assert norm_words("none") == "no normalization"
+    assert norm_words("of_tomorrow") == "of tomorrow"
+
+
+def test_names_say_the_values():
+    values = {"model.norm": "batch", "workers.count": 2, "train.weight_ema": None, "train.bf16": True,
+              "train.learning_rate": 1e-5}  # fmt: skip
+    assert arm_name(values) == "batch, workers 2, weight_ema null, bf16 true, learning_rate 1e-05"
+
+
+def test_rates_that_differ_late_have_names_that_differ():
+    assert [arm_name({"train.learning_rate": rate}) for rate in (0.1234561, 0.1234562, 0.5)] == [
+        "learning_rate 0.1234561", "learning_rate 0.1234562", "learning_rate 0.5",
+    ]  # fmt: skip
