@@ -16,13 +16,23 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def make_activation(name: str | None, *, default: str = "relu") -> nn.Module:
-    """A new module for each place, so that a hook sees the activations of one place.
+    """Return a new activation module.
 
-    name : of the settings; None takes the network's default
+    A network calls this once for each place, so that a forward hook sees the activations of one place alone.
+
+    Parameters
+    ----------
+    name : str or None
+        A key of `ACTIVATIONS`; None takes the default.
+    default : str
+        The activation that the network uses where the settings name none.
     """
     return ACTIVATIONS[name or default]()
 
 
-def gain_of(name: str | None) -> Literal["relu", "sigmoid", "tanh"]:
-    """Whose gain torch.nn.init is to take for the initial weights; gelu and silu approach relu, and take its."""
+def initialization_gain(name: str | None) -> Literal["relu", "sigmoid", "tanh"]:
+    """Return the nonlinearity whose gain `torch.nn.init` takes for the initial weights.
+
+    gelu and silu approach relu for large inputs, so they take its gain.
+    """
     return "sigmoid" if name == "sigmoid" else "tanh" if name == "tanh" else "relu"

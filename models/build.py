@@ -1,4 +1,4 @@
-"""Networks by name. Code for a single device: no ranks, no Spark.
+"""Networks by name, from images to logits, with their initial weights.
 
 >>> from pipeline.config.training import ModelSettings
 >>> model = build_model(ModelSettings(network="cnn", norm="batch"), image_shape=(1, 28, 28), num_classes=10)
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from models.activations import gain_of
+from models.activations import initialization_gain
 from models.networks.cnn import PlainCNN
 from models.networks.inception import Inception
 from models.networks.recurrent import Recurrent, RecurrentLayer
@@ -33,9 +33,13 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 class Normalize(nn.Module):
-    """uint8 images (N, C, H, W) -> float images with the training split's mean 0 and deviation 1, per channel.
+    """The layer turns uint8 images into float images that have mean 0 and standard deviation 1 in each channel, over
+    the training split. Both have shape (N, C, H, W).
 
-    mean, std : C numbers each, of pixel values scaled to [0, 1], as the manifest states them
+    Parameters
+    ----------
+    mean, std : sequence of C floats
+        Mean and standard deviation of pixel values scaled to [0, 1], as the manifest states them.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
@@ -59,15 +63,29 @@ def build_model(
     std: Sequence[float] | None = None,
     seed: int = 0,
 ) -> nn.Sequential:
-    """The network of the settings, from uint8 images (N, C, H, W) to float logits (N, num_classes).
+    """Return the network of the settings, which turns uint8 images of shape (N, C, H, W) into float logits of shape
+    (N, num_classes).
 
     For one seed the weights that two norms share start equal, so that arms of a comparison differ in the norm alone.
+
+    Parameters
+    ----------
+    settings : ModelSettings
+        The network, its norm and their options.
+    image_shape : tuple of 3 ints
+        C, H and W in pixels.
+    num_classes : int
+        The number of logits.
+    mean, std : sequence of C floats, optional
+        Mean and standard deviation of each channel's pixel values, scaled to [0, 1]; 0.5 and 0.25 by default.
+    seed : int
+        The seed of the initial weights.
 
     Raises
     ------
     ValueError
-        The network or the norm is not registered (those that are get listed), or a setting does not fit the network,
-        the norm or the images.
+        No network or norm has this name (the message lists those that are known), or a setting does not fit the
+        network, the norm or the images.
     """
     if settings.network not in NETWORKS:
         raise ValueError(f"model.network {settings.network!r} is unknown; known are {', '.join(sorted(NETWORKS))}")
@@ -81,24 +99,27 @@ def build_model(
 
 @torch.no_grad()
 def _initialize(network: nn.Module, settings: ModelSettings, seed: int) -> None:
-    """He initialization (He et al. 2015, equation 10) of convolutions, torch's own of linear layers, orthogonal
-    matrices from hidden state to hidden state, all times `model.init_scale`; zero biases; small positions.
+    """Draw the initial weights and scale them by `model.init_scale`; biases start at 0.
 
-    Each layer draws from a generator of its own: biases and norms, which not every arm has, then leave the draws of
-    the other layers alone.
+    Convolutions get He initialization (He et al. 2015, equation 10), linear layers torch's own, the matrices from
+    hidden state to hidden state orthogonal ones, and embeddings of positions small numbers, which are not scaled. Each
+    layer draws from its own generator: biases and norms, which not every arm has, then leave the draws of the other
+    layers alone.
     """
-    from_hidden = {layer.hidden for layer in network.modules() if isinstance(layer, RecurrentLayer)}
+    recurrences = {layer.hidden for layer in network.modules() if isinstance(layer, RecurrentLayer)}
     layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
     for number, layer in enumerate(layers):
         generator = torch.Generator().manual_seed(seed * 100_003 + number)
         if isinstance(layer, nn.Embedding):
             nn.init.normal_(layer.weight, std=0.02, generator=generator)
             continue
-        if layer in from_hidden:
+        if layer in recurrences:
             for square in layer.weight.split(layer.weight.shape[1]):
                 nn.init.orthogonal_(square, generator=generator)
         elif isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity=gain_of(settings.activation), generator=generator)
+            nn.init.kaiming_normal_(
+                layer.weight, nonlinearity=initialization_gain(settings.activation), generator=generator
+            )
         else:
             nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
         layer.weight.mul_(settings.init_scale)

@@ -1,4 +1,4 @@
-"""A plain CNN of configurable depth and width: convolution, norm, activation; no shortcuts."""
+"""A plain CNN without shortcuts: convolution, norm, activation, as deep and wide as the settings say."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ STAGES = 3
 
 
 class PlainCNN(nn.Module):
-    """``depth`` 3x3 convolutions in three stages of ``width``, ``2 width``, ``4 width`` channels.
+    """The network has ``depth`` 3x3 convolutions in three stages of ``width``, ``2 width`` and ``4 width`` channels.
 
-    Each stage ends with 2x2 max pooling; global average pooling and a linear layer follow. The convolutions are
-    spread evenly over the stages, the later ones, which are cheaper, taking what is left over. With sigmoids it is the
+    Each stage ends with 2x2 max pooling; global average pooling and a linear layer follow. The convolutions are spread
+    evenly over the stages, and the later stages, which are cheaper, take what is left over. With sigmoids it makes the
     comparison of Ioffe & Szegedy (2015, sections 4.1 and 4.2.2): they saturate unless a norm holds them back.
 
-    Input (N, C, H, W), H and W at least 8; output (N, num_classes).
+    The input has shape (N, C, H, W) with H and W at least 8, the output (N, num_classes); both are float.
 
     Raises
     ------
     ValueError
-        Fewer convolutions than stages, or images that three poolings leave nothing of.
+        There are fewer convolutions than stages, or three poolings leave nothing of the images.
     """
 
     def __init__(self, settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int, norm: Norm):
@@ -42,13 +42,13 @@ class PlainCNN(nn.Module):
         layers: list[nn.Module] = []
         for stage in range(STAGES):
             for _ in range((settings.depth + stage) // STAGES):
-                out = settings.width * 2**stage
+                outputs = settings.width * 2**stage
                 layers += [
-                    norm.conv(channels, out, 3, padding=1, bias=not norm.shifts),
-                    norm.layer(out),
+                    norm.conv(channels, outputs, 3, padding=1, bias=not norm.replaces_bias),
+                    norm.layer(outputs),
                     make_activation(settings.activation),
                 ]
-                channels = out
+                channels = outputs
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, num_classes)

@@ -13,21 +13,21 @@ STAGES = 3
 
 
 class ConvUnit(nn.Sequential):
-    """activation(norm(conv(x))), the size of the image kept."""
+    """The unit computes ``activation(norm(conv(x)))`` and keeps the height and width of the image."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, norm: Norm, activation: str | None):
         super().__init__(
-            norm.conv(inputs, outputs, kernel, padding=kernel // 2, bias=not norm.shifts),
+            norm.conv(inputs, outputs, kernel, padding=kernel // 2, bias=not norm.replaces_bias),
             norm.layer(outputs),
             make_activation(activation),
         )
 
 
 class InceptionModule(nn.Module):
-    """Four branches side by side, of ``outputs`` channels each: 1x1; 1x1, 3x3; 1x1, 3x3, 3x3 (in place of GoogLeNet's
-    5x5); average pooling, 1x1.
+    """The module concatenates four branches of ``outputs`` channels each: 1x1; 1x1, 3x3; 1x1, 3x3, 3x3 (in place of
+    GoogLeNet's 5x5); average pooling, 1x1.
 
-    Input (N, inputs, H, W); output (N, 4 outputs, H, W).
+    The input has shape (N, inputs, H, W), the output (N, 4 outputs, H, W).
     """
 
     def __init__(self, inputs: int, outputs: int, norm: Norm, activation: str | None):
@@ -46,15 +46,15 @@ class InceptionModule(nn.Module):
 
 
 class Inception(nn.Module):
-    """A 3x3 convolution, then ``depth`` Inception modules in three stages with branches of ``width``, ``2 width``,
-    ``4 width`` channels, 2x2 max pooling between stages, global average pooling, and a linear layer.
+    """The network is a 3x3 convolution, then ``depth`` Inception modules in three stages with branches of ``width``,
+    ``2 width`` and ``4 width`` channels, 2x2 max pooling between stages, global average pooling, and a linear layer.
 
-    Input (N, C, H, W), H and W at least 8; output (N, num_classes).
+    The input has shape (N, C, H, W) with H and W at least 8, the output (N, num_classes); both are float.
 
     Raises
     ------
     ValueError
-        Fewer modules than stages, or images too small for the poolings.
+        There are fewer modules than stages, or the images are too small for the poolings.
     """
 
     def __init__(self, settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int, norm: Norm):

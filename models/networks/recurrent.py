@@ -12,33 +12,33 @@ from models.norms.registry import Norm
 from pipeline.config.training import ModelSettings
 
 # Added to what the forget gate sees (Jozefowicz et al. 2015), so that an LSTM begins by remembering.
-FORGET = 1.0
+FORGET_BIAS = 1.0
 # At a scale of 1 tanh saturates and gradients vanish over time (Cooijmans et al. 2016, section 4).
 SCALE_INIT = 0.1
 
 
 class ScaleAndShift(NormLayer):
-    """weight * x + bias, for each channel."""
+    """The layer computes ``weight * x + bias`` for each channel; input and output have shape (N, C)."""
 
     def forward(self, x_nd: torch.Tensor) -> torch.Tensor:
         return self._scale_and_shift(x_nd)
 
 
 class StepNorm(nn.Module):
-    """A norm of vectors (N, features) at one of ``steps`` time steps.
+    """A norm of vectors of shape (N, features) at one of ``steps`` time steps.
 
-    Of a norm with running statistics each step has its own, as activations differ at the start of a sequence; scale and
-    shift are shared by the steps, and a scale starts at 0.1 times `model.norm_scale_init` (Cooijmans et al. 2016,
-    sections 3 and 4). Any other norm is one layer for all steps (Ba et al. 2016). A norm that needs several positions
-    leaves vectors as they are.
+    A norm that keeps statistics has one layer for each step, as activations differ at the start of a sequence; the
+    steps share scale and shift, and the scale starts at 0.1 times `model.norm_scale_init` (Cooijmans et al. 2016,
+    sections 3 and 4). Any other norm is one layer for all steps (Ba et al. 2016). Where the norm needs several
+    positions, vectors stay as they are.
     """
 
     def __init__(self, features: int, steps: int, norm: Norm, settings: ModelSettings):
         super().__init__()
         self.scale_and_shift: nn.Module = nn.Identity()
-        if norm.positions:
+        if norm.needs_positions:
             layers: list[nn.Module] = [nn.Identity()]
-        elif norm.running:
+        elif norm.keeps_statistics:
             layers = [norm.layer(features, scale="off", shift="off") for _ in range(steps)]
             self.scale_and_shift = ScaleAndShift(
                 features,
@@ -55,19 +55,23 @@ class StepNorm(nn.Module):
 
 
 class RecurrentLayer(nn.Module):
-    """What the two cells share: the projections of input and hidden state, with a norm each, and the loop over time.
+    """What the two cells share: the projections of input and hidden state, each with its norm, and the loop over time.
 
     Both projections are normalized at each step, before they are added (Ba et al. 2016, equation 20; Cooijmans et al.
-    2016, equation 6); the papers' bias b is the sum of the two norms' shifts. A norm that needs several positions, as
-    instance norm, normalizes the input's projections alone, over time (Laurent et al. 2016).
+    2016, equation 6); the papers' bias b is the sum of the two norms' shifts. A norm that needs several positions, such
+    as instance norm, normalizes the input's projections alone, over time (Laurent et al. 2016).
 
-    Input (N, T, inputs), T = ``steps``; output (N, T, width), the hidden states.
+    The input has shape (N, T, inputs) with T = ``steps``; the output has shape (N, T, width) and holds the hidden
+    states.
 
     Attributes
     ----------
-    parts : sizes, as multiples of the width, of what is normalized apart in a projection
-    states : vectors of (N, width) that go from step to step, the hidden state first; they start at 0
-    input, hidden : the two projections, without biases where a norm's shift follows
+    parts : tuple of int
+        The sizes of the parts of a projection that are normalized apart, as multiples of the width.
+    states : int
+        The number of vectors of shape (N, width) that go from step to step, the hidden state first; they start at 0.
+    input, hidden : Module
+        The two projections, without biases where a norm's shift follows.
     """
 
     parts: tuple[int, ...]
@@ -77,21 +81,21 @@ class RecurrentLayer(nn.Module):
         super().__init__()
         self.width, self.steps = settings.width, steps
         self.sizes = [part * settings.width for part in self.parts]
-        self.input = norm.linear(inputs, sum(self.sizes), bias=not norm.shifts)
-        hidden = nn.Linear if norm.positions else norm.linear
-        self.hidden = hidden(settings.width, sum(self.sizes), bias=norm.positions or not norm.shifts)
-        over_time = [norm.tokens(size) if norm.positions else nn.Identity() for size in self.sizes]
+        self.input = norm.linear(inputs, sum(self.sizes), bias=not norm.replaces_bias)
+        hidden = nn.Linear if norm.needs_positions else norm.linear
+        self.hidden = hidden(settings.width, sum(self.sizes), bias=norm.needs_positions or not norm.replaces_bias)
+        over_time = [norm.tokens(size) if norm.needs_positions else nn.Identity() for size in self.sizes]
         self.over_time = nn.ModuleList(over_time)
         self.input_norms = nn.ModuleList(StepNorm(size, steps, norm, settings) for size in self.sizes)
         self.hidden_norms = nn.ModuleList(StepNorm(size, steps, norm, settings) for size in self.sizes)
 
     def forward(self, x_ntd: torch.Tensor) -> torch.Tensor:
-        whole = self.input(x_ntd).split(self.sizes, dim=2)
-        whole = [norm(part) for norm, part in zip(self.over_time, whole, strict=True)]
+        sequence = self.input(x_ntd).split(self.sizes, dim=2)
+        sequence = [norm(part) for norm, part in zip(self.over_time, sequence, strict=True)]
         state = (x_ntd.new_zeros(x_ntd.shape[0], self.width),) * self.states
         outputs = []
         for step in range(self.steps):
-            new = [norm(part[:, step], step) for norm, part in zip(self.input_norms, whole, strict=True)]
+            new = [norm(part[:, step], step) for norm, part in zip(self.input_norms, sequence, strict=True)]
             old = self.hidden(state[0]).split(self.sizes, dim=1)
             old = [norm(part, step) for norm, part in zip(self.hidden_norms, old, strict=True)]
             state = self.next(new, old, state, step)
@@ -101,13 +105,14 @@ class RecurrentLayer(nn.Module):
     def next(
         self, new: Sequence[torch.Tensor], old: Sequence[torch.Tensor], state: tuple[torch.Tensor, ...], step: int
     ) -> tuple[torch.Tensor, ...]:
-        """The state after a step, from the normalized parts of the input's (new) and the hidden state's projection."""
+        """Return the state after a step, from the normalized parts of the input's projection (``new``) and of the
+        hidden state's (``old``)."""
         raise NotImplementedError
 
 
 class LSTM(RecurrentLayer):
-    """With a the sum of the two normalized projections, in torch's order of the gates (Ba et al. 2016, equations 20 to
-    22; Cooijmans et al. 2016, equations 6 to 8)::
+    """The cell computes, with a the sum of the two normalized projections and torch's order of the gates (Ba et al.
+    2016, equations 20 to 22; Cooijmans et al. 2016, equations 6 to 8)::
 
         i, f, g, o = a,  c' = sigmoid(f + 1) * c + sigmoid(i) * tanh(g),  h' = sigmoid(o) * tanh(norm(c'))
     """
@@ -122,13 +127,13 @@ class LSTM(RecurrentLayer):
 
     def next(self, new, old, state, step):
         i, f, g, o = (new[0] + old[0]).chunk(4, dim=1)
-        cell = self.forget(f + FORGET) * state[1] + self.admit(i) * self.candidate(g)
+        cell = self.forget(f + FORGET_BIAS) * state[1] + self.admit(i) * self.candidate(g)
         return self.emit(o) * self.squash(self.cell_norm(cell, step)), cell
 
 
 class GRU(RecurrentLayer):
-    """With x and y the normalized projections of input and hidden state, the two gates normalized together and the
-    candidate by itself (Ba et al. 2016, appendix, with torch's 1 - z for z)::
+    """The cell computes, with x and y the normalized projections of input and hidden state, the two gates normalized
+    together and the candidate by itself (Ba et al. 2016, appendix, with torch's 1 - z for z)::
 
         r, z = sigmoid(x_rz + y_rz),  n = tanh(x_n + r * y_n),  h' = (1 - z) * n + z * h
     """
@@ -149,10 +154,11 @@ CELLS: dict[str, type[RecurrentLayer]] = {"lstm": LSTM, "gru": GRU}
 
 
 class Recurrent(nn.Module):
-    """``depth`` layers of ``width`` features, each reading the hidden states of the one before; the first reads the
-    rows of the image, C * W numbers at each of H steps. A linear layer classifies the last hidden state.
+    """The network has ``depth`` layers of ``width`` features, each of which reads the hidden states of the one before;
+    the first reads the rows of the image, C * W numbers at each of H steps. A linear layer classifies the last hidden
+    state.
 
-    Input (N, C, H, W); output (N, num_classes).
+    The input has shape (N, C, H, W), the output (N, num_classes); both are float.
 
     Raises
     ------

@@ -13,32 +13,34 @@ STAGES = 3
 
 
 def convolution(norm: Norm, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """The convolution before a norm; without a stride it keeps the size of the image."""
-    return norm.conv(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=not norm.shifts)
+    """Return the convolution before a norm; with a stride of 1 it keeps the height and width of the image."""
+    return norm.conv(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=not norm.replaces_bias)
 
 
-def check_depth(settings: ModelSettings, name: str, step: int, rest: int) -> int:
-    """n of ``depth`` = step * n + rest.
+def blocks_per_stage(settings: ModelSettings, name: str, step: int, rest: int) -> int:
+    """Return n of ``depth = step * n + rest``.
 
     Raises
     ------
     ValueError
-        The depth is none of these.
+        There is no such n; the message names the network as ``name`` and lists some depths.
     """
-    blocks, over = divmod(settings.depth - rest, step)
-    if blocks < 1 or over:
-        some = ", ".join(str(step * n + rest) for n in (1, 2, 3, 4, 5, 6, 7, 9, 18))
-        raise ValueError(f"model.depth {settings.depth}: {name} has {step}n + {rest} layers: {some}")
+    blocks, remainder = divmod(settings.depth - rest, step)
+    if blocks < 1 or remainder:
+        depths = ", ".join(str(step * n + rest) for n in (1, 2, 3, 4, 5, 6, 7, 9, 18))
+        raise ValueError(f"model.depth {settings.depth}: {name} has {step}n + {rest} layers: {depths}")
     return blocks
 
 
 def check_positions(settings: ModelSettings, image_shape: tuple[int, int, int], norm: Norm) -> None:
-    """Raises
+    """Check that the last stage leaves as many positions of a channel as the norm needs.
+
+    Raises
     ------
     ValueError
-        Two strides leave one position of a channel, and the norm needs several.
+        Two strides leave one position, and the norm needs several.
     """
-    if norm.positions and max(image_shape[1:]) <= 4:
+    if norm.needs_positions and max(image_shape[1:]) <= 4:
         raise ValueError(
             f"model.norm {settings.norm} needs several positions, and the {settings.network} reduces images of "
             f"{image_shape[1]} x {image_shape[2]} to one: use another norm, or a dataset.image.shape above 4 x 4"
@@ -46,14 +48,15 @@ def check_positions(settings: ModelSettings, image_shape: tuple[int, int, int], 
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:
-    """The identity, or where shapes change a 1x1 convolution and a norm (option B)."""
+    """Return the identity, or where shapes change a 1x1 convolution and a norm (He et al. 2016, option B)."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return nn.Sequential(convolution(norm, inputs, outputs, 1, stride), norm.layer(outputs))
 
 
 def _last_norm(channels: int, norm: Norm, settings: ModelSettings) -> nn.Module:
-    """With a scale that starts at 0 a block starts as its shortcut (Goyal et al. 2017, section 5.1)."""
+    """Return the norm of a branch's end. A scale of 0 lets a block start as its shortcut (Goyal et al. 2017, section
+    5.1)."""
     if settings.zero_init and settings.norm_scale == "learned":
         return norm.layer(channels, scale_init=0.0)
     return norm.layer(channels)
@@ -64,12 +67,16 @@ def _sum(shortcut: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
 
 
 class BasicBlock(nn.Module):
-    """activation(shortcut(x) + norm(conv(activation(norm(conv(x)))))), both convolutions 3x3.
+    """The block computes ``activation(shortcut(x) + norm(conv(activation(norm(conv(x))))))``, both convolutions 3x3.
 
-    Input (N, ``inputs``, H, W); output (N, ``channels``, ceil(H / stride), ceil(W / stride)).
+    The input has shape (N, inputs, H, W), the output (N, channels, ceil(H / stride), ceil(W / stride)).
 
-    layers : convolutions of a block
-    expansion : its output channels for each of ``channels``
+    Attributes
+    ----------
+    layers : int
+        The number of convolutions in a block.
+    expansion : int
+        The number of output channels for each of ``channels``.
     """
 
     layers, expansion = 2, 1
@@ -87,10 +94,10 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """As `BasicBlock` with three convolutions (He et al. 2016, figure 5): 1x1 to ``channels``, 3x3 with the stride, and
-    1x1 to ``4 channels``.
+    """The block is a `BasicBlock` with three convolutions (He et al. 2016, figure 5): 1x1 to ``channels``, 3x3 with the
+    stride, and 1x1 to ``4 channels``.
 
-    Input (N, ``inputs``, H, W); output (N, ``4 channels``, ceil(H / stride), ceil(W / stride)).
+    The input has shape (N, inputs, H, W), the output (N, 4 channels, ceil(H / stride), ceil(W / stride)).
     """
 
     layers, expansion = 3, 4
@@ -114,11 +121,11 @@ BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "
 
 
 class ResNet(nn.Module):
-    """``depth`` = 6n + 2 layers: a 3x3 convolution, then n blocks at each of three resolutions of ``width``,
-    ``2 width`` and ``4 width`` channels, global average pooling, and a linear layer. With bottleneck blocks it is
-    9n + 2 layers, and the stages give four times as many channels.
+    """The network has ``depth`` = 6n + 2 layers: a 3x3 convolution, then n blocks at each of three resolutions with
+    ``width``, ``2 width`` and ``4 width`` channels, global average pooling, and a linear layer. With bottleneck blocks
+    it has 9n + 2 layers, and the stages have four times as many output channels.
 
-    Input (N, C, H, W); output (N, num_classes).
+    The input has shape (N, C, H, W), the output (N, num_classes); both are float.
 
     Raises
     ------
@@ -129,7 +136,7 @@ class ResNet(nn.Module):
     def __init__(self, settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int, norm: Norm):
         super().__init__()
         block, width = BLOCKS[settings.block], settings.width
-        per_stage = check_depth(settings, f"a resnet of {settings.block} blocks", STAGES * block.layers, 2)
+        per_stage = blocks_per_stage(settings, f"a resnet of {settings.block} blocks", STAGES * block.layers, 2)
         check_positions(settings, image_shape, norm)
         stem = convolution(norm, image_shape[0], width, 3)
         self.stem = nn.Sequential(stem, norm.layer(width), make_activation(settings.activation))

@@ -15,16 +15,17 @@ MLP_RATIO = 4
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017, section 3.2): softmax(Q K^T / sqrt(D / heads)) V in each head.
+    """The layer is multi-head self-attention (Vaswani et al. 2017, section 3.2): ``softmax(Q K^T / sqrt(D / heads)) V``
+    in each head.
 
-    Input and output (N, T, D).
+    Input and output have shape (N, T, D).
     """
 
     def __init__(self, width: int, heads: int, norm: Norm):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.project = norm.linear(width, width, bias=not norm.shifts)
+        self.project = norm.linear(width, width, bias=not norm.replaces_bias)
 
     def forward(self, x_ntd: torch.Tensor) -> torch.Tensor:
         # (N, T, 3 D) -> three of (N, heads, T, D / heads)
@@ -34,12 +35,13 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a multilayer perceptron, each added to what came in. Input and output (N, T, D).
+    """The block has two branches, attention and a multilayer perceptron, each of which is added to its own input.
 
-    pre : x + branch(norm(x)) (Dosovitskiy et al. 2021, equations 2 and 3)
-    post : norm(x + branch(x)) (Vaswani et al. 2017, section 3.1)
+    `model.norm_place` says where the norms go: ``pre`` computes ``x + branch(norm(x))`` (Dosovitskiy et al. 2021,
+    equations 2 and 3), ``post`` computes ``norm(x + branch(x))`` (Vaswani et al. 2017, section 3.1). The last layer of
+    a branch is the one before a norm, through the sum, so its class is the one that the norm asks for.
 
-    The last layer of a branch is the one before a norm, through the sum: it is the norm's kind of linear layer.
+    Input and output have shape (N, T, D).
     """
 
     def __init__(self, settings: ModelSettings, norm: Norm):
@@ -51,7 +53,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, MLP_RATIO * width),
             make_activation(settings.activation, default="gelu"),
-            norm.linear(MLP_RATIO * width, width, bias=not norm.shifts),
+            norm.linear(MLP_RATIO * width, width, bias=not norm.replaces_bias),
         )
 
     def forward(self, x_ntd: torch.Tensor) -> torch.Tensor:
@@ -63,31 +65,31 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches of ``patch`` x ``patch`` pixels become tokens of ``width`` features, by a linear map and a learned
-    position (equation 1); ``depth`` blocks; with norms before the branches a last norm (equation 4); the mean over
-    tokens in place of a class token; a linear layer.
+    """The network turns patches of ``patch`` x ``patch`` pixels into tokens of ``width`` features, by a linear map and
+    a learned position (Dosovitskiy et al. 2021, equation 1). ``depth`` blocks follow, then with norms before the
+    branches a last norm (equation 4), the mean over tokens in place of a class token, and a linear layer.
 
-    A norm over positions, as instance norm, has the same mean over tokens for every image: the one just before the mean
-    is left out.
+    After a norm that needs positions, such as instance norm, the mean over tokens is the same for every image, so the
+    norm just before the mean is left out.
 
-    Input (N, C, H, W); output (N, num_classes).
+    The input has shape (N, C, H, W), the output (N, num_classes); both are float.
 
     Raises
     ------
     ValueError
-        Patches do not fit the image, or heads the width; or the whole image is one patch, and the norm needs several
-        positions.
+        The patches do not fit the image, or the heads the width; or the whole image is one patch, and the norm needs
+        several positions.
     """
 
     def __init__(self, settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int, norm: Norm):
         super().__init__()
         channels, height, width = image_shape
-        _check(settings, height, width, norm)
+        _check_shapes(settings, height, width, norm)
         side, features = settings.patch, settings.width
-        self.patches = norm.conv(channels, features, side, stride=side, bias=not norm.shifts)
+        self.patches = norm.conv(channels, features, side, stride=side, bias=not norm.replaces_bias)
         self.positions = nn.Embedding((height // side) * (width // side), features)
         self.blocks = nn.Sequential(*(Block(settings, norm) for _ in range(settings.depth)))
-        last = nn.Identity() if norm.positions else norm.tokens(features)
+        last = nn.Identity() if norm.needs_positions else norm.tokens(features)
         if settings.norm_place == "pre":
             self.norm = last
         else:
@@ -99,14 +101,14 @@ class VisionTransformer(nn.Module):
         return self.classifier(self.norm(self.blocks(tokens_ntd)).mean(dim=1))
 
 
-def _check(settings: ModelSettings, height: int, width: int, norm: Norm) -> None:
+def _check_shapes(settings: ModelSettings, height: int, width: int, norm: Norm) -> None:
     if height % settings.patch or width % settings.patch:
         fits = [side for side in range(1, min(height, width) + 1) if height % side == width % side == 0]
         raise ValueError(
             f"model.patch {settings.patch} does not cut images of {height} x {width} into whole patches: "
             f"use one of {fits}"
         )
-    if norm.positions and height == width == settings.patch:
+    if norm.needs_positions and height == width == settings.patch:
         raise ValueError(
             f"model.norm {settings.norm} needs several positions, and model.patch {settings.patch} makes one token of "
             f"images of {height} x {width}: use another norm, or a smaller patch"

@@ -6,19 +6,19 @@ import torch
 from torch import nn
 
 from models.activations import make_activation
-from models.networks.resnet import STAGES, check_depth, check_positions, convolution
+from models.networks.resnet import STAGES, blocks_per_stage, check_positions, convolution
 from models.norms.registry import Norm
 from pipeline.config.training import ModelSettings
 
 
 class PreActivationBlock(nn.Module):
-    """shortcut(x) + conv(activation(norm(conv(activation(norm(x))))))
+    """The block computes ``shortcut(x) + conv(activation(norm(conv(activation(norm(x))))))``.
 
     Where shapes change, the shortcut is a 1x1 convolution of the activated norm, which it shares with the branch. The
     branch does not end with a norm, and `model.zero_init` does nothing here: with a scale of 0 before the second
     activation, a ReLU would pass no gradient and the branch stay at 0.
 
-    Input (N, ``inputs``, H, W); output (N, ``outputs``, ceil(H / stride), ceil(W / stride)).
+    The input has shape (N, inputs, H, W), the output (N, outputs, ceil(H / stride), ceil(W / stride)).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm, settings: ModelSettings):
@@ -31,18 +31,20 @@ class PreActivationBlock(nn.Module):
         self.shortcut = convolution(norm, inputs, outputs, 1, stride) if self.reshapes else nn.Identity()
 
     def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
-        ready = self.activation1(self.norm1(x_nchw))
-        inner = self.activation2(self.norm2(self.conv1(ready)))
-        return self.shortcut(ready if self.reshapes else x_nchw) + self.conv2(inner)
+        activated = self.activation1(self.norm1(x_nchw))
+        inner = self.activation2(self.norm2(self.conv1(activated)))
+        return self.shortcut(activated if self.reshapes else x_nchw) + self.conv2(inner)
 
 
 class WideResNet(nn.Module):
-    """``depth`` = 6n + 4 layers: a 3x3 convolution to ``width`` channels, then n blocks at each of three resolutions of
-    ``k width``, ``2 k width``, ``4 k width`` channels with k = ``widen``, norm, activation, global average pooling, and
-    a linear layer. Dropout is left out. The paper's WRN-16-4 is ``depth`` 16, ``width`` 16, ``widen`` 4. The 4 in
-    the depth are the first convolution and those of three shortcuts.
+    """The network has ``depth`` = 6n + 4 layers: a 3x3 convolution to ``width`` channels, then n blocks at each of
+    three resolutions with ``k width``, ``2 k width`` and ``4 k width`` channels, k = ``widen``, then norm, activation,
+    global average pooling, and a linear layer. It has no dropout.
 
-    Input (N, C, H, W); output (N, num_classes).
+    The 4 in the depth are the first convolution and those of three shortcuts. The paper's WRN-16-4 is ``depth`` 16,
+    ``width`` 16, ``widen`` 4.
+
+    The input has shape (N, C, H, W), the output (N, num_classes); both are float.
 
     Raises
     ------
@@ -52,7 +54,7 @@ class WideResNet(nn.Module):
 
     def __init__(self, settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int, norm: Norm):
         super().__init__()
-        per_stage = check_depth(settings, "a wide_resnet", 2 * STAGES, 4)
+        per_stage = blocks_per_stage(settings, "a wide_resnet", 2 * STAGES, 4)
         check_positions(settings, image_shape, norm)
         channels = settings.width
         self.stem = convolution(norm, image_shape[0], channels, 3)

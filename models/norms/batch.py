@@ -8,48 +8,52 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from models.norms.base import RunningNorm, per_channel, total_variance
+from models.norms.base import MeanVarianceNorm, per_channel
 
 Statistics = Literal["rank", "lane", "world"]
 
 
-class BatchNorm(RunningNorm):
-    """y = weight * (x - mean) / sqrt(var + eps) + bias, over the batch and all positions, for each channel.
+class BatchNorm(MeanVarianceNorm):
+    """The layer computes ``y = weight * (x - mean) / sqrt(var + eps) + bias`` for each channel, with mean and variance
+    over the batch and all positions (Ioffe & Szegedy 2015, algorithm 1).
 
-    The batch is normalized with the biased variance; the running estimate takes the unbiased one, as torch's does.
-
-    Input and output (N, C, ...), any float dtype. The rows of a batch are its lanes, one after the other, each N /
-    ``lanes`` of them.
+    The batch is normalized with its biased variance; the running estimate takes the unbiased one, as torch's does.
+    Input and output have shape (N, C, ...) and any float dtype. The rows of a batch are those of its lanes, one lane
+    after the other, each N / ``lanes`` of them.
 
     Parameters
     ----------
-    statistics
-        rank : of the rows of this process (what DistributedDataParallel and Horovod do)
-        lane : of each lane's rows, apart from one another (ghost batch normalization, Hoffer et al. 2017): the same
+    channels : int
+        C, the size of axis 1.
+    statistics : "rank", "lane" or "world"
+        The rows whose statistics a batch is normalized with.
+
+        rank : those of this process, as in DistributedDataParallel and Horovod.
+        lane : those of each lane, apart from one another (ghost batch normalization, Hoffer et al. 2017): the same
             result for any number of ranks. The running estimates are means over lanes.
-        world : of the rows of all processes together (synchronized). Ranks may have different numbers of rows.
+        world : those of all processes together (synchronized). Ranks may have different numbers of rows.
+    options
+        The other parameters of `RunningNorm`.
 
     Attributes
     ----------
-    lanes : of the batches to come; 1 makes ``lane`` the same as ``rank``
-    sum_over_ranks : sums a tensor over all ranks, in place, and returns it; None makes ``world`` the same as ``rank``
+    lanes : int
+        The lanes in each of the batches to come; 1 makes ``lane`` the same as ``rank``.
+    sum_over_ranks : callable or None
+        A function that sums a tensor over all ranks, in place, and returns it; None makes ``world`` the same as
+        ``rank``.
 
     Raises
     ------
     ValueError
-        In training, there is only one value in a channel, or the lanes do not divide the rows.
+        In training, a channel has only one value, or the lanes do not divide the rows.
     """
-
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
 
     def __init__(self, channels: int, *, statistics: Statistics = "rank", **options):
         super().__init__(channels, **options)
         self.statistics = statistics
         self.lanes = 1
         self.sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] | None = None
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.statistics == "lane" and self.lanes > 1:
@@ -78,39 +82,27 @@ class BatchNorm(RunningNorm):
         self._update(mean, variance * (count / (count - 1)))
         return y
 
-    @torch.no_grad()
-    def _update(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
-
     def join(self, running: Mapping[str, torch.Tensor], shares: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Lanes are random parts of one shuffled split, and unbiased: their statistics are averaged, so that any
-        number of ranks gets the same."""
+        # Lanes are random parts of one shuffled split, and their variances are unbiased: the mean over lanes is the
+        # same for any number of ranks.
         if self.statistics == "lane":
             return {name: (shares * values).sum(0) for name, values in running.items()}
-        mean, variance = total_variance(running["running_mean"], running["running_var"], shares)
-        return {"running_mean": mean, "running_var": variance}
-
-    def set_population(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
-        self.running_mean.copy_(mean)
-        self.running_var.copy_(variance)
-
-    def population(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.running_mean, self.running_var + self.eps
+        return super().join(running, shares)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, momentum={self.momentum}, statistics={self.statistics}"
 
 
 class _Synchronized(torch.autograd.Function):
-    """Batch normalization over the rows of all ranks; every rank has to call forward and backward.
+    """Batch normalization over the rows of all ranks. Every rank has to call forward and backward, as each of them sums
+    over the ranks once: 2 C + 1 float64 numbers forward, 2 C backward.
 
-    One sum over ranks each way, of 2 C + 1 and 2 C float64 numbers. With g the gradient of the loss by the normalized
-    values, n the number of values in a channel over all ranks, and means over all of them::
+    With g the gradient of the loss by the normalized values, and means over the values of a channel on all ranks, the
+    gradient by the input is (Ioffe & Szegedy 2015, section 3, the chain rule solved)::
 
         dx = (g - mean(g) - x_hat * mean(g * x_hat)) / sqrt(var + eps)
 
-    Gradients of weight and bias are those of this rank's rows.
+    The gradients by weight and bias are those of this rank's rows; the training sums them with all others.
     """
 
     @staticmethod
@@ -119,9 +111,9 @@ class _Synchronized(torch.autograd.Function):
         count = x.numel() // x.shape[1]
         sums = torch.zeros(2 * x.shape[1] + 1, dtype=torch.float64, device=x.device)
         if count:
-            own_var, own_mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), axes, correction=0)
-            own_mean = own_mean.double()
-            sums = torch.cat([own_mean * count, (own_var + own_mean**2) * count, sums.new_tensor([count])])
+            rank_var, rank_mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), axes, correction=0)
+            rank_mean = rank_mean.double()
+            sums = torch.cat([rank_mean * count, (rank_var + rank_mean**2) * count, sums.new_tensor([count])])
         first, second, total = sum_over_ranks(sums).split([x.shape[1], x.shape[1], 1])
         if total <= 1:
             raise ValueError("batch norm over all ranks: there is only one value in a channel")
@@ -140,9 +132,9 @@ class _Synchronized(torch.autograd.Function):
     def backward(ctx, grad_y, *_):
         x, weight, mean, variance, total = ctx.saved_tensors
         scale = torch.ones_like(mean) if weight is None else weight
-        grad_x, by_x_hat, alone = _at_evaluation(grad_y, x, scale, mean, variance, ctx.eps)
+        grad_x, sum_gx, sum_g = _backward_of_fixed_statistics(grad_y, x, scale, mean, variance, ctx.eps)
         if ctx.needs_input_grad[0]:
-            sums = ctx.sum_over_ranks(torch.cat([alone.double(), by_x_hat.double()]))
+            sums = ctx.sum_over_ranks(torch.cat([sum_g.double(), sum_gx.double()]))
             mean_g, mean_gx = (part / total for part in sums.chunk(2))
             inverse = (variance.double() + ctx.eps).rsqrt()
             # scale * inverse * (mean_g + x_hat * mean_gx) is a + b * x in each channel; the two nearly cancel for rows
@@ -151,19 +143,20 @@ class _Synchronized(torch.autograd.Function):
             a = scale * inverse * mean_g - b * mean
             a, b = (per_channel(values, x).to(mean.dtype) for values in (a, b))
             grad_x = (grad_x - torch.addcmul(a, x, b)).to(x.dtype)
-        return grad_x, None if weight is None else by_x_hat, alone if ctx.has_bias else None, None, None
+        return grad_x, None if weight is None else sum_gx, sum_g if ctx.has_bias else None, None, None
 
 
-def _at_evaluation(grad_y, x, scale, mean, variance, eps):
-    """scale * grad_y / sqrt(var + eps), and over the rows of this rank, the sums of grad_y * x_hat and of grad_y."""
+def _backward_of_fixed_statistics(grad_y, x, scale, mean, variance, eps):
+    """Return ``scale * grad_y / sqrt(var + eps)``, and the sums of ``grad_y * x_hat`` and of ``grad_y`` over this
+    rank's rows."""
     if not x.numel():  # torch's kernel divides by the number of rows
         return torch.zeros_like(x), torch.zeros_like(mean), torch.zeros_like(mean)
-    grad_y = grad_y.contiguous(memory_format=_format(x))
+    grad_y = grad_y.contiguous(memory_format=_memory_format(x))
     return torch.ops.aten.native_batch_norm_backward(
         grad_y, x, scale, mean, variance, None, None, False, eps, [True] * 3
     )
 
 
-def _format(x: torch.Tensor) -> torch.memory_format:
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+def _memory_format(x: torch.Tensor) -> torch.memory_format:
+    channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format

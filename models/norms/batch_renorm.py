@@ -11,19 +11,33 @@ from models.norms.base import RunningNorm, per_channel, total_variance
 
 
 class BatchRenorm(RunningNorm):
-    """y = weight * (x_hat * r + d) + bias (Ioffe 2017, algorithm 1), with x_hat as in batch norm and, no gradient
-    flowing through them::
+    """The layer computes ``y = weight * (x_hat * r + d) + bias`` (Ioffe 2017, algorithm 1), with x_hat as in batch
+    norm.
+
+    No gradient flows through r and d, which take the batch's statistics to the running ones, within bounds::
 
         r = clip(sigma_batch / sigma, 1 / r_max, r_max),  d = clip((mu_batch - mu) / sigma, -d_max, d_max)
 
-    sigma_batch is sqrt(biased variance + eps); mu and sigma are running averages of mu_batch and sigma_batch, and what
-    evaluation uses. Input and output (N, C, ...).
+    sigma_batch is ``sqrt(biased variance + eps)``; mu and sigma are running averages of mu_batch and sigma_batch, and
+    what evaluation uses. Input and output have shape (N, C, ...) and any float dtype.
 
     Parameters
     ----------
-    r_max, d_max : where the two bounds end
-    warmup_steps : training steps of plain batch norm (r_max 1, d_max 0); then r_max grows to its end for 7 times as
-        many, d_max for 4 times as many (section 4.1: 5,000, up to 40,000 and 25,000)
+    channels : int
+        C, the size of axis 1.
+    r_max, d_max : float
+        The values that the two bounds reach.
+    warmup_steps : int
+        The training steps of plain batch norm (r_max 1, d_max 0). After them r_max grows to its value for 7 times as
+        many steps, and d_max for 4 times as many (section 4.1: 5,000, up to 40,000 and 25,000).
+    options
+        The other parameters of `RunningNorm`.
+
+    Attributes
+    ----------
+    running_mean, running_std : Tensor of shape (C,) and dtype float32
+    steps : Tensor of shape () and dtype int64
+        The training steps that were taken.
     """
 
     running_mean: torch.Tensor
@@ -38,13 +52,13 @@ class BatchRenorm(RunningNorm):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """r_max and d_max at this step, as scalar tensors: a step does not wait for a GPU."""
+        """Return r_max and d_max at this step, as tensors of shape (): a step does not wait for a GPU."""
         past = (self.steps - self.warmup_steps).double() / max(1, self.warmup_steps)
         return 1 + (self.r_max - 1) * (past / 7).clamp(0, 1), self.d_max * (past / 4).clamp(0, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
-            factor, addend = self.at_evaluation()
+            factor, addend = self.evaluation_affine()
             return x * per_channel(factor, x) + per_channel(addend, x)
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_mean)
         # A momentum of 1 leaves the batch's own mean and unbiased variance in the buffers.

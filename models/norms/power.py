@@ -10,21 +10,33 @@ from models.norms.base import RunningNorm, per_channel
 
 
 class PowerNorm(RunningNorm):
-    """y = weight * x / psi + bias, psi the square root of a running average of the batch's mean square, plus eps.
+    """The layer computes ``y = weight * x / psi + bias``, psi the square root of eps plus a running average of the
+    batch's mean square (Shen et al. 2020).
 
     Training normalizes with the average before this batch, and its backward pass is the paper's approximation
-    (Shen et al. 2020, algorithm 2; nu and Gamma, Lambda are (C,), means are over the batch and positions)::
+    (algorithm 2; nu, Gamma and Lambda have shape (C,), means are over the batch and positions)::
 
         dx  = (g - nu * x_hat) / psi
         nu <- nu * (1 - a * Gamma) + a * Lambda,  Gamma = mean(x_hat ** 2), Lambda = mean(g * x_hat)
 
     with g the gradient by x_hat and a = 1 - alpha. In the first ``warmup_steps`` of training it is the paper's PN-V:
     psi is the batch's own, nu is Lambda, which makes the gradient exact, and only the running average of the mean
-    square is updated. Input and output (N, C, ...).
+    square is updated. Input and output have shape (N, C, ...) and any float dtype.
 
     Parameters
     ----------
-    momentum : 1 - alpha of the forward and of the backward pass
+    channels : int
+        C, the size of axis 1.
+    warmup_steps : int
+        The training steps of PN-V.
+    options
+        The other parameters of `RunningNorm`; the momentum is 1 - alpha of the forward and of the backward pass.
+
+    Attributes
+    ----------
+    running_square, running_nu : Tensor of shape (C,) and dtype float32
+    steps : Tensor of shape () and dtype int64
+        The training steps that were taken.
     """
 
     running_square: torch.Tensor
@@ -60,8 +72,8 @@ class PowerNorm(RunningNorm):
 
 
 class _Normalized(torch.autograd.Function):
-    """(x / psi, the batch's mean square); backward updates nu in place. Warm-up is chosen by ``torch.where``, so that
-    no step waits for a GPU to tell its counter."""
+    """Return x / psi and the batch's mean square; backward updates nu in place. ``torch.where`` chooses between warm-up
+    and after, so that no step waits for a GPU to tell its counter."""
 
     @staticmethod
     def forward(ctx, x, running_square, nu, in_warmup, weight_of_new, eps):

@@ -1,4 +1,4 @@
-"""Normalizations by name: what `model.norm` may say, and what networks need to know of it."""
+"""Normalizations by name: what `model.norm` may say, and what a network needs to know of each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 
 from models.norms.batch import BatchNorm
 from models.norms.batch_renorm import BatchRenorm
+from models.norms.group import GroupNorm
+from models.norms.instance import InstanceNorm
 from models.norms.power import PowerNorm
-from models.norms.sample import GroupNorm, InstanceNorm
 from models.norms.switchable import SwitchableNorm
 from models.norms.weight_standardization import StandardizedConv2d, StandardizedLinear
 from pipeline.config.training import ModelSettings
@@ -19,70 +20,97 @@ from pipeline.config.training import ModelSettings
 
 @dataclass(frozen=True)
 class Norm:
-    """What a network needs to know of a normalization.
+    """A normalization with the settings of one model: how to make its layers, and what goes before them.
 
-    layer : factory(num_channels, **changes) of a layer for (N, C, ...); changes are those of `NormLayer`
-    shifts : whether what comes before needs no bias: the layer adds a learned one, or removes any
-    conv, linear : classes of the layers before it
-    positions : whether it needs several positions of a channel, so that a vector (N, C) cannot be normalized
-    running : whether it evaluates with statistics gathered in training
+    Attributes
+    ----------
+    layer : callable
+        ``layer(channels, **changes)`` returns a new layer for activations of shape (N, C, ...). The changes are
+        parameters of `NormLayer` that differ from the settings.
+    replaces_bias : bool
+        Whether the layer before needs no bias, because the norm adds a learned one or removes any.
+    conv, linear : type
+        The classes of the layers before a norm.
+    needs_positions : bool
+        Whether a channel has to have several positions, so that vectors of shape (N, C) cannot be normalized.
+    keeps_statistics : bool
+        Whether the layer evaluates with statistics gathered in training (`models.norms.base.RunningNorm`).
     """
 
     layer: Callable[..., nn.Module]
-    shifts: bool
+    replaces_bias: bool
     conv: type[nn.Conv2d] = nn.Conv2d
     linear: type[nn.Linear] = nn.Linear
-    positions: bool = False
-    running: bool = False
+    needs_positions: bool = False
+    keeps_statistics: bool = False
 
     def tokens(self, features: int) -> nn.Module:
-        """The layer for sequences (N, T, D): the statistics of group and layer norm are those of one token, of batch
-        norm and its kin those of all tokens, of instance norm those of one sample's feature over its tokens."""
-        return TokenNorm(self.layer(features), positions=self.positions)
+        """Return a new layer for sequences of shape (N, T, D), D = ``features``.
+
+        Group and layer norm take their statistics over one token, batch norm and its kin over all tokens of the batch,
+        and a norm that needs positions over one sample's feature in all its tokens.
+        """
+        return TokenNorm(self.layer(features), over_tokens=self.needs_positions)
 
 
 class TokenNorm(nn.Module):
-    """A norm layer for channels at axis 1, on sequences (N, T, D)."""
+    """A norm layer on sequences of shape (N, T, D).
 
-    def __init__(self, norm: nn.Module, *, positions: bool):
+    Parameters
+    ----------
+    norm : Module
+        A layer whose channels, D of them, are at axis 1.
+    over_tokens : bool
+        Whether tokens are positions of a sample; otherwise each token is a sample of its own.
+    """
+
+    def __init__(self, norm: nn.Module, *, over_tokens: bool):
         super().__init__()
-        self.norm, self.positions = norm, positions
+        self.norm, self.over_tokens = norm, over_tokens
 
     def forward(self, x_ntd: torch.Tensor) -> torch.Tensor:
-        if self.positions:
+        if self.over_tokens:
             return self.norm(x_ntd.transpose(1, 2)).transpose(1, 2)
         return self.norm(x_ntd.flatten(0, 1)).view(x_ntd.shape)
 
 
-def _make(kind: type[nn.Module], settings: ModelSettings, **own) -> Callable[..., nn.Module]:
-    """Factory of layers with the options that all norms have, and some of their own."""
-    options = {
+def _layer_factory(layer: type[nn.Module], settings: ModelSettings, **options) -> Callable[..., nn.Module]:
+    """Return a factory of layers with the parameters that all norms have, and these options."""
+    parameters = {
         "eps": settings.norm_eps,
         "scale": settings.norm_scale,
         "shift": settings.norm_shift,
         "scale_init": settings.norm_scale_init,
-        **own,
+        **options,
     }
-    return lambda channels, **changes: kind(channels, **{**options, **changes})
+    return lambda channels, **changes: layer(channels, **{**parameters, **changes})
 
 
 def _none(settings: ModelSettings) -> Norm:
-    """No normalization: the identity. Convolutions get their biases back."""
-    return Norm(lambda channels, **_: nn.Identity(), shifts=False)
+    """No normalization: an identity in its place, and convolutions have biases again."""
+    return Norm(lambda channels, **_: nn.Identity(), replaces_bias=False)
 
 
 def _batch(settings: ModelSettings) -> Norm:
-    layer = _make(BatchNorm, settings, momentum=settings.norm_momentum, statistics=settings.norm_statistics)
-    return Norm(layer, shifts=True, running=True)
+    layer = _layer_factory(BatchNorm, settings, momentum=settings.norm_momentum, statistics=settings.norm_statistics)
+    return Norm(layer, replaces_bias=True, keeps_statistics=True)
 
 
 def _batch_renorm(settings: ModelSettings) -> Norm:
-    own = {"momentum": settings.norm_momentum, "r_max": settings.norm_r_max, "d_max": settings.norm_d_max}
-    return Norm(_make(BatchRenorm, settings, **own, **_warmup(settings)), shifts=True, running=True)
+    layer = _layer_factory(
+        BatchRenorm,
+        settings,
+        momentum=settings.norm_momentum,
+        r_max=settings.norm_r_max,
+        d_max=settings.norm_d_max,
+        **_warmup(settings),
+    )
+    return Norm(layer, replaces_bias=True, keeps_statistics=True)
 
 
 def _group(settings: ModelSettings) -> Norm:
-    groups, make = settings.norm_groups, _make(GroupNorm, settings, groups=settings.norm_groups)
+    groups = settings.norm_groups
+    make_layer = _layer_factory(GroupNorm, settings, groups=groups)
 
     def layer(channels: int, **changes) -> nn.Module:
         if channels % groups:
@@ -90,32 +118,32 @@ def _group(settings: ModelSettings) -> Norm:
                 f"model.norm_groups {groups} does not divide {channels} channels; "
                 f"use a divisor of model.width {settings.width}"
             )
-        return make(channels, **changes)
+        return make_layer(channels, **changes)
 
-    return Norm(layer, shifts=settings.norm_shift == "learned")
+    return Norm(layer, replaces_bias=settings.norm_shift == "learned")
 
 
 def _layer(settings: ModelSettings) -> Norm:
-    return Norm(_make(GroupNorm, settings, groups=1), shifts=settings.norm_shift == "learned")
+    return Norm(_layer_factory(GroupNorm, settings, groups=1), replaces_bias=settings.norm_shift == "learned")
 
 
 def _instance(settings: ModelSettings) -> Norm:
-    return Norm(_make(InstanceNorm, settings), shifts=True, positions=True)
+    return Norm(_layer_factory(InstanceNorm, settings), replaces_bias=True, needs_positions=True)
 
 
 def _switchable(settings: ModelSettings) -> Norm:
-    layer = _make(SwitchableNorm, settings, momentum=settings.norm_momentum)
-    return Norm(layer, shifts=settings.norm_shift == "learned", positions=True, running=True)
+    layer = _layer_factory(SwitchableNorm, settings, momentum=settings.norm_momentum)
+    return Norm(layer, replaces_bias=settings.norm_shift == "learned", needs_positions=True, keeps_statistics=True)
 
 
 def _weight_standardized_group(settings: ModelSettings) -> Norm:
     group = _group(settings)
-    return Norm(group.layer, shifts=group.shifts, conv=StandardizedConv2d, linear=StandardizedLinear)
+    return Norm(group.layer, replaces_bias=group.replaces_bias, conv=StandardizedConv2d, linear=StandardizedLinear)
 
 
 def _power(settings: ModelSettings) -> Norm:
-    layer = _make(PowerNorm, settings, momentum=settings.norm_momentum, **_warmup(settings))
-    return Norm(layer, shifts=settings.norm_shift == "learned", running=True)
+    layer = _layer_factory(PowerNorm, settings, momentum=settings.norm_momentum, **_warmup(settings))
+    return Norm(layer, replaces_bias=settings.norm_shift == "learned", keeps_statistics=True)
 
 
 def _warmup(settings: ModelSettings) -> dict[str, int]:
@@ -136,12 +164,12 @@ NORMS: dict[str, Callable[[ModelSettings], Norm]] = {
 
 
 def make_norm(settings: ModelSettings) -> Norm:
-    """The normalization that the settings name.
+    """Return the normalization that ``settings.norm`` names.
 
     Raises
     ------
     ValueError
-        There is no such norm; those that there are get listed.
+        No norm has this name; the message lists those that are known.
     """
     if settings.norm not in NORMS:
         raise ValueError(f"model.norm {settings.norm!r} is unknown; known are {', '.join(NORMS)}")

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
-from models.norms.base import RunningNorm, per_channel, total_variance
+from models.norms.base import MeanVarianceNorm, per_channel
 
 
-class SwitchableNorm(RunningNorm):
-    """y = weight * (x - sum_k w_k mu_k) / sqrt(sum_k w'_k var_k + eps) + bias, k of instance, layer and batch
-    (equation 3); w and w' are the softmax of three learned numbers each, which start equal (equation 5).
+class SwitchableNorm(MeanVarianceNorm):
+    """The layer computes ``y = weight * (x - sum_k w_k mu_k) / sqrt(sum_k w'_k var_k + eps) + bias``, k of instance,
+    layer and batch statistics (Luo et al. 2019, equation 3).
 
-    All statistics come from those of the instances (equation 4). Variances are biased. Evaluation uses running averages
-    for the batch's part. Input and output (N, C, ...) with more than one position; computed in float32, or float64 for
-    float64.
+    w and w' are the softmax of three learned numbers each, which start equal (equation 5). All statistics come from
+    those of the instances (equation 4); variances are biased. Evaluation takes running averages for the batch's part,
+    the only statistics that the layer keeps. Input and output have shape (N, C, ...), any float dtype, and more than
+    one position; computation is in float32, or in float64 for float64.
+
+    Attributes
+    ----------
+    mean_weights, var_weights : Parameter of shape (3,) and dtype float32
+        The numbers before the softmax, for instance, layer and batch.
     """
-
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
 
     def __init__(self, channels: int, **options):
         super().__init__(channels, **options)
         self.mean_weights = nn.Parameter(torch.zeros(3))
         self.var_weights = nn.Parameter(torch.zeros(3))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         exact = x if x.dtype == torch.float64 else x.float()
@@ -38,9 +37,7 @@ class SwitchableNorm(RunningNorm):
         if self.training:
             var_of_means, mean_bn = torch.var_mean(mean_in, 0, correction=0)
             var_bn = var_in.mean(0) + var_of_means
-            with torch.no_grad():
-                self.running_mean.lerp_(mean_bn.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(var_bn.to(self.running_var.dtype), self.momentum)
+            self._update(mean_bn, var_bn)
         else:
             mean_bn, var_bn = self.running_mean, self.running_var
         for_mean, for_var = self.mean_weights.softmax(0), self.var_weights.softmax(0)
@@ -53,17 +50,5 @@ class SwitchableNorm(RunningNorm):
         y = (exact - mean.view(shape)) * factor.view(shape)  # the mean first: both products would be large
         return (y if self.bias is None else y + per_channel(self.bias, y)).to(x.dtype)
 
-    def join(self, running: Mapping[str, torch.Tensor], shares: torch.Tensor) -> dict[str, torch.Tensor]:
-        mean, variance = total_variance(running["running_mean"], running["running_var"], shares)
-        return {"running_mean": mean, "running_var": variance}
-
-    def set_population(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
-        self.running_mean.copy_(mean)
-        self.running_var.copy_(variance)
-
-    def population(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the batch's part alone: what evaluation does with a sample depends on the sample."""
-        return self.running_mean, self.running_var + self.eps
-
-    def at_evaluation(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def evaluation_affine(self) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError("switchable norm takes a part of its statistics from the sample itself")

@@ -10,22 +10,31 @@ EPS = 1e-5
 
 
 def standardized(weight: torch.Tensor) -> torch.Tensor:
-    """(W - mean) / sqrt(var + eps) over all inputs of each output (Qiao et al. 2019, equations 5 and 6), biased
-    variance. weight : (outputs, ...)"""
+    """Return ``(W - mean) / sqrt(var + eps)``, mean and biased variance over all inputs of each output (Qiao et al.
+    2019, equations 5 and 6).
+
+    Parameters
+    ----------
+    weight : Tensor of shape (outputs, ...)
+
+    Returns
+    -------
+    Tensor of the same shape and dtype
+    """
     variance, mean = torch.var_mean(weight.flatten(1), 1, correction=0)
     shape = (-1, *(1,) * (weight.ndim - 1))
     return (weight - mean.view(shape)) * (variance + EPS).rsqrt().view(shape)
 
 
 class StandardizedConv2d(nn.Conv2d):
-    """A convolution with `standardized` weights."""
+    """A convolution that computes with `standardized` weights; its parameter is the weight before that."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, standardized(self.weight), self.bias)
 
 
 class StandardizedLinear(nn.Linear):
-    """A linear layer with `standardized` weights."""
+    """A linear layer that computes with `standardized` weights; its parameter is the weight before that."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, standardized(self.weight), self.bias)

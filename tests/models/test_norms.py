@@ -9,7 +9,7 @@ from pipeline.config.training import ModelSettings
 
 EPS, MOMENTUM = 1e-3, 0.25
 X = np.random.default_rng(0).normal(2.0, 3.0, size=(4, 6, 5, 3))
-RUNNING = sorted(name for name in NORMS if make_norm(ModelSettings(norm=name)).running)
+RUNNING = sorted(name for name in NORMS if make_norm(ModelSettings(norm=name)).keeps_statistics)
 
 
 def make(norm, **settings):
@@ -295,11 +295,11 @@ def test_weights_are_standardized(kind):
 
 
 @pytest.mark.parametrize("norm", [n for n in RUNNING if n != "switchable"])
-def test_at_evaluation_is_what_the_layer_does_then(norm):
+def test_evaluation_affine_is_what_the_layer_does_then(norm):
     made = make(norm)
     for _ in range(4):
         made(torch.from_numpy(X))
-    factor, addend = (wide(number(values)) for values in made.eval().at_evaluation())
+    factor, addend = (wide(number(values)) for values in made.eval().evaluation_affine())
     np.testing.assert_allclose(number(made(torch.from_numpy(X))), factor * X + addend, rtol=0, atol=1e-10)
 
 
@@ -321,9 +321,9 @@ def test_tokens(norm, positions):
     """Sequences (N, T, D): as channels of N x T rows, or of N rows with T positions where the norm needs positions."""
     registered = make_norm(ModelSettings(norm=norm, norm_groups=3, width=6))
     x = torch.randn(4, 5, 6, dtype=torch.float64)
-    rows = x.transpose(1, 2) if registered.positions else x.reshape(20, 6)
+    rows = x.transpose(1, 2) if registered.needs_positions else x.reshape(20, 6)
     want = registered.layer(6).double()(rows)
-    want = want.transpose(1, 2) if registered.positions else want.view(4, 5, 6)
+    want = want.transpose(1, 2) if registered.needs_positions else want.view(4, 5, 6)
     torch.testing.assert_close(registered.tokens(6).double()(x), want, rtol=1e-12, atol=1e-12)
 
 

@@ -1,0 +1,46 @@
+"""Group normalization (Wu & He 2018), and layer normalization as its case of one group."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from models.norms.base import NormLayer
+
+
+class GroupNorm(NormLayer):
+    """The layer computes ``y = weight * (x - mean) / sqrt(var + eps) + bias`` for each sample, with mean and biased
+    variance over all positions and channels of a group (Wu & He 2018, equations 1, 2, 6 and 7).
+
+    A group is C / ``groups`` neighbouring channels; weight and bias belong to a channel. With one group it is layer
+    normalization (Ba et al. 2016, equation 3) with one scale and shift for each channel, as Wu & He compare it.
+
+    Statistics are those of one sample alone, so the layer does the same in training and evaluation, for any batch size.
+    Input and output have shape (N, C, ...) and any float dtype.
+
+    Parameters
+    ----------
+    channels : int
+        C.
+    groups : int
+        The number of groups, a divisor of C.
+    affine
+        The other parameters of `NormLayer`.
+
+    Raises
+    ------
+    ValueError
+        The groups do not divide the channels.
+    """
+
+    def __init__(self, channels: int, *, groups: int, **affine):
+        super().__init__(channels, **affine)
+        if channels % groups:
+            raise ValueError(f"{groups} groups do not divide {channels} channels")
+        self.groups = groups
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, groups={self.groups}"
