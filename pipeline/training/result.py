@@ -37,21 +37,16 @@ class RankSeconds(FrozenModel):
     all_reduce_seconds: float
 
 
-class TrainResult(FrozenModel):
-    """What a training has reached, over all its attempts except where it says otherwise. The same on every rank.
+class TrainSummary(FrozenModel):
+    """What a training has reached in single numbers, over all its attempts except where it says otherwise.
 
-    best_accuracy, final_accuracy : largest and last of ``curve``
+    best_accuracy, final_accuracy : largest and last of the evaluations
     steps : optimizer steps done
     images_per_second : of the whole training, in a steady state; None before there was one
     data_wait_share : part of that time in which rank 0 waited for data, from 0 to 1; None as above
     diverged : whether it ended because the loss of a global batch was not finite
-    curve : one point for each evaluation
-    train_loss : mean loss of the steps since the evaluation before, one for each; None where there were none
-    train_seconds : seconds of all optimizer steps up to each evaluation
-    checkpoint : path of the last one
     world_size : ranks of the last attempt
     attempts : gangs that were started for this job
-    ranks : what each rank of the last attempt spent its time on
     """
 
     best_accuracy: float
@@ -60,10 +55,22 @@ class TrainResult(FrozenModel):
     images_per_second: float | None
     data_wait_share: float | None
     diverged: bool
+    world_size: int
+    attempts: int
+
+
+class TrainResult(TrainSummary):
+    """What a training has reached, and how it came there. The same on every rank.
+
+    curve : one point for each evaluation
+    train_loss : mean loss of the steps since the evaluation before, one for each; None where there were none
+    train_seconds : seconds of all optimizer steps up to each evaluation
+    checkpoint : path of the last one
+    ranks : what each rank of the last attempt spent its time on
+    """
+
     curve: tuple[EvaluationPoint, ...]
     train_loss: tuple[float | None, ...]
     train_seconds: tuple[float, ...]
     checkpoint: str
-    world_size: int
-    attempts: int
     ranks: tuple[RankSeconds, ...]
