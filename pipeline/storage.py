@@ -6,6 +6,7 @@ A file that is there is whole: on an object store it appears by one put, elsewhe
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -14,6 +15,7 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel
 
 # Object stores, where a file appears with all its bytes or not at all. Elsewhere (HDFS, SFTP) it is written under
 # another name and renamed.
@@ -94,6 +96,20 @@ def publish(path: str, data: bytes, *, durable: bool = True) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def publish_json(path: str, value: BaseModel | Any) -> str:
+    """Publish a result as JSON and return its path.
+
+    Parameters
+    ----------
+    value
+        A pydantic model, of which fields that were never set are left out, or plain JSON values.
+    """
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_unset=True)
+    publish(path, json.dumps(value, indent=1).encode())
+    return path
 
 
 def remove(path: str) -> None:

@@ -1,9 +1,11 @@
+import json
 import os
 
 import fsspec
 import pytest
 
 from pipeline import storage
+from pipeline.config.frozen import FrozenModel
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -22,6 +24,20 @@ def test_publish_read_list_remove(root):
     storage.remove(storage.join(root, "a"))
     storage.remove(storage.join(root, "a"))
     assert storage.names(storage.join(root, "a")) == []
+
+
+class Result(FrozenModel):
+    name: str
+    best: float | None = None
+    norms: dict[str, float] | None = None
+
+
+def test_a_result_is_published_as_json_and_its_path_returned(root):
+    path = storage.join(root, "runs", "train.json")
+    assert storage.publish_json(path, {"accuracy": float("nan"), "rows": [1, 2]}) == path
+    assert storage.read_bytes(path).decode() == '{\n "accuracy": NaN,\n "rows": [\n  1,\n  2\n ]\n}'
+    storage.publish_json(path, Result(name="batch", best=None))
+    assert json.loads(storage.read_bytes(path)) == {"name": "batch", "best": None}  # what was never set has no key
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

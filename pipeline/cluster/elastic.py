@@ -1,8 +1,9 @@
-"""Launch a training, and launch it again from its newest checkpoint, with fewer workers where executors are gone.
+"""Launch a function on barrier tasks, and launch it again from what it has saved, with fewer workers where executors
+are gone.
 
 Spark itself restarts a gang a few times (`barrier.py`). This is for what it gives up: more deaths than it allows one
 stage, executors that do not come back, and exceptions, of which some pass (storage or network for a moment) and others
-come again; a training that has saved nothing new since it was launched is not launched again.
+come again; a function that has saved nothing new since it was launched is not launched again.
 """
 
 from __future__ import annotations
@@ -10,66 +11,97 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import barrier, resources
+from pipeline.cluster.task import Facts
 from pipeline.config.cluster import WorkerSettings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from pipeline.training.job import Job
-    from pipeline.training.result import TrainResult
-
 log = logging.getLogger(__name__)
 
+Sizes = Callable[[int], bool]
 
-def train(
-    spark: SparkSession, job: Job, workers: WorkerSettings, *, stop: threading.Event | None = None
-) -> TrainResult:
-    """`train.fit` on as many workers as there are, at most ``workers.count``; its result. ``stop`` ends it when set.
+
+def any_size(count: int) -> bool:
+    """Any number of workers fits a function that divides its work freely."""
+    return True
+
+
+def nothing_saved() -> int:
+    """A function that saves nothing would only begin anew."""
+    return 0
+
+
+def run(
+    spark: SparkSession,
+    fn: Callable[..., Any],
+    args: Sequence[Any] = (),
+    *,
+    workers: WorkerSettings,
+    sizes: Sizes = any_size,
+    saved_step: Callable[[], int] = nothing_saved,
+    facts: Facts | None = None,
+    folder: str | None = None,
+    stop: threading.Event | None = None,
+) -> list[Any]:
+    """Run ``fn(worker, *args)`` on as many workers as there are, at most ``workers.count``; the results in rank order.
+
+    Parameters
+    ----------
+    fn
+        A module-level function; executors import its module. Launched again, it goes on from what it has saved.
+    sizes
+        ``sizes(count)`` says whether the function can run on this number of workers.
+    saved_step
+        Returns how far what was saved reaches. The function is launched again on the same number of workers only if
+        this has changed since it was launched.
+    facts
+        ``facts(*args)`` runs on every rank before the process group is joined; ranks that disagree are an error.
+    folder
+        The folder of the job, which the driver and all executors see: with it, ranks publish heartbeats, and a rank
+        that does not get on is found.
+    stop
+        The stage is ended when this event is set.
 
     Raises
     ------
     LaunchError
         There are fewer slots than ``workers.min_count`` (``workers.count`` where it is null), or the gang was lost
-        again without one new checkpoint.
+        again and had saved nothing new.
     StoppedError
         ``stop`` was set.
     WorkerError
-        The training failed, and launched again without one new checkpoint; or it did in a way that does not pass.
+        The function failed, and launched again it had saved nothing new; or it failed in a way that does not pass.
     """
-    from pipeline import storage
-    from pipeline.training import checkpoint
-    from pipeline.training.job import facts
-    from pipeline.training.loop import fit
-
-    checkpoints = storage.join(job.folder, "checkpoints")
-    size = world_size(spark, workers, job.train.lanes)
+    size = world_size(spark, workers, sizes)
     lost: RuntimeError
     while True:
-        reached = checkpoint.newest_step(checkpoints)
+        step_before = saved_step()
         gang = workers.model_copy(update={"count": size})
         try:
-            return barrier.run(spark, fit, (job,), workers=gang, facts=facts, folder=job.folder, stop=stop)[0]
+            return barrier.run(spark, fn, args, workers=gang, facts=facts, folder=folder, stop=stop)
         except (barrier.GangLostError, barrier.ShortageError) as error:
             if "UNAVAILABLE" in str(error.__cause__):  # the Spark Connect server is gone, and each call waits for it
                 raise
             lost, waited = error, isinstance(error, barrier.ShortageError) or error.waited
-            next_size = _after_loss(spark, workers, job.train.lanes, size, waited)
+            next_size = _size_after_loss(spark, workers, sizes, size, waited)
         except barrier.WorkerError as error:
             if error.final:
                 raise
             lost, next_size = error, size
-        step = checkpoint.newest_step(checkpoints)
-        if next_size == size and step == reached:  # it is less where the newest one was damaged
+        step = saved_step()
+        if next_size == size and step == step_before:  # it is less where the newest state was damaged
             raise lost
         log.warning("%s; going on from step %d with %d workers", str(lost).partition("\n")[0], step, next_size)
         size = next_size
 
 
-def world_size(spark: SparkSession, workers: WorkerSettings, lanes: int) -> int:
-    """The largest number of workers that fits, at most ``workers.count``; waits for that many first.
+def world_size(spark: SparkSession, workers: WorkerSettings, sizes: Sizes = any_size) -> int:
+    """The largest number of workers that fits, at most ``workers.count``; the call waits for that many first.
 
     Raises
     ------
@@ -79,7 +111,7 @@ def world_size(spark: SparkSession, workers: WorkerSettings, lanes: int) -> int:
     try:
         barrier.wait_for_slots(spark, workers)
     except barrier.ShortageError as error:
-        fitting = [size for size in _sizes(workers, lanes) if size <= error.slots]
+        fitting = [size for size in _allowed_sizes(workers, sizes) if size <= error.slots]
         if not fitting:
             raise
         log.warning("%s; going on with %d, since workers.min_count is %s", error, fitting[0], workers.min_count)
@@ -87,16 +119,16 @@ def world_size(spark: SparkSession, workers: WorkerSettings, lanes: int) -> int:
     return workers.count
 
 
-def _sizes(workers: WorkerSettings, lanes: int) -> list[int]:
-    """Numbers of workers that may train, the largest first."""
+def _allowed_sizes(workers: WorkerSettings, sizes: Sizes) -> list[int]:
+    """The largest comes first."""
     least = workers.min_count or workers.count
-    return [size for size in range(workers.count, least - 1, -1) if lanes % size == 0]
+    return [size for size in range(workers.count, least - 1, -1) if sizes(size)]
 
 
-def _after_loss(spark: SparkSession, workers: WorkerSettings, lanes: int, size: int, waited: bool) -> int:
+def _size_after_loss(spark: SparkSession, workers: WorkerSettings, sizes: Sizes, size: int, waited: bool) -> int:
     """The number to go on with after a gang of ``size`` was lost; ``waited``: slots were waited for already."""
     if resources.slots(spark, workers) is not None:
-        return world_size(spark, workers.model_copy(update={"slots_wait_seconds": 0}) if waited else workers, lanes)
+        return world_size(spark, workers.model_copy(update={"slots_wait_seconds": 0}) if waited else workers, sizes)
     # Over Spark Connect nobody says how many slots there are: one size less.
     time.sleep(1)
-    return next((smaller for smaller in _sizes(workers, lanes) if smaller < size), size)
+    return next((smaller for smaller in _allowed_sizes(workers, sizes) if smaller < size), size)

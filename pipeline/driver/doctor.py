@@ -91,7 +91,7 @@ def _spark_settings(spark: SparkSession) -> str:
 def _slots(spark: SparkSession, settings: Settings) -> str:
     from pipeline.cluster import elastic
 
-    size = elastic.world_size(spark, settings.workers, settings.train.lanes)
+    size = elastic.world_size(spark, settings.workers, settings.train.world_sizes.__contains__)
     slots = resources.slots(spark, settings.workers)
     if slots is None:
         raise _DoubtError(f"over Spark Connect nobody says how many slots there are; {size} workers are tried below")
@@ -137,7 +137,7 @@ def _workers(spark: SparkSession, settings: Settings, reports: list[dict[str, An
 
     token = uuid.uuid4().hex
     folder = storage.join(storage.absolute(settings.output), f"doctor-{token[:8]}")
-    size = elastic.world_size(spark, settings.workers, settings.train.lanes)
+    size = elastic.world_size(spark, settings.workers, settings.train.world_sizes.__contains__)
     workers = settings.workers.model_copy(update={"count": size})
     task = Task(folder, token, storage.absolute(settings.dataset.path), settings.dataset.version)
     storage.publish(storage.join(folder, "driver"), token.encode())

@@ -45,7 +45,7 @@ def check_trial(spark: SparkSession, settings: Settings) -> Manifest:
     manifest = load_manifest(settings.dataset.path, settings.dataset.version)
     check_data(manifest, settings.train, settings.reader, settings.workers.count)
     build_model(settings.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
-    elastic.world_size(spark, settings.workers, settings.train.lanes)
+    elastic.world_size(spark, settings.workers, settings.train.world_sizes.__contains__)
     if spark not in _JAVA_CHECKED:
         resources.java_versions(spark, settings.workers)
         _JAVA_CHECKED.add(spark)
@@ -108,14 +108,28 @@ def _train(
     spark: SparkSession, settings: Settings, job: Job, run: TrackedRun, name: str, stop: threading.Event
 ) -> dict[str, Any]:
     """Launch it, and pass on what it tells while it lasts."""
-    from pipeline.training.job import TOKEN
+    from pipeline.training import checkpoint
+    from pipeline.training.job import TOKEN, facts
+    from pipeline.training.loop import fit
 
+    checkpoints = storage.join(job.folder, "checkpoints")
     storage.publish(storage.join(job.folder, TOKEN), job.token.encode())
     with (
         TrainingBar(name, settings.train.global_batch) as bar,
         Relay(storage.join(job.folder, "events"), run, bar),
     ):
-        return elastic.train(spark, job, settings.workers, stop=stop).model_dump(mode="json")
+        results = elastic.run(
+            spark,
+            fit,
+            (job,),
+            workers=settings.workers,
+            sizes=job.train.world_sizes.__contains__,
+            saved_step=lambda: checkpoint.newest_step(checkpoints),
+            facts=facts,
+            folder=job.folder,
+            stop=stop,
+        )
+    return results[0].model_dump(mode="json")
 
 
 def _log_result(run: TrackedRun, job: Job, result: dict[str, Any]) -> dict[str, Any]:

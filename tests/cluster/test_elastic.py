@@ -6,6 +6,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -15,7 +16,7 @@ from pyspark import cloudpickle
 from small_training import TWO, Running, equal, events, final_state, launch, make_job, make_settings, steps_not_told
 from standalone_cluster import WorkerOffer, run_driver, standalone_cluster
 
-from pipeline.cluster import elastic
+from pipeline.cluster import WorkerError, elastic
 from pipeline.config.training import ModelSettings, TrainSettings
 from pipeline.driver.trial import run_trial
 from pipeline.tracking.tracker import Tracker
@@ -80,6 +81,46 @@ def test_where_that_is_not_wanted_it_fails_with_the_reason(losses):
     assert outcome["seconds"] < 120
 
 
+def count_to_four(worker, folder, fails_at):
+    """It saves each step, and fails once behind each of these."""
+    saved = Path(folder, f"saved-{worker.rank}")
+    for step in range(int(saved.read_text()) + 1 if saved.exists() else 1, 5):
+        saved.write_text(str(step))
+        worker.wait_for_all()
+        if step in fails_at:
+            raise KeyError(f"behind step {step}")
+    return worker.rank, worker.world_size
+
+
+def count(spark, folder, *fails_at, workers=TWO, **more):
+    def saved_step():
+        saved = Path(folder, "saved-0")
+        return int(saved.read_text()) if saved.exists() else 0
+
+    args = (str(folder), fails_at)
+    return elastic.run(spark, count_to_four, args, workers=workers, **{"saved_step": saved_step, **more})
+
+
+def test_any_function_goes_on_from_what_it_has_saved(spark, tmp_path, caplog):
+    assert count(spark, tmp_path, 1, 3) == [(0, 2), (1, 2)]
+    assert [r.message.partition("; ")[2] for r in caplog.records if r.name == "pipeline.cluster.elastic"] == [
+        "going on from step 1 with 2 workers",
+        "going on from step 3 with 2 workers",
+    ]
+
+
+def test_a_function_that_has_saved_nothing_new_is_not_launched_again(spark, tmp_path):
+    with pytest.raises(WorkerError, match="KeyError: 'behind step 1'"):
+        count(spark, tmp_path, 1, 2, saved_step=elastic.nothing_saved)
+    assert Path(tmp_path, "saved-0").read_text() == "1"
+
+
+def test_a_function_runs_on_the_workers_that_there_are_and_that_fit_it(spark, tmp_path):
+    workers = TWO.model_copy(update={"count": 3, "min_count": 1, "slots_wait_seconds": 0})
+    assert count(spark, tmp_path, workers=workers) == [(0, 2), (1, 2)]
+    assert count(spark, tmp_path, workers=workers, sizes=lambda count: count % 2 == 1) == [(0, 1)]
+
+
 def test_more_workers_go_on_where_one_was(spark, dataset, tmp_path):
     """A training of one worker is stopped and continued by two."""
     job = make_job(dataset, tmp_path / "job")
@@ -132,7 +173,7 @@ def stop_at_step_60(worker, job):
 def test_the_largest_number_that_fits_and_divides_the_lanes(monkeypatch, least, slots, expected):
     workers = TWO.model_copy(update={"count": 8, "min_count": least})
     monkeypatch.setattr(elastic.barrier, "wait_for_slots", lambda *_: shortage(slots) if slots < 8 else None)
-    assert elastic.world_size(None, workers, lanes=16) == expected
+    assert elastic.world_size(None, workers, sizes=divides_16) == expected
 
 
 @pytest.mark.parametrize(("least", "slots"), [(None, 7), (4, 3), (1, 0)])
@@ -140,7 +181,11 @@ def test_too_few_for_the_least_number_is_an_error(monkeypatch, least, slots):
     workers = TWO.model_copy(update={"count": 8, "min_count": least})
     monkeypatch.setattr(elastic.barrier, "wait_for_slots", lambda *_: shortage(slots))
     with pytest.raises(elastic.barrier.ShortageError):
-        elastic.world_size(None, workers, lanes=16)
+        elastic.world_size(None, workers, sizes=divides_16)
+
+
+def divides_16(count):
+    return 16 % count == 0
 
 
 def shortage(slots):

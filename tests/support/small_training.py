@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import psutil
 import torch
@@ -24,7 +23,7 @@ from pipeline.config.training import AugmentSettings, CheckpointSettings, ModelS
 from pipeline.telemetry import heartbeat
 from pipeline.telemetry.events import EventReader
 from pipeline.training import checkpoint, loop
-from pipeline.training.job import Job, identity
+from pipeline.training.job import Job, facts, identity
 from pipeline.training.result import TrainResult
 
 # Bound on every wait for a training to get somewhere; generous, since machines may be busy.
@@ -165,8 +164,16 @@ def launch(
     thread = threading.Thread(target=disturb if meanwhile else lambda: None, daemon=True)
     thread.start()
     try:
-        with mock.patch.object(loop, "fit", fit or loop.fit):
-            outcome.result = elastic.train(spark, job, workers)
+        outcome.result = elastic.run(
+            spark,
+            fit or loop.fit,
+            (job,),
+            workers=workers,
+            sizes=job.train.world_sizes.__contains__,
+            saved_step=lambda: checkpoint.newest_step(f"{job.folder}/checkpoints"),
+            facts=facts,
+            folder=job.folder,
+        )[0]
     except Exception as error:  # noqa: BLE001 - the outcome
         outcome.error_type, outcome.error = type(error).__name__, str(error)
     finally:
