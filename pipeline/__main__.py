@@ -124,6 +124,14 @@ def doctor(config: Config, override: Overrides = None) -> None:
         sys.exit(1)
 
 
+@app.command("settings")
+def print_settings(config: Config, override: Overrides = None) -> None:
+    """Print every setting of a file with its description, and what differs from the defaults, as one whole file."""
+    from pipeline.config.effective import effective_yaml
+
+    sys.stdout.write(effective_yaml(load_settings(config, override or [])))
+
+
 def _start(command: str, config: Path, overrides: list[str] | None, *, single_run: bool = False) -> Settings:
     """The settings; what an earlier call left is removed, so that a failure cannot look like its result."""
     settings = load_settings(config, overrides or [], single_run=single_run)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from small_data import CLASSES, make_images, write_idx, write_idx_folder
 
+from pipeline.config import load_settings
+
 REPOSITORY = Path(__file__).parents[1]
 QUICKSTART = REPOSITORY / "conf" / "quickstart.yaml"
 
@@ -55,6 +57,15 @@ def test_a_missing_settings_file(tmp_path):
     done = command("compare", "-c", "nothing.yaml", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: nothing.yaml: no such settings file\n"
+
+
+def test_settings_are_printed_as_a_file_that_can_be_used(tmp_path):
+    printed = command("settings", "-c", str(QUICKSTART), "-o", "model.norm_scale=off", cwd=tmp_path)
+    assert (printed.returncode, printed.stderr) == (0, "")
+    (tmp_path / "whole.yaml").write_text(printed.stdout)
+    assert load_settings(tmp_path / "whole.yaml") == load_settings(QUICKSTART, ["model.norm_scale=off"])
+    assert "norm_scale: off  # default: learned" in printed.stdout
+    refused("settings", "train.epocs=3", cwd=tmp_path, words=["did you mean train.epochs?"])
 
 
 def of_idx(folder):

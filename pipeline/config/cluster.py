@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -51,10 +52,19 @@ class SparkSettings(FrozenModel):
         description="used only when no master is set from outside; sc://HOST:15002 is a Spark Connect server, as is "
         "the environment's SPARK_REMOTE",
     )
-    conf: dict[str, str] = Field(default_factory=dict, description="more Spark properties")
+    conf: dict[str, str] = Field(
+        default_factory=dict, description="more Spark properties; a number or boolean becomes text"
+    )
     py_files: tuple[str, ...] = Field(
         (), description="zips and .py files, on the driver's disk, that executors import from: dist/sparknorm.zip"
     )
+
+    @field_validator("conf", mode="before")
+    @classmethod
+    def _values_are_texts(cls, conf: Any) -> Any:
+        if not isinstance(conf, dict):
+            return conf
+        return {key: json.dumps(value) if isinstance(value, (int, float)) else value for key, value in conf.items()}
 
     @field_validator("py_files")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ TABLES = ("table", "parquet", "delta")
 
 
 class DeformSettings(FrozenModel):
-    """These settings say how far a deformed copy may differ from its original (see `pipeline/ingest/deform.py`)."""
+    """A deformed copy differs from its original by at most this much (see `pipeline/ingest/deform.py`)."""
 
     shift: float = Field(2.0, ge=0, description="shift by up to this many pixels each way")
     rotation: float = Field(10.0, ge=0, le=180, description="turn by up to this many degrees each way")
@@ -25,7 +25,7 @@ class DeformSettings(FrozenModel):
 
 
 class SourceSettings(FrozenModel):
-    """This section says where the images come from."""
+    """The images come from one source."""
 
     kind: Literal[
         "fashion_mnist", "idx", "cifar10", "cifar100", "folder", "table", "parquet", "delta"
@@ -67,7 +67,7 @@ class SourceSettings(FrozenModel):
 
 
 class ImageSettings(FrozenModel):
-    """This section says what every image becomes before it is stored."""
+    """Every image is made to have one shape and encoding before it is stored."""
 
     shape: tuple[int, int, int] | None = Field(
         None, description="channels (1 or 3), height, width; null: the one shape of the source (not for files, tables)"
@@ -139,7 +139,7 @@ class DatasetSettings(FrozenModel):
 
 
 class ReaderSettings(FrozenModel):
-    """This section says how training reads the shards.
+    """Training reads the shards of a dataset in this way.
 
     ``reader: petastorm`` is short for ``reader: {kind: petastorm}``.
     """
@@ -159,8 +159,3 @@ class ReaderSettings(FrozenModel):
     )
     cache: str | None = Field(None, description="folder on a local disk that keeps copies of remote shards")
     cache_bytes: int = Field(10 << 30, ge=1, description="bytes that the folder `cache` may hold")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kind_alone(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.frozen import FrozenModel
 
@@ -60,7 +60,7 @@ class TrackingSettings(FrozenModel):
 
 
 class ExportSettings(FrozenModel):
-    """This section says which files `export` makes of a trained network."""
+    """A trained network is exported to these files."""
 
     formats: tuple[Literal["pt2", "torchscript", "onnx"], ...] | None = Field(
         None,
@@ -71,3 +71,9 @@ class ExportSettings(FrozenModel):
         "auto",
         description="fold norms into the layers before them; auto: those that can be; true: all, or it is an error",
     )
+
+    @field_validator("fold", mode="before")
+    @classmethod
+    def _other_words(cls, fold: Any) -> Any:
+        """Take the words that every other setting takes for true and false."""
+        return {"on": True, "yes": True, "off": False, "no": False}.get(fold, fold) if isinstance(fold, str) else fold

@@ -14,7 +14,7 @@ RANK_BATCH_SIZE = 128
 
 
 class ModelSettings(FrozenModel):
-    """This section says which network is trained, with which normalization."""
+    """The network is built from these settings, its normalization included."""
 
     network: str = Field("cnn", description="name of a network of `models.NETWORKS`")
     norm: str = Field("batch", description="name of a normalization of `models.NORMS`")
@@ -77,7 +77,7 @@ class DiagnosticsSettings(FrozenModel):
 
 
 class TrainSettings(FrozenModel):
-    """This section says how one network is trained."""
+    """The network is trained in this way."""
 
     seed: int = Field(0, ge=0, description="seed of the initial weights, the order of rows and augmentation")
     epochs: int = Field(4, ge=1, description="passes over the training split")

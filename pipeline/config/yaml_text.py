@@ -29,6 +29,12 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
 
 
+class _TextLoader(_Loader):
+    """A loader whose scalars are all texts, as they are written: ``3.10`` stays ``3.10``."""
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
+
+
 class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
 
@@ -41,22 +47,28 @@ def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 for _kind in (_Loader, _Dumper):
     for _tag, _pattern, _first in _SCALARS:
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^{_pattern}$"), _first)
+_TextLoader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<"])
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
-def read(text: str) -> Any:
-    """The value of a YAML document.
+def read(text: str, *, as_texts: bool = False) -> Any:
+    """Return the value of a YAML document.
+
+    Parameters
+    ----------
+    text : the document
+    as_texts : leave every number, boolean and null as the text that stands there
 
     Raises
     ------
     yaml.YAMLError
         The text is not YAML.
     """
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    return yaml.load(text, Loader=_TextLoader if as_texts else _Loader)  # both are SafeLoaders
 
 
 def write(value: Any) -> str:
-    """A JSON-able value as YAML that `read` reads back, on one line where it has no newline itself."""
+    """Return a JSON-able value as YAML that `read` reads back, on one line where it has no newline itself."""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.dump(plain, Dumper=_Dumper, default_flow_style=True, width=float("inf"), allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")

@@ -3,12 +3,18 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Settings, SettingsError, load_settings
+from pipeline.config.cluster import SparkSettings
 from pipeline.config.settings import digest_of
 
 QUICKSTART = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
+STUDIES = sorted([*QUICKSTART.parent.glob("*.yaml"), *QUICKSTART.parent.glob("study/*.yaml")])
 
 
-@pytest.mark.parametrize("path", sorted(QUICKSTART.parent.rglob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for path in QUICKSTART.parent.rglob("*.yaml") if path.parent.name != "dataset"),
+    ids=lambda path: path.name,
+)
 def test_every_shipped_file_loads(path):
     assert load_settings(path).name == path.stem
 
@@ -79,3 +85,56 @@ def test_the_name_of_a_reader_is_short_for_its_section():
     assert short == load_settings(QUICKSTART, ["reader.kind=petastorm"]).reader
     with pytest.raises(SettingsError, match=r"reader.kind: .*'arrow' or 'petastorm'"):
         load_settings(QUICKSTART, ["reader=parquet"])
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "value"),
+    [
+        ("reader.verify=off", "reader.verify", "off"),
+        ("model.norm_scale=off", "model.norm_scale", "off"),
+        ("export.fold=off", "export.fold", False),
+        ("export.fold=false", "export.fold", False),
+        ("export.fold=true", "export.fold", True),
+        ("train.bf16=yes", "train.bf16", True),
+        ("train.learning_rate=1e-3", "train.learning_rate", 1e-3),
+        ("tracking.experiment=off", "tracking.experiment", "off"),
+        ("spark.conf.spark.executor.memory=4g", "spark.conf", {"spark.executor.memory": "4g"}),
+        ("spark.conf.spark.executor.cores=4", "spark.conf", {"spark.executor.cores": "4"}),
+        ("spark.conf.spark.speculation=true", "spark.conf", {"spark.speculation": "true"}),
+        ("spark.conf.spark.version=3.10", "spark.conf", {"spark.version": "3.10"}),
+        ("spark.conf={spark.a: 1e-3, spark: {b: on}}", "spark.conf", {"spark.a": "1e-3", "spark.b": "on"}),
+    ],
+)
+def test_values_as_people_write_them(override, name, value, tmp_path):
+    key, _, text = override.partition("=")
+    *sections, last = ["spark", "conf", key.removeprefix("spark.conf.")] if "conf." in key else key.split(".")
+    opened = "".join(f"{'  ' * depth}{section}:\n" for depth, section in enumerate(sections))
+    (tmp_path / "study.yaml").write_text(f"name: x\n{opened}{'  ' * len(sections)}{last}: {text}\n")
+    for settings in (load_settings(QUICKSTART, [override]), load_settings(tmp_path / "study.yaml")):
+        section, _, field = name.partition(".")
+        assert getattr(getattr(settings, section), field) == value
+
+
+def test_lists_may_contain_off(tmp_path):
+    assert load_settings(QUICKSTART, ["model.norm_scale=[learned,off]"]).compare.grid["model.norm_scale"] == (
+        "learned", "off",
+    )  # fmt: skip
+    (tmp_path / "study.yaml").write_text("name: x\nmodel:\n  norm_shift: [off, fixed]\n  norm_scale: off\n")
+    settings = load_settings(tmp_path / "study.yaml")
+    assert settings.model.norm_scale == settings.model.norm_shift == "off"
+    assert settings.compare.grid == {"model.norm_shift": ("off", "fixed")}
+
+
+def test_properties_of_spark_whose_names_begin_alike_stand_side_by_side():
+    overrides = ["spark.conf.spark.speculation=true", "spark.conf.spark.speculation.quantile=0.9"]
+    assert load_settings(QUICKSTART, [*overrides, "spark.conf.spark.speculation=false"]).spark.conf == {
+        "spark.speculation": "false", "spark.speculation.quantile": "0.9",
+    }  # fmt: skip
+    assert SparkSettings(conf={"a": True, "b": 2, "c": 0.5, "d": "x"}).conf == {
+        "a": "true", "b": "2", "c": "0.5", "d": "x",
+    }  # fmt: skip
+
+
+def test_properties_of_spark_that_are_no_single_value_are_refused():
+    with pytest.raises(SettingsError, match=r"spark\.conf\.spark\.a: .*valid string"):
+        load_settings(QUICKSTART, ["spark.conf.spark.a=[1, 2]"])
