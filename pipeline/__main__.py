@@ -10,7 +10,6 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +50,8 @@ def ingest(config: Config, override: Overrides = None) -> None:
 @app.command()
 def train(config: Config, override: Overrides = None) -> None:
     """Train one network on the workers of one barrier stage."""
-    from pipeline.driver.trial import check_trial, run_trial
+    from pipeline.driver.checks import check_trial
+    from pipeline.driver.trial import run_trial
     from pipeline.tracking.tracker import Tracker
     from pipeline.training.result import TrainResult
     from pipeline.training.timing import describe
@@ -108,19 +108,19 @@ def compare(config: Config, override: Overrides = None) -> None:
 @app.command()
 def doctor(config: Config, override: Overrides = None) -> None:
     """Look whether a training can run here: Spark, slots, versions, storage, disk, GPUs, dataset, tracking."""
-    from pipeline.driver.doctor import examine, healthy
+    from pipeline import driver
 
-    settings = _start("doctor", config, override)
-    findings = examine(_session(settings), settings)
+    settings = load_settings(config, override or [])
+    result = driver.doctor(_session(settings), settings)
     table = Table(title=f"{settings.name}: can it train here?", show_lines=False)
     for heading in ("check", "state", "seen, and what to do"):
         table.add_column(heading, overflow="fold")
     colours = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
-    for finding in findings:
+    for finding in result.findings:
         table.add_row(finding.check, Text(finding.state, colours[finding.state]), Text(finding.detail))
     console.print(table)
-    _leave(settings, "doctor", {"healthy": healthy(findings), "findings": [asdict(finding) for finding in findings]})
-    if not healthy(findings):
+    sys.stdout.write(f"{storage.join(settings.output, 'doctor.json')}\n")
+    if not result.healthy:
         sys.exit(1)
 
 

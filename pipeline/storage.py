@@ -121,6 +121,12 @@ def remove(path: str) -> None:
         return
 
 
+def check_seen(path: str, text: str, *, writer: str) -> None:
+    """Raise ValueError where this process does not read the text that ``writer``, another process, has published."""
+    if not exists(path) or read_bytes(path).decode() != text:
+        raise ValueError(f"{path}, written by {writer}, is not seen here: set `output` to a place that all share")
+
+
 def check_replaces(path: str, text: str) -> None:
     """Write a file and replace it by ``text``, as every checkpoint does.
 

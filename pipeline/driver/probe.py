@@ -1,4 +1,4 @@
-"""What one worker of a preflight finds out about its host: versions, storage, disk, the way to the other workers."""
+"""What one worker of `doctor` reports of its host: versions, storage, disk, and its connection to the other workers."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import platform
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 
 from pipeline import storage
-from pipeline.data.manifest import DatasetError
 from pipeline.data.manifest import load as load_manifest
 from pipeline.distributed.worker import Worker
 
 # About what the gradients of a small network take.
 _EXCHANGED_BYTES = 4 << 20
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Task:
-    """folder : where all workers must be able to write; token : what the driver wrote into ``driver`` there"""
+class ProbeTask:
+    """What every worker is asked.
+
+    folder : where all workers must be able to write
+    token : what the driver wrote into the file ``driver`` there
+    dataset, version : the dataset to look at; None is the newest version
+    """
 
     folder: str
     token: str
@@ -30,58 +37,71 @@ class Task:
     version: int | None
 
 
-def probe(worker: Worker, task: Task) -> dict[str, Any]:
-    """Everything is tried, and what fails is told, so that one run shows all that is wrong.
+@dataclass(frozen=True)
+class WorkerReport:
+    """What one worker saw.
 
-    Returns
-    -------
-    dict
-        rank, host, python, device, gpu, problems (a list of texts), free_bytes (of the folder and of the local disk,
-        None where it cannot be known), digest (of the dataset), exchange_seconds (one all-reduce of 4 MiB, median of 5)
+    python : its version
+    device : what it would train on, in torch's words
+    gpu : the address of the GPU that Spark assigned; None where it assigned none
+    digest : of the dataset's manifest; None where it could not be read
+    output_free_bytes : of the disk with the folder; None where that cannot be known
+    local_free_bytes : of the disk with temporary files
+    exchange_seconds : of one all-reduce of 4 MiB over all workers, the median of 5
+    problems : what failed, one text each
     """
+
+    rank: int
+    host: str
+    python: str
+    device: str
+    gpu: str | None
+    digest: str | None
+    output_free_bytes: int | None
+    local_free_bytes: int
+    exchange_seconds: float
+    problems: tuple[str, ...]
+
+
+def probe(worker: Worker, task: ProbeTask) -> WorkerReport:
+    """Make every check of a worker, and report what fails instead of ending there: one run shows all that is wrong."""
     problems: list[str] = []
-    _try(problems, lambda: _check_storage(worker, task))
+    _report_error(problems, lambda: _check_storage(worker, task))
     worker.wait_for_all()
-    _try(problems, lambda: _check_others(worker, task))
-    return {
-        "rank": worker.rank,
-        "host": worker.host,
-        "python": platform.python_version(),
-        "device": str(worker.device),
-        "gpu": worker.gpu,
-        "digest": _try(problems, lambda: load_manifest(task.dataset, task.version).digest),
-        "free_bytes": {
-            "output": storage.free_bytes(task.folder),
-            "local": shutil.disk_usage(tempfile.gettempdir()).free,
-        },
-        "exchange_seconds": _exchange_seconds(worker),
-        "problems": problems,
-    }
+    _report_error(problems, lambda: _check_others(worker, task))
+    return WorkerReport(
+        rank=worker.rank,
+        host=worker.host,
+        python=platform.python_version(),
+        device=str(worker.device),
+        gpu=worker.gpu,
+        digest=_report_error(problems, lambda: load_manifest(task.dataset, task.version).digest),
+        output_free_bytes=storage.free_bytes(task.folder),
+        local_free_bytes=shutil.disk_usage(tempfile.gettempdir()).free,
+        exchange_seconds=_exchange_seconds(worker),
+        problems=tuple(problems),
+    )
 
 
-def _try(problems: list[str], look: Any) -> Any:
+def _report_error(problems: list[str], check: Callable[[], T]) -> T | None:
     try:
-        return look()
-    except (OSError, DatasetError, ValueError) as error:
-        problems.append(f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error))
-        return None
+        return check()
+    except OSError as error:
+        problems.append(f"{type(error).__name__}: {error}")
+    except ValueError as error:  # a DatasetError too
+        problems.append(str(error))
+    return None
 
 
-def _check_storage(worker: Worker, task: Task) -> None:
-    """Raise where this worker does not see what the driver wrote, or cannot publish and replace a file."""
-    path = storage.join(task.folder, "driver")
-    if not storage.exists(path) or storage.read_bytes(path).decode() != task.token:
-        raise ValueError(f"{path}, written by the driver, is not seen here: set `output` to a place that all share")
+def _check_storage(worker: Worker, task: ProbeTask) -> None:
+    storage.check_seen(storage.join(task.folder, "driver"), task.token, writer="the driver")
     storage.check_replaces(storage.join(task.folder, f"rank-{worker.rank}"), f"{task.token} {worker.rank}")
 
 
-def _check_others(worker: Worker, task: Task) -> None:
+def _check_others(worker: Worker, task: ProbeTask) -> None:
     for rank in range(worker.world_size):
         path = storage.join(task.folder, f"rank-{rank}")
-        if not storage.exists(path) or storage.read_bytes(path).decode() != f"{task.token} {rank}":
-            raise ValueError(
-                f"{path}, written by rank {rank}, is not seen here: set `output` to a place that all share"
-            )
+        storage.check_seen(path, f"{task.token} {rank}", writer=f"rank {rank}")
 
 
 def _exchange_seconds(worker: Worker) -> float:

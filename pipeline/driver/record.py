@@ -1,6 +1,7 @@
 """What a command has begun, kept where it trains, so that the same command goes on where a killed one stopped.
 
-A record is one small JSON file: whose it is, which MLflow run belongs to it, and the result once there is one.
+A record is one small JSON file: which process trains, which MLflow run belongs to it, and the result once there is one.
+Records of earlier versions can be read: the file's keys and values have not changed.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import os
 import re
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipeline import storage
+from pipeline.config.frozen import FrozenModel
 from pipeline.config.settings import digest_of
 from pipeline.telemetry import heartbeat
 
@@ -21,93 +24,133 @@ FILE = "record.json"
 
 
 class BusyError(RuntimeError):
-    """Another process is at it."""
+    """Another process trains in this folder now."""
+
+
+class DriverProcess(FrozenModel):
+    """The process that trains, or that did.
+
+    host : its host's name
+    pid : its number there
+    started : when it began, since numbers are used again (see `_started`)
+    """
+
+    host: str
+    pid: int
+    started: str
+
+
+class RecordContent(FrozenModel):
+    """What ``record.json`` holds. A key is absent until the training has come that far.
+
+    driver : the process that trains
+    name : of the training or the study
+    run_id : of its MLflow run
+    model : whether the trained network is in MLflow
+    result : of a training; for a study the path of its result
+    """
+
+    driver: DriverProcess | None = None
+    name: str | None = None
+    run_id: str | None = None
+    model: bool = False
+    result: dict[str, Any] | str | None = None
 
 
 class Record:
-    """The record in a folder; `Record(folder).data` is empty where there is none or it is damaged."""
+    """The record in a folder. Its `content` is empty where the folder has none, or a damaged one."""
 
     def __init__(self, folder: str):
         self.folder = folder
         self._path = storage.join(folder, FILE)
         try:
-            self.data: dict[str, Any] = json.loads(storage.read_bytes(self._path))
+            self.content = RecordContent.model_validate_json(storage.read_bytes(self._path))
         except (FileNotFoundError, ValueError):
-            self.data = {}
+            self.content = RecordContent()
 
     @property
     def finished(self) -> bool:
-        return "result" in self.data
+        return self.content.result is not None
 
-    def claim(self, **fields: Any) -> None:
-        """Make it this process's, with these fields added.
+    def claim(self, name: str) -> None:
+        """Write down that this process trains it, under this name.
 
         Raises
         ------
         BusyError
             Another process, here or on another host, is training there now.
         """
-        driver = self.data.get("driver")
+        driver = self.content.driver
         if driver and not self.finished and driver != _this_process() and self._is_alive(driver):
             raise BusyError(
-                f"{self.folder} is being trained by process {driver['pid']} on {driver['host']}: "
+                f"{self.folder} is being trained by process {driver.pid} on {driver.host}: "
                 "wait for it, end it, or set another `output` or `name`"
             )
-        self.update(driver=_this_process(), **fields)
+        self.update(driver=_this_process(), name=name)
 
     def update(self, **fields: Any) -> None:
-        self.data |= fields
-        storage.publish(self._path, json.dumps(self.data).encode())
+        """Replace fields of the content, and write it."""
+        self.content = self.content.model_copy(update=fields)
+        storage.publish(self._path, json.dumps(self.content.model_dump(mode="json", exclude_unset=True)).encode())
 
-    def _is_alive(self, driver: dict[str, Any]) -> bool:
-        if driver["host"] == socket.gethostname():
-            return _started(driver["pid"]) == driver["started"]
+    def _is_alive(self, driver: DriverProcess) -> bool:
+        if driver.host == socket.gethostname():
+            return _started(driver.pid) == driver.started
         # A process of another host cannot be asked; its workers show themselves.
-        before = self._beats()
+        before = self._heartbeats()
         time.sleep(3)
-        return self._beats() != before
+        return self._heartbeats() != before
 
-    def _beats(self) -> list[bytes]:
+    def _heartbeats(self) -> list[bytes]:
         folder = storage.join(self.folder, heartbeat.RANKS)
         return [storage.read_bytes(storage.join(folder, name)) for name in storage.names(folder)]
 
 
-def find_record(root: str, name: str, what: Any, *, finished_too: bool = False) -> Record:
-    """The record of something begun below a folder and not finished, or an empty one.
+def slug(name: str) -> str:
+    """A name of anything as the name of a file: what is neither letter, digit nor one of ``_.=-`` becomes a dash."""
+    return re.sub(r"[^\w.=-]+", "-", name).strip("-")
+
+
+def unfinished_record(root: str, name: str, identity: dict[str, Any]) -> Record:
+    """The record of what was begun below a folder and not finished, or a new one.
 
     Parameters
     ----------
-    what : JSON-able; two things are the same if their names and this are
-    finished_too : also take one that was finished
+    root : folder of the records
+    name : of the training or study
+    identity : JSON values; two trainings are the same if their names and identities are
     """
-    key = digest_of([name, what]).removeprefix("sha256:")[:12]
-    slug = re.sub(r"[^\w.=-]+", "-", name).strip("-")[:80]
-    number = 1
-    while True:
-        record = Record(storage.join(root, f"{slug}-{key}" + (f"-{number}" if number > 1 else "")))
-        if finished_too or not record.finished:
-            return record
-        number += 1
+    return _numbered_records(root, name, identity)[-1]
 
 
-def _this_process() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+def finished_record(root: str, name: str, identity: dict[str, Any]) -> Record | None:
+    """The newest record of a training that has ended, or None. Parameters are those of `unfinished_record`."""
+    *finished, _ = _numbered_records(root, name, identity)
+    return finished[-1] if finished else None
+
+
+def _numbered_records(root: str, name: str, identity: dict[str, Any]) -> list[Record]:
+    """All finished trainings of one thing and then the one that is not: the first has no number, then -2, -3, ..."""
+    key = digest_of([name, identity]).removeprefix("sha256:")[:12]
+    folder = storage.join(root, f"{slug(name)[:80]}-{key}")
+    records = [Record(folder)]
+    while records[-1].finished:
+        records.append(Record(f"{folder}-{len(records) + 1}"))
+    return records
+
+
+def _this_process() -> DriverProcess:
+    return DriverProcess(host=socket.gethostname(), pid=os.getpid(), started=_started(os.getpid()))
 
 
 def _started(pid: int) -> str:
-    """When a process began, in the system's own terms, since its number is used again; empty where it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
-        return "unknown" if not Path("/proc").exists() and _runs(pid) else ""
-    return "" if fields[0] == "Z" else fields[19]
+    """When a process began, in hundredths of a second since its machine did; empty where it has ended.
 
-
-def _runs(pid: int) -> bool:
+    Counted from the start of the machine, it is the same for every reader, however the clock is set meanwhile.
+    """
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        boot, process = psutil.boot_time(), psutil.Process(pid)
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        return "" if ended else str(round(100 * (process.create_time() - boot)))
+    except psutil.NoSuchProcess:
+        return ""

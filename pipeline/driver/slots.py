@@ -14,56 +14,59 @@ from pipeline.config.cluster import WorkerSettings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 Result = TypeVar("Result")
 
 
-class Place:
-    """The right to train. Entering it waits until fewer than ``at_once`` others have one.
+class TrainingSlot:
+    """The right to train. Entering it waits until fewer than all trials that may train at once do.
 
-    stop : set when all trials shall end; one that trains is ended, one that waits does not begin
+    Parameters
+    ----------
+    free : counts the trainings that may still begin; by default nothing else trains
+    stop : set when all trials must end; one that trains is ended, one that waits does not begin
 
     Raises
     ------
     StoppedError
-        It shall end, and has not begun.
+        All trials must end, and this one has not begun.
     """
 
-    def __init__(self, places: threading.Semaphore, stop: threading.Event):
-        self._places, self.stop = places, stop
+    def __init__(self, free: threading.Semaphore | None = None, stop: threading.Event | None = None):
+        self._free = free or threading.Semaphore(1)
+        self.stop = stop or threading.Event()
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> TrainingSlot:
         while not self.stop.is_set():
-            if self._places.acquire(timeout=_LOOK_SECONDS):
+            if self._free.acquire(timeout=_POLL_SECONDS):
                 return self
         raise StoppedError("another trial failed")
 
     def __exit__(self, *_: object) -> None:
-        self._places.release()
+        self._free.release()
 
 
-def free_place() -> Place:
-    """Where nothing else trains."""
-    return Place(threading.Semaphore(1), threading.Event())
+def trials_at_once(spark: SparkSession, workers: Sequence[WorkerSettings], wanted: int | None) -> int:
+    """The number of trials that may train at once.
 
-
-def places(spark: SparkSession, workers: Sequence[WorkerSettings], wanted: int | None) -> int:
-    """How many trials may train at once, each with some of these workers.
-
-    ``wanted`` (null: as many as fit) is a bound; over Spark Connect, where nobody can ask for slots, it is believed.
+    Parameters
+    ----------
+    workers : what the trials ask for, one entry for each kind of trial
+    wanted : an upper bound, or None for as many as the cluster's slots hold; over Spark Connect, where nobody can ask
+        for slots, it is believed, and None means 1
     """
     slots = [(resources.slots(spark, each), each.count) for each in workers]
     if any(number is None for number, _ in slots):
         return wanted or 1
-    fit = max(1, min(number // count for number, count in slots if number is not None))
-    return min(wanted or fit, fit)
+    fitting = max(1, min(number // count for number, count in slots if number is not None))
+    return min(wanted or fitting, fitting)
 
 
-def run_all(spark: SparkSession, trials: Sequence[Callable[[Place], Result]], at_once: int) -> list[Result]:
-    """The results of all trials, in their order.
+def run_all(spark: SparkSession, trials: Sequence[Callable[[TrainingSlot], Result]], at_once: int) -> list[Result]:
+    """Run trials, at most ``at_once`` of which train at a time, and return their results in their order.
 
-    A trial leaves its place when its training ends, so that the next one trains while it logs what it made.
+    A trial leaves its slot when its training ends, so that the next one trains while it logs its result.
 
     Raises
     ------
@@ -71,14 +74,14 @@ def run_all(spark: SparkSession, trials: Sequence[Callable[[Place], Result]], at
         What the first trial that failed raised, once the others have stopped.
     """
     if at_once == 1:  # nothing beside a training whose speed is measured
-        return [trial(free_place()) for trial in trials]
+        return [trial(TrainingSlot()) for trial in trials]
     from pyspark import inheritable_thread_target
 
-    semaphore, stop = threading.Semaphore(at_once), threading.Event()
+    free, stop = threading.Semaphore(at_once), threading.Event()
     session: Any = spark
     with ThreadPoolExecutor(2 * at_once, thread_name_prefix="sparknorm-trial") as pool:
         # Each with a copy of its own of Spark's thread-local properties (job group, scheduler pool).
-        futures = [pool.submit(inheritable_thread_target(session)(trial), Place(semaphore, stop)) for trial in trials]
+        futures = [pool.submit(inheritable_thread_target(session)(trial), TrainingSlot(free, stop)) for trial in trials]
         try:
             for future in as_completed(futures):
                 future.result()

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import threading
 import uuid
-import weakref
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
-from pipeline.cluster import elastic, resources
+from pipeline.cluster import elastic
 from pipeline.cluster.progress import TrainingBar
 from pipeline.config.settings import Settings
 from pipeline.data.manifest import Manifest
-from pipeline.data.manifest import load as load_manifest
-from pipeline.driver.record import Record, find_record
-from pipeline.driver.slots import Place, free_place
+from pipeline.driver.checks import check_trial
+from pipeline.driver.record import Record, finished_record, unfinished_record
+from pipeline.driver.slots import TrainingSlot
 from pipeline.tracking.relay import Relay
 from pipeline.tracking.tracker import TrackedRun, Tracker
 
@@ -24,32 +23,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from pipeline.training.job import Job
-
-# Sessions whose executors were asked: one small job for all trials of a session.
-_JAVA_CHECKED: weakref.WeakSet[SparkSession] = weakref.WeakSet()
-
-
-def check_trial(spark: SparkSession, settings: Settings) -> Manifest:
-    """Everything that can be wrong is found before a run is opened or a worker launched. Returns the manifest.
-
-    Raises
-    ------
-    ValueError
-        Dataset, batch size, lanes, network and norm do not fit each other, or executors run several versions of Java.
-    LaunchError
-        There are fewer slots than workers.
-    """
-    from models import build_model
-    from pipeline.data.loader import check_data
-
-    manifest = load_manifest(settings.dataset.path, settings.dataset.version)
-    check_data(manifest, settings.train, settings.reader, settings.workers.count)
-    build_model(settings.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
-    elastic.world_size(spark, settings.workers, settings.train.world_sizes.__contains__)
-    if spark not in _JAVA_CHECKED:
-        resources.java_versions(spark, settings.workers)
-        _JAVA_CHECKED.add(spark)
-    return manifest
 
 
 def run_trial(
@@ -60,7 +33,8 @@ def run_trial(
     name: str,
     parent: str | None = None,
     log_model: bool = True,
-    place: Place | None = None,
+    slot: TrainingSlot | None = None,
+    manifest: Manifest | None = None,
     **tags: Any,
 ) -> dict[str, Any]:
     """Train once and log it as one MLflow run, whatever the number of ranks or restarts, also of the driver.
@@ -70,7 +44,8 @@ def run_trial(
 
     Parameters
     ----------
-    place : what has to be had while it trains; None where nothing else trains
+    slot : held while it trains; None where nothing else trains
+    manifest : of the dataset, where it is loaded already
 
     Returns
     -------
@@ -83,20 +58,20 @@ def run_trial(
     BusyError
         Another process is training it now.
     """
-    manifest = check_trial(spark, settings)
+    manifest = check_trial(spark, settings, manifest)
     record, job = _begin(settings, manifest, name, parent)
-    if record.finished:
-        return record.data["result"]
-    record.claim(name=name)
+    if isinstance(record.content.result, dict):
+        return record.content.result
+    record.claim(name)
     with ExitStack() as training:
-        stop = training.enter_context(place or free_place()).stop
-        with tracker.run(name, settings=settings, parent=parent, run_id=record.data.get("run_id"), **tags) as run:
+        stop = training.enter_context(slot or TrainingSlot()).stop
+        with tracker.run(name, settings=settings, parent=parent, run_id=record.content.run_id, **tags) as run:
             record.update(run_id=run.run_id)
             run.log_dataset(manifest, settings.dataset.path, context="training")
             result = _train(spark, settings, job, run, name, stop)
             training.close()  # what is left to do needs no worker
             result |= _log_result(run, job, result)
-            if log_model and not result["diverged"] and "model" not in record.data:
+            if log_model and not result["diverged"] and not record.content.model:
                 _log_model(run, job, manifest)
                 record.update(model=True)
     result = {**result, "run_id": run.run_id}
@@ -163,7 +138,8 @@ def _begin(settings: Settings, manifest: Manifest, name: str, parent: str | None
         checkpoint=settings.checkpoint,
     )
     trials = storage.join(storage.absolute(settings.output), "trials")
-    record = find_record(trials, name, {"parent": parent, **identity(job)}, finished_too=parent is not None)
+    key = {"parent": parent, **identity(job)}
+    record = (finished_record(trials, name, key) if parent else None) or unfinished_record(trials, name, key)
     return record, replace(job, folder=record.folder)
 
 

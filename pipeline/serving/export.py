@@ -13,7 +13,6 @@ import io
 import json
 import logging
 import platform
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -32,7 +31,7 @@ from pipeline.data import reader
 from pipeline.data.manifest import Manifest
 from pipeline.data.manifest import load as load_manifest
 from pipeline.data.shards import SplitFiles
-from pipeline.driver.record import Record, find_record
+from pipeline.driver.record import finished_record, slug
 from pipeline.training import checkpoint
 from pipeline.training.job import Job, identity
 
@@ -90,8 +89,7 @@ def export(settings: Settings, *, name: str) -> tuple[str, dict[str, Any]]:
         ``export.fold`` is true, and a norm layer cannot be folded.
     """
     formats = _formats(settings.export)
-    slug = re.sub(r"[^\w.=-]+", "-", name).strip("-")
-    folder = storage.join(settings.output, "export", slug)
+    folder = storage.join(settings.output, "export", slug(name))
     storage.remove(folder)  # what fails must not look like the export before it
     trained = find_trained(settings, name)
     images, labels = _images(trained, settings)
@@ -138,13 +136,13 @@ def find_trained(settings: Settings, name: str) -> Trained:
     job = Job(dataset, "", settings.model, settings.train, reader=settings.reader, version=manifest.version)
     key = identity(job)
     trials = storage.join(storage.absolute(settings.output), "trials")
-    record = _newest_finished(trials, name, {"parent": None, **key})
-    if record is None:
+    record = finished_record(trials, name, {"parent": None, **key})
+    result = record.content.result if record else None
+    if record is None or not isinstance(result, dict):
         raise ExportError(
             f"{trials} has no finished training {name!r} with these settings and this dataset: run `sparknorm train` "
             "with the same settings first"
         )
-    result = record.data["result"]
     if result["diverged"]:
         raise ExportError(f"the newest training in {record.folder} diverged: train with other settings first")
     checkpoints = storage.join(record.folder, "checkpoints")
@@ -155,15 +153,6 @@ def find_trained(settings: Settings, name: str) -> Trained:
     network.load_state_dict(state["model"])  # the mean and deviation of the dataset's pixels too
     path = storage.join(checkpoints, f"step-{result['steps']:08d}.pt")
     return Trained(network.eval().requires_grad_(False), job, manifest, path, result)
-
-
-def _newest_finished(trials: str, name: str, what: Any) -> Record | None:
-    """`find_record` numbers the trainings of one thing: the first has no number, then come -2, -3, ..."""
-    first = find_record(trials, name, what, finished_too=True)
-    newest, number = first, 2
-    while (later := Record(f"{first.folder}-{number}")).finished:
-        newest, number = later, number + 1
-    return newest if newest.finished else None
 
 
 def _fold(network: nn.Module, settings: ExportSettings) -> Folded:

@@ -19,8 +19,9 @@ from pipeline.config.settings import Settings
 from pipeline.console import console
 from pipeline.data.manifest import load as load_manifest
 from pipeline.driver import slots
-from pipeline.driver.record import Record, find_record
-from pipeline.driver.trial import check_trial, run_trial
+from pipeline.driver.checks import check_trial
+from pipeline.driver.record import Record, unfinished_record
+from pipeline.driver.trial import run_trial
 from pipeline.report import statistics
 from pipeline.report.figures import study
 from pipeline.report.names import Values, arm_name, short_name
@@ -73,12 +74,12 @@ def compare(spark: SparkSession, settings: Settings) -> dict[str, Any]:
     arms, candidates = arms_of(settings), candidates_of(settings)
     search = [_search(settings, arm, tuned) for arm in arms for tuned in candidates] if len(candidates) > 1 else []
     _check(spark, settings, arms, search)
-    at_once = slots.places(spark, [arm.settings.workers for arm in arms], settings.compare.side_by_side)
+    at_once = slots.trials_at_once(spark, [arm.settings.workers for arm in arms], settings.compare.side_by_side)
     tracker = Tracker(settings.tracking)
     record = _begin(settings)
     for stale in (*FILES, FIGURES):  # a study that fails must not look like the one before it
         storage.remove(storage.join(settings.output, stale))
-    run_id = record.data.get("run_id")
+    run_id = record.content.run_id
     varied = {**settings.compare.grid, "train.seed": settings.compare.seeds}
     with tracker.run(settings.name, settings=settings, varied=varied, run_id=run_id, kind="comparison") as parent:
         record.update(run_id=parent.run_id)
@@ -106,8 +107,8 @@ def _begin(settings: Settings) -> Record:
     parts = settings.model_dump(mode="json", include={"model", "train", "reader", "compare"})
     parts["compare"].pop("side_by_side")
     studies = storage.join(storage.absolute(settings.output), "studies")
-    record = find_record(studies, settings.name, {**parts, "dataset": manifest.digest})
-    record.claim(name=settings.name)
+    record = unfinished_record(studies, settings.name, {**parts, "dataset": manifest.digest})
+    record.claim(settings.name)
     return record
 
 
@@ -145,10 +146,10 @@ def _search(settings: Settings, arm: Arm, tuned: Values) -> Trial:
 def _train(spark: SparkSession, tracker: Tracker, parent: str, at_once: int, trials: Sequence[Trial]) -> list[Result]:
     """The results of trials, each with what it was a trial of."""
 
-    def one(trial: Trial, place: slots.Place) -> Result:
+    def one(trial: Trial, slot: slots.TrainingSlot) -> Result:
         result = run_trial(
             spark, trial.settings, tracker, name=trial.name, parent=parent, log_model=trial.kind == "arm",
-            place=place, **trial.tags,
+            slot=slot, **trial.tags,
         )  # fmt: skip
         _say(trial.name, result)
         train = trial.settings.train

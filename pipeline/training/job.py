@@ -91,9 +91,7 @@ def facts(job: Job) -> dict[str, Any]:
         It is not the one that the driver sees, a file in it cannot be replaced, or its disk is full.
     """
     if job.token:
-        path = storage.join(job.folder, TOKEN)
-        if not storage.exists(path) or storage.read_bytes(path).decode() != job.token:
-            raise ValueError(f"{path}, written by the driver, is not seen here: set `output` to a place that all share")
+        storage.check_seen(storage.join(job.folder, TOKEN), job.token, writer="the driver")
         own = storage.join(job.folder, f"launch-{socket.gethostname()}-{os.getpid()}")
         try:
             storage.check_replaces(own, job.token)

@@ -12,19 +12,21 @@ from small_training import make_job
 
 from pipeline import storage
 from pipeline.cluster import resources, task
-from pipeline.driver import doctor, probe
-from pipeline.driver.doctor import examine, healthy
+from pipeline.distributed.worker import alone
+from pipeline.driver import doctor
+from pipeline.driver.doctor import LITTLE_BYTES, CheckFailedError, DoubtfulError, check_disk
+from pipeline.driver.probe import ProbeTask, WorkerReport, probe
 from pipeline.training.job import TOKEN, facts, identity
 
 pytestmark = pytest.mark.spark
 
 
-def states(findings):
-    return {finding.check: finding.state for finding in findings}
+def states(result):
+    return {finding.check: finding.state for finding in result.findings}
 
 
-def detail(findings, check):
-    return next(finding.detail for finding in findings if finding.check == check)
+def detail(result, check):
+    return next(finding.detail for finding in result.findings if finding.check == check)
 
 
 def changed(settings, section, **changes):
@@ -32,54 +34,61 @@ def changed(settings, section, **changes):
 
 
 def test_a_healthy_cluster(spark, settings):
-    findings = examine(spark, settings)
-    assert healthy(findings), findings
-    assert set(states(findings).values()) == {"ok"}
-    assert "2 slots for 2 workers" in detail(findings, "slots")
-    assert "1, 2, 4 workers divide" in detail(findings, "dataset")
-    assert "Java 1" in detail(findings, "Java") or "Java 2" in detail(findings, "Java")
-    assert "summed over 2 workers" in detail(findings, "network between workers")
-    assert not list(Path(settings.output).glob("doctor-*"))  # what it wrote is gone
+    result = doctor(spark, settings)
+    assert result.healthy, result
+    assert set(states(result).values()) == {"ok"}
+    assert "2 slots for 2 workers" in detail(result, "slots")
+    assert "1, 2, 4 workers divide" in detail(result, "dataset")
+    assert "Java 1" in detail(result, "Java") or "Java 2" in detail(result, "Java")
+    assert "summed over 2 workers" in detail(result, "network between workers")
+    assert sorted(path.name for path in Path(settings.output).glob("doctor*")) == ["doctor.json"]  # the rest is gone
+    written = json.loads(Path(settings.output, "doctor.json").read_text())
+    assert written == result.model_dump(mode="json")
+    assert list(written) == ["healthy", "findings"]
+    assert list(written["findings"][0]) == ["check", "state", "detail"]
 
 
 def test_what_is_missing_is_named_and_the_rest_is_still_looked_at(spark, settings):
     broken = changed(
         changed(settings, "dataset", path=f"{settings.output}/none"), "tracking", uri="sqlite:////proc/no.db"
     )
-    findings = examine(spark, broken)
-    assert not healthy(findings)
-    found = states(findings)
+    result = doctor(spark, broken)
+    assert not result.healthy
+    found = states(result)
     assert (found["dataset"], found["network"], found["same dataset"]) == ("failed", "skipped", "skipped")
     assert (found["tracking"], found["slots"], found["workers"]) == ("failed", "ok", "ok")
-    assert "tracking.uri" in detail(findings, "tracking")
+    assert "tracking.uri" in detail(result, "tracking")
     assert found["storage"] == "failed"  # no worker can read the dataset's manifest
-    assert "rank 0 on" in detail(findings, "storage")
+    assert "rank 0 on" in detail(result, "storage")
 
 
 def test_too_few_slots_leave_nothing_running(spark, settings):
-    findings = examine(spark, changed(settings, "workers", count=4))
-    assert states(findings)["slots"] == "failed"
-    assert "set workers.count to at most 2" in detail(findings, "slots")
-    assert states(findings)["workers"] == "skipped"
+    result = doctor(spark, changed(settings, "workers", count=4))
+    assert states(result)["slots"] == "failed"
+    assert "set workers.count to at most 2" in detail(result, "slots")
+    assert states(result)["workers"] == "skipped"
 
 
 def test_an_output_that_workers_do_not_see(spark, settings, monkeypatch):
     publish = storage.publish
     monkeypatch.setattr(
-        doctor.storage, "publish", lambda path, data: None if path.endswith("/driver") else publish(path, data)
+        storage, "publish", lambda path, data: None if path.endswith("/driver") else publish(path, data)
     )
-    findings = examine(spark, settings)
-    assert states(findings)["storage"] == "failed"
-    assert "set `output` to a place that all share" in detail(findings, "storage")
+    result = doctor(spark, settings)
+    assert states(result)["storage"] == "failed"
+    assert "set `output` to a place that all share" in detail(result, "storage")
 
 
-def test_a_disk_that_is_nearly_full_is_a_doubt_and_a_full_one_a_failure(spark, settings, monkeypatch):
-    for least, state in ((doctor.LITTLE_BYTES - 1, "warning"), (storage.LEAST_FREE_BYTES - 1, "failed")):
-        reports = [{"host": "a", "free_bytes": {"output": None, "local": least}}]
-        with pytest.raises((doctor._ProblemError, doctor._DoubtError)) as raised:
-            doctor._disk(reports)
-        assert (raised.type is doctor._DoubtError) == (state == "warning")
-        assert "GiB free on the local disk of a" in str(raised.value)
+def report_of(host, output_free_bytes, local_free_bytes):
+    return WorkerReport(0, host, "3.11", "cpu", None, None, output_free_bytes, local_free_bytes, 0.0, ())
+
+
+def test_a_disk_that_is_nearly_full_is_a_doubt_and_a_full_one_a_failure():
+    reports = [report_of("a", None, 9 << 30), report_of("b", 8 << 30, 9 << 30)]
+    assert check_disk(reports) == "at least 8.0 GiB free on the output disk of b"
+    for least, error in ((LITTLE_BYTES - 1, DoubtfulError), (storage.LEAST_FREE_BYTES - 1, CheckFailedError)):
+        with pytest.raises(error, match="GiB free on the local disk of c"):
+            check_disk([*reports, report_of("c", 9 << 30, least)])
 
 
 def test_one_gpu_for_two_workers_of_a_host_is_a_failure():
@@ -122,8 +131,6 @@ def test_the_command_prints_a_table_and_leaves_json(settings, tmp_path):
 
 
 def test_the_probe_alone_tells_what_it_cannot_see(tmp_path, dataset):
-    from pipeline.distributed.worker import alone
-
-    report = probe.probe(alone("cpu"), probe.Task(str(tmp_path / "unseen"), "token", dataset, None))
-    assert "written by the driver, is not seen here" in report["problems"][0]
-    assert report["digest"].startswith("sha256:")
+    report = probe(alone("cpu"), ProbeTask(str(tmp_path / "unseen"), "token", dataset, None))
+    assert "written by the driver, is not seen here" in report.problems[0]
+    assert report.digest.startswith("sha256:")

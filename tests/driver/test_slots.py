@@ -28,20 +28,20 @@ def alone(settings, **compare_settings):
 
 @pytest.mark.spark
 @pytest.mark.parametrize(
-    ("workers", "wanted", "found"),
+    ("workers", "wanted", "expected"),
     [([ONE], None, 2), ([TWO], None, 1), ([ONE, TWO], None, 1), ([ONE], 1, 1), ([ONE], 9, 2)],
 )
-def test_as_many_as_the_slots_hold(spark, workers, wanted, found):
-    assert slots.places(spark, workers, wanted) == found
+def test_as_many_as_the_slots_hold(spark, workers, wanted, expected):
+    assert slots.trials_at_once(spark, workers, wanted) == expected
 
 
 @pytest.mark.spark
-def test_results_come_in_order_and_never_more_train_than_there_are_places(spark):
+def test_results_come_in_order_and_never_more_train_than_may_at_once(spark):
     training, most, lock = [], [], threading.Lock()
 
     def trial(number):
-        def run(place):
-            with place:
+        def run(slot):
+            with slot:
                 with lock:
                     training.append(number)
                     most.append(len(training))
@@ -61,10 +61,10 @@ def test_the_next_trial_trains_while_one_logs_what_it_made(spark):
     began = {}
 
     def trial(number):
-        def run(place):
-            with place:
+        def run(slot):
+            with slot:
                 began[number] = time.monotonic()
-            if number == 0:  # it logs until the third, for which there was no place, trains
+            if number == 0:  # it logs until the third, for which there was no slot, trains
                 deadline = time.monotonic() + 30
                 while 2 not in began and time.monotonic() < deadline:
                     time.sleep(0.01)
@@ -75,12 +75,12 @@ def test_the_next_trial_trains_while_one_logs_what_it_made(spark):
     assert slots.run_all(spark, [trial(number) for number in range(3)], at_once=2)[0]
 
 
-def test_a_place_that_comes_free_when_all_shall_stop_is_not_taken():
-    places, stop = threading.Semaphore(1), threading.Event()
+def test_a_slot_that_comes_free_when_all_must_stop_is_not_taken():
+    free, stop = threading.Semaphore(1), threading.Event()
     stop.set()
-    with pytest.raises(barrier.StoppedError, match="another trial failed"), slots.Place(places, stop):
+    with pytest.raises(barrier.StoppedError, match="another trial failed"), slots.TrainingSlot(free, stop):
         pass
-    assert places.acquire(blocking=False)  # it is still free
+    assert free.acquire(blocking=False)  # it is still free
 
 
 @pytest.mark.spark

@@ -136,8 +136,8 @@ def fit_and_fail(worker, job):
 
 def test_a_trial_that_another_process_trains_is_refused(spark, settings, monkeypatch):
     monkeypatch.setattr(record.os, "getpid", os.getppid)  # as if the process that started this one had begun it
-    folder = trial._begin(settings, load_manifest(settings.dataset.path), "busy", None)[0]
-    folder.claim(name="busy")
+    begun = trial._begin(settings, load_manifest(settings.dataset.path), "busy", None)[0]
+    begun.claim("busy")
     monkeypatch.undo()
     with pytest.raises(record.BusyError, match=rf"is being trained by process {os.getppid()} on"):
         run_trial(spark, settings, Tracker(settings.tracking), name="busy")

@@ -19,6 +19,7 @@ from pipeline.__main__ import _training, app
 from pipeline.config.settings import Settings
 from pipeline.config.study import ExportSettings
 from pipeline.config.training import ModelSettings
+from pipeline.driver.record import Record
 from pipeline.driver.trial import run_trial
 from pipeline.serving import export as exporting
 from pipeline.serving.export import ExportError, export, find_trained
@@ -152,7 +153,9 @@ def test_norms_that_cannot_be_folded(spark, settings, capsys):
 
 def fake_trained(tmp_path, **result):
     """A record as a finished training leaves it."""
-    return type("Record", (), {"finished": True, "folder": str(tmp_path), "data": {"result": result}})()
+    record = Record(str(tmp_path))
+    record.update(result=result)
+    return record
 
 
 @pytest.mark.spark
@@ -164,20 +167,9 @@ def fake_trained(tmp_path, **result):
     ],
 )
 def test_a_training_that_cannot_be_exported(settings, tmp_path, monkeypatch, result, words):
-    monkeypatch.setattr(exporting, "_newest_finished", lambda *_: fake_trained(tmp_path, **result))
+    monkeypatch.setattr(exporting, "finished_record", lambda *_: fake_trained(tmp_path, **result))
     with pytest.raises(ExportError, match=words):
         find_trained(settings, "small")
-
-
-def test_the_newest_of_several_finished_trainings(tmp_path):
-    first = exporting.find_record(str(tmp_path), "a", {})
-    assert exporting._newest_finished(str(tmp_path), "a", {}) is None
-    first.update(name="a")
-    assert exporting._newest_finished(str(tmp_path), "a", {}) is None
-    first.update(result={})
-    for number in range(2):
-        assert exporting._newest_finished(str(tmp_path), "a", {}).folder == first.folder + ("-2" if number else "")
-        exporting.find_record(str(tmp_path), "a", {}).update(result={})
 
 
 def test_onnx_without_its_packages_is_an_error_only_if_it_is_asked_for(monkeypatch):

@@ -1,0 +1,72 @@
+"""What must hold before a training is launched: `check_trial` makes every check, `doctor` shows each by itself."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+from pipeline.cluster import elastic, resources
+from pipeline.config.settings import Settings
+from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import load as load_manifest
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# Sessions whose executors were asked for their Java: one small job for all trials of a session.
+_JAVA_CHECKED: weakref.WeakSet[SparkSession] = weakref.WeakSet()
+
+
+def check_trial(spark: SparkSession, settings: Settings, manifest: Manifest | None = None) -> Manifest:
+    """Find everything that can be wrong before an MLflow run is opened or a worker launched.
+
+    Parameters
+    ----------
+    manifest : of the dataset, where it is loaded already
+
+    Returns
+    -------
+    Manifest
+        Of the dataset, for all that comes after.
+
+    Raises
+    ------
+    ValueError
+        Dataset, batch size, lanes, network and norm do not fit each other, or executors run several versions of Java.
+    LaunchError
+        There are fewer slots than workers.
+    """
+    manifest = check_dataset(settings, manifest)
+    check_network(settings, manifest)
+    check_slots(spark, settings)
+    if spark not in _JAVA_CHECKED:
+        check_java(spark, settings)
+        _JAVA_CHECKED.add(spark)
+    return manifest
+
+
+def check_dataset(settings: Settings, manifest: Manifest | None = None) -> Manifest:
+    """Load the dataset's manifest, unless it is given, and check that it can be trained on with these settings."""
+    from pipeline.data.loader import check_data
+
+    manifest = manifest or load_manifest(settings.dataset.path, settings.dataset.version)
+    check_data(manifest, settings.train, settings.reader, settings.workers.count)
+    return manifest
+
+
+def check_network(settings: Settings, manifest: Manifest) -> int:
+    """Build the network for the dataset's images and classes once, and return its number of parameters."""
+    from models import build_model
+
+    network = build_model(settings.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def check_slots(spark: SparkSession, settings: Settings) -> int:
+    """Wait for the slots that the workers need, and return the number of workers that fit."""
+    return elastic.world_size(spark, settings.workers, settings.train.world_sizes.__contains__)
+
+
+def check_java(spark: SparkSession, settings: Settings) -> list[str]:
+    """Return the versions of Java that executors run, which must be of one feature release."""
+    return resources.java_versions(spark, settings.workers)
