@@ -1,4 +1,4 @@
-"""What the training loop asks of the data: how many steps an epoch has, and one rank's batches, from either reader."""
+"""The training loop's view of the data: how many steps an epoch has, and one rank's batches, from either reader."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from pipeline.config.dataset import ReaderSettings
 from pipeline.config.training import TrainSettings
 from pipeline.data import plan, reader
 from pipeline.data.manifest import DatasetError, Manifest
+from pipeline.data.prefetch import Prefetch
 from pipeline.data.shards import SplitFiles
 from pipeline.distributed.worker import Worker
 
 
 def check_data(manifest: Manifest, train: TrainSettings, settings: ReaderSettings, world_size: int) -> None:
-    """Raise what a training with these settings would end with. Opens no shard and needs no process group.
+    """Check that a training with these settings can be fed. No shard is opened, and no process group is needed.
+
+    Parameters
+    ----------
+    world_size : number of workers
 
     Raises
     ------
@@ -40,8 +45,9 @@ def check_data(manifest: Manifest, train: TrainSettings, settings: ReaderSetting
 
 
 def plan_of(manifest: Manifest, train: TrainSettings, epoch: int) -> plan.EpochPlan:
+    """The plan of one epoch of the training split."""
     return plan.plan_epoch(
-        np.array([rows for shard in manifest.split("train").shards for rows in shard.row_groups]),
+        np.array([group.rows for group in manifest.split("train").row_groups]),
         lanes=train.lanes,
         batch_size=train.global_batch,
         shuffle_row_groups=train.shuffle_row_groups,
@@ -59,8 +65,24 @@ def steps_per_epoch(manifest: Manifest, train: TrainSettings, settings: ReaderSe
     return plan_of(manifest, train, epoch=0).steps
 
 
-class TrainingFeed:
-    """One rank's batches of a whole training."""
+class TrainLoader:
+    """One rank's batches of a whole training.
+
+    Parameters
+    ----------
+    dataset : folder or fsspec URL of the dataset
+    worker : its rank, the number of workers, and its device: for CUDA, batches lie in pinned memory
+
+    Attributes
+    ----------
+    lanes : the lanes of this rank
+    steps_per_epoch : global batches of an epoch, the same for every rank
+
+    Raises
+    ------
+    ValueError
+        See `check_data`.
+    """
 
     def __init__(
         self, dataset: str, manifest: Manifest, train: TrainSettings, settings: ReaderSettings, worker: Worker
@@ -72,14 +94,17 @@ class TrainingFeed:
         self._files = SplitFiles(dataset, manifest, "train", settings)
         self.lanes = plan.rank_lanes(worker.rank, worker.world_size, train.lanes)
         self.steps_per_epoch = steps_per_epoch(manifest, train, settings, worker.world_size)
-        self.pin = worker.device.type == "cuda"
+        self._pin = worker.device.type == "cuda"
 
-    @property
-    def blocks_ahead(self) -> int:
-        return 2 if self._settings.kind == "petastorm" else reader.blocks_ahead(self._files)
+    def batches(self, step: int) -> Prefetch[reader.Batch]:
+        """The batches from a step of the training to its end: a context manager that gives their iterator.
 
-    def blocks(self, step: int) -> Iterator[reader.Block]:
-        """The batches from a step of the training to its end, in blocks."""
+        Where it pays, a background thread makes them ahead; it ends with the ``with`` block.
+        """
+        ahead = 2 if self._settings.kind == "petastorm" else reader.blocks_ahead(self._files)
+        return Prefetch(self._blocks(step), ahead)
+
+    def _blocks(self, step: int) -> Iterator[reader.Block]:
         first_epoch, first_step = divmod(step, self.steps_per_epoch)
         if self._settings.kind == "petastorm":
             return self._petastorm(first_epoch, first_step)
@@ -90,7 +115,7 @@ class TrainingFeed:
             epochs=self._train.epochs,
             first_epoch=first_epoch,
             first_step=first_step,
-            pin=self.pin,
+            pin=self._pin,
         )
 
     def _petastorm(self, first_epoch: int, first_step: int) -> Iterator[reader.Block]:
@@ -106,9 +131,10 @@ class TrainingFeed:
                 seed=self._train.seed,
                 epoch=epoch,
                 first_step=first_step if epoch == first_epoch else 0,
-                pin=self.pin,
+                pin=self._pin,
             )
             yield from ([batch] for batch in batches)
 
     def close(self) -> None:
+        """Close the shards."""
         self._files.close()

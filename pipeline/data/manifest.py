@@ -2,10 +2,10 @@
 
 ::
 
-    <dataset>/manifest.json                 published last and atomically: without it there is no dataset
-    <dataset>/manifest-000N.json            the manifest of an earlier version, to which something was appended
-    <dataset>/{train,test,...}/*.parquet    columns: id (int64), label (int32), image (binary)
-    <dataset>/quarantine/*.parquet          what was set aside: id, origin, reason
+    <dataset>/manifest.json                        published last and atomically: without it there is no dataset
+    <dataset>/manifest-000N.json                   the manifest of an earlier version, to which something was appended
+    <dataset>/{train,validation,test}/*.parquet    columns: id (int64), label (int32), image (binary)
+    <dataset>/quarantine/*.parquet                 what was set aside: id, origin, reason
 
 ``image`` is uint8, C x H x W, row-major, every row of the one shape that the manifest states (``encoding: raw``), or
 such an image as PNG or JPEG. Readers open only the files the manifest lists, so what failed or speculative tasks left
@@ -17,28 +17,31 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from pipeline import storage
+from pipeline.config.frozen import FrozenModel
 from pipeline.config.settings import digest_of
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
 SPLITS = ("train", "validation", "test")  # in the order people are shown them
+QUARANTINE = "quarantine"
 
 
 class DatasetError(ValueError):
     """A dataset is missing, damaged, or not what its manifest says."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Shard(FrozenModel):
+    """One Parquet file of a split.
 
-
-class Shard(_Record):
-    """One Parquet file. ``path`` is relative to the dataset; ``row_groups`` are the rows of each row group."""
+    path : relative to the dataset
+    bytes, sha256 : the file's size, and the SHA-256 of its content as hexadecimal digits
+    row_groups : rows of each row group, in the file's order
+    """
 
     path: str
     rows: int
@@ -47,10 +50,27 @@ class Shard(_Record):
     row_groups: tuple[int, ...]
 
 
-class Split(_Record):
-    """Rows of one split. ``mean`` and ``std`` are per channel, of pixel values scaled to [0, 1].
+class RowGroup(NamedTuple):
+    """One row group of a split: its shard, and its number inside that file."""
 
-    ``pixel_sums`` are what they follow from: per channel the sum of pixel values (0 to 255), and of their squares.
+    shard: Shard
+    number: int
+
+    @property
+    def rows(self) -> int:
+        return self.shard.row_groups[self.number]
+
+    def named_in(self, dataset: str) -> str:
+        """How an error about this row group of a dataset names it."""
+        return f"{storage.join(dataset, self.shard.path)}, row group {self.number}"
+
+
+class Split(FrozenModel):
+    """The rows of one split.
+
+    label_counts : rows of each class, in the order of `Manifest.classes`
+    pixel_sums : per channel the sum of all pixel values (0 to 255), and the sum of their squares
+    mean, std : per channel, of pixel values scaled to [0, 1]; they follow from the sums
     """
 
     rows: int
@@ -60,13 +80,20 @@ class Split(_Record):
     std: tuple[float, ...]
     shards: tuple[Shard, ...]
 
+    @property
+    def row_groups(self) -> list[RowGroup]:
+        """All row groups, shard after shard: a row group's number in the split is its index here."""
+        return [RowGroup(shard, number) for shard in self.shards for number in range(len(shard.row_groups))]
 
-class Image(_Record):
+
+class Image(FrozenModel):
+    """How shards hold images: ``encoding`` is raw, png or jpeg, ``shape`` is (C, H, W)."""
+
     encoding: str
     shape: tuple[int, int, int]
 
 
-class Ingested(_Record):
+class Ingested(FrozenModel):
     """One source that went in: how many images it brought, and how many of its images were there already.
 
     ``state`` stands for the times of its files: the same content written again is another state.
@@ -78,7 +105,7 @@ class Ingested(_Record):
     already_there: int = 0
 
 
-class Manifest(_Record):
+class Manifest(FrozenModel):
     """Everything a reader needs to know.
 
     ``digest`` covers all but itself, the Spark application's id and times. ``input_rows`` counts the images of all
@@ -102,14 +129,20 @@ class Manifest(_Record):
     splits: dict[str, Split]
 
     def split(self, name: str) -> Split:
-        """One split, or an error that lists those there are."""
+        """One split by its name.
+
+        Raises
+        ------
+        DatasetError
+            The dataset has no such split; the message lists those it has.
+        """
         if name not in self.splits:
             raise DatasetError(f"dataset {self.name} has no split {name!r}; it has {', '.join(sorted(self.splits))}")
         return self.splits[name]
 
 
 def seal(manifest: Manifest) -> Manifest:
-    """Check conservation and give the manifest its digest.
+    """Check that no row was lost or doubled, and give the manifest its digest.
 
     Raises
     ------
@@ -139,7 +172,13 @@ def seal(manifest: Manifest) -> Manifest:
 def with_statistics(
     label_counts: list[int], pixel_sums: list[list[int]], shards: tuple[Shard, ...], shape: tuple[int, int, int]
 ) -> Split:
-    """A split with mean and deviation from its sums (see `Split`); images have the shape (C, H, W)."""
+    """A split with the mean and deviation that follow from its sums.
+
+    Parameters
+    ----------
+    label_counts, pixel_sums : as in `Split`
+    shape : (C, H, W) of every image
+    """
     rows = sum(shard.rows for shard in shards)
     pixels = rows * shape[1] * shape[2]
     means = [value / pixels for value in pixel_sums[0]]
@@ -154,11 +193,11 @@ def with_statistics(
     )
 
 
-def joined(before: Manifest, added: Manifest) -> Manifest:
-    """The next version: all shards of the one before, and those that were added."""
+def next_version(before: Manifest, added: Manifest) -> Manifest:
+    """The manifest of the version after ``before``: its shards, and those that were added. It is not sealed yet."""
     splits = {}
     for name in SPLITS:
-        parts = [made.splits[name] for made in (before, added) if name in made.splits]
+        parts = [manifest.splits[name] for manifest in (before, added) if name in manifest.splits]
         if parts:
             splits[name] = with_statistics(
                 [sum(counts) for counts in zip(*(part.label_counts for part in parts), strict=True)],
@@ -181,11 +220,17 @@ def joined(before: Manifest, added: Manifest) -> Manifest:
 
 
 def publish(dataset: str, manifest: Manifest, *, before: Manifest | None = None) -> Manifest:
-    """Make the dataset, or its new version, exist: write its sealed manifest, atomically. Returns the sealed manifest.
+    """Make the dataset, or its new version, exist: seal the manifest, write it atomically and return it.
 
     Parameters
     ----------
+    dataset : folder or fsspec URL
     before : the version that this one adds to; it stays readable under its own name
+
+    Raises
+    ------
+    DatasetError
+        See `seal`.
     """
     sealed = seal(manifest)
     if before is not None:
@@ -203,8 +248,13 @@ def file_name(version: int) -> str:
     return f"manifest-{version:04d}.json"
 
 
-def load(dataset: str, version: int | None = None) -> Manifest:
-    """Read and check a dataset's manifest, the newest or that of a version.
+def load_manifest(dataset: str, version: int | None = None) -> Manifest:
+    """Read a dataset's manifest and check it against its own digest.
+
+    Parameters
+    ----------
+    dataset : folder or fsspec URL
+    version : of the dataset, from 1; None for the newest
 
     Raises
     ------

@@ -3,8 +3,8 @@
 Petastorm shards by row group: rank r of W gets the row groups at the places r, r + W, ... of the order that it is
 given. The order of an epoch is made here from (seed, epoch), in rounds of W row groups of nearly one size, one for
 each rank. So every epoch deals the row groups anew, and every rank can make the same number of batches whatever the
-deal. Unlike `pipeline.reader`, the rows of a global batch depend on W, and a rank leaves out a part of its last row
-group and of the last round.
+deal. Unlike in `pipeline.data.reader`, the rows of a global batch depend on W, and a rank leaves out a part of its last
+row group and of the last round.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import torch
 
 from pipeline import storage
 from pipeline.data import petastorm_compat
-from pipeline.data.manifest import DatasetError, Image, Manifest, Shard
+from pipeline.data.codec import decode_stored
+from pipeline.data.manifest import DatasetError, Image, Manifest, RowGroup
 from pipeline.data.reader import Batch
 
-Place = tuple[Shard, int]  # a row group: its shard and its number there
 Rows = tuple[np.ndarray, np.ndarray]  # uint8 images (rows, C, H, W) and int64 labels (rows,)
 COLUMNS = ("label", "image")
 
@@ -42,7 +42,7 @@ def steps_per_epoch(manifest: Manifest, *, batch_size: int, world_size: int) -> 
     """
     if world_size < 1 or batch_size < 1 or batch_size % world_size:
         raise ValueError(f"train.batch_size {batch_size} is not a multiple of workers.count {world_size}")
-    group_rows = np.array([shard.row_groups[group] for shard, group in _places(manifest)], dtype=np.int64)
+    group_rows = np.array([group.rows for group in _row_groups(manifest)], dtype=np.int64)
     rounds = len(group_rows) // world_size
     if rounds == 0:
         raise ValueError(
@@ -61,7 +61,7 @@ def steps_per_epoch(manifest: Manifest, *, batch_size: int, world_size: int) -> 
 
 
 def deal_row_groups(group_rows: np.ndarray, *, world_size: int, seed: int, epoch: int) -> np.ndarray:
-    """The row groups that each rank reads in one epoch, in its order.
+    """Deal the row groups of one epoch to the ranks, each in the order it reads them.
 
     Parameters
     ----------
@@ -111,35 +111,34 @@ def train_batches(
         A shard is missing, cut, or holds something else than the manifest says; the shard is named.
     """
     steps = steps_per_epoch(manifest, batch_size=batch_size, world_size=world_size)
-    places = _places(manifest)
-    group_rows = np.array([shard.row_groups[group] for shard, group in places], dtype=np.int64)
+    row_groups = _row_groups(manifest)
+    group_rows = np.array([group.rows for group in row_groups], dtype=np.int64)
     dealt = deal_row_groups(group_rows, world_size=world_size, seed=seed, epoch=epoch)
-    groups = _row_groups(dataset, manifest, [places[number] for number in dealt.ravel()], rank, world_size)
-    windows = _shuffled_windows(groups, shuffle_row_groups, np.random.default_rng([seed, epoch, rank]))
-    with closing(groups):
+    rows_read = _read(dataset, manifest, [row_groups[number] for number in dealt.ravel()], rank, world_size)
+    windows = _shuffled_windows(rows_read, shuffle_row_groups, np.random.default_rng([seed, epoch, rank]))
+    with closing(rows_read):
         for parts in itertools.islice(_slices(windows, batch_size // world_size), first_step, steps):
             images = torch.from_numpy(np.concatenate([window_images[rows] for window_images, _, rows in parts]))
             labels = torch.from_numpy(np.concatenate([window_labels[rows] for _, window_labels, rows in parts]))
             yield Batch(images.pin_memory(), labels.pin_memory()) if pin else Batch(images, labels)
 
 
-def _places(manifest: Manifest) -> list[Place]:
+def _row_groups(manifest: Manifest) -> list[RowGroup]:
     """All row groups of the training split that have rows, in the manifest's order."""
-    shards = manifest.split("train").shards
-    return [(shard, group) for shard in shards for group, rows in enumerate(shard.row_groups) if rows]
+    return [group for group in manifest.split("train").row_groups if group.rows]
 
 
-def _row_groups(
-    dataset: str, manifest: Manifest, dealt: list[Place], rank: int, world_size: int
+def _read(
+    dataset: str, manifest: Manifest, dealt: list[RowGroup], rank: int, world_size: int
 ) -> Generator[Rows, None, None]:
     """This rank's row groups of ``dealt``, in order. Petastorm is stopped when they end or the iterator is closed."""
     shards = {shard.path: number for number, shard in enumerate(manifest.split("train").shards)}
-    place = (manifest.split("train").shards[0], 0)  # Petastorm takes the schema from the first file
+    group = RowGroup(manifest.split("train").shards[0], 0)  # Petastorm takes the schema from the first file
     try:
         # One thread: its results come in the order of the row groups, and it still reads ahead of the consumer.
         with petastorm_compat.make_batch_reader(
             [storage.join(dataset, path) for path in shards],
-            row_groups=[(shards[shard.path], group) for shard, group in dealt],
+            row_groups=[(shards[shard.path], number) for shard, number in dealt],
             schema_fields=list(COLUMNS),
             reader_pool_type="thread",
             workers_count=1,
@@ -149,23 +148,22 @@ def _row_groups(
         ) as reader:
             if missing := sorted(set(COLUMNS) - set(reader.schema.fields)):
                 raise pa.ArrowInvalid(f"has no column {', '.join(missing)} of a type that Petastorm reads")
-            for place in dealt[rank::world_size]:
-                yield _checked(next(reader, None), manifest.image, dataset, place)
+            for group in dealt[rank::world_size]:
+                yield _checked(next(reader, None), manifest.image, dataset, group)
     except (OSError, pa.ArrowException) as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        raise DatasetError(f"{_name(dataset, place)}: {reason}") from error
+        raise DatasetError(f"{group.named_in(dataset)}: {reason}") from error
 
 
-def _checked(batch: Any, image: Image, dataset: str, place: Place) -> Rows:
-    """What Petastorm gives for a row group, as arrays; None where it has no rows there."""
-    shard, group = place
-    found = 0 if batch is None else len(batch.label)
-    if found != shard.row_groups[group]:
-        raise DatasetError(f"{_name(dataset, place)}: has {found} rows, the manifest says {shard.row_groups[group]}")
+def _checked(batch: Any, image: Image, dataset: str, group: RowGroup) -> Rows:
+    """The batch that Petastorm makes of a row group, as arrays; the batch is None where it has no rows there."""
+    rows = 0 if batch is None else len(batch.label)
+    if rows != group.rows:
+        raise DatasetError(f"{group.named_in(dataset)}: has {rows} rows, the manifest says {group.rows}")
     try:
         return _images(batch.image, image), _labels(batch.label)
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{_name(dataset, place)}: {error}") from error
+        raise DatasetError(f"{group.named_in(dataset)}: {error}") from error
 
 
 def _images(payloads: np.ndarray, image: Image) -> np.ndarray:
@@ -173,9 +171,6 @@ def _images(payloads: np.ndarray, image: Image) -> np.ndarray:
     if any(payload is None for payload in payloads):
         raise ValueError("an image is null")
     if image.encoding != "raw":
-        # Imported here: only encoded images need Pillow.
-        from pipeline.data.codec import decode_stored
-
         return np.stack([decode_stored(payload, image.encoding, image.shape) for payload in payloads])
     size = math.prod(image.shape)
     if any(len(payload) != size for payload in payloads):
@@ -188,10 +183,6 @@ def _labels(labels: np.ndarray) -> np.ndarray:
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"a label is null or not an integer ({labels.dtype})")
     return labels.astype(np.int64)
-
-
-def _name(dataset: str, place: Place) -> str:
-    return f"{storage.join(dataset, place[0].path)}, row group {place[1]}"
 
 
 def _shuffled_windows(

@@ -23,9 +23,15 @@ _ABANDONED_SECONDS = 24 * 3600
 
 
 def open_copy(path: str, shard: Shard, folder: str, limit_bytes: int) -> BinaryIO:
-    """A shard's copy on the local disk, fetched if it is not there; the longest unused ones make room.
+    """Open a shard's copy on the local disk, fetched if it is not there; the longest unused copies make room.
 
-    It is open, so that it can be read to its end whatever another process deletes.
+    The open file can be read to its end whatever another process deletes.
+
+    Parameters
+    ----------
+    path : of the shard itself
+    folder : of the copies; it is made if it is not there
+    limit_bytes : size limit of the folder
 
     Raises
     ------
@@ -49,11 +55,11 @@ def open_copy(path: str, shard: Shard, folder: str, limit_bytes: int) -> BinaryI
     try:
         _fetch(path, temporary)
         file = temporary.open("rb")
-        size, found = os.fstat(file.fileno()).st_size, sha256_of(file)
-        if (size, found) != (shard.bytes, shard.sha256):
+        size, sha256 = os.fstat(file.fileno()).st_size, sha256_of(file)
+        if (size, sha256) != (shard.bytes, shard.sha256):
             file.close()
             raise DatasetError(
-                f"was cut or altered: {size} bytes of SHA-256 {found}, "
+                f"was cut or altered: {size} bytes of SHA-256 {sha256}, "
                 f"the manifest says {shard.bytes} of {shard.sha256}"
             )
         temporary.replace(copy)
@@ -63,6 +69,7 @@ def open_copy(path: str, shard: Shard, folder: str, limit_bytes: int) -> BinaryI
 
 
 def copy_path(shard: Shard, folder: str) -> Path:
+    """Where the copy of a shard lies in the folder of copies, fetched or not."""
     return Path(folder) / f"{shard.sha256}{_SUFFIX}"
 
 
@@ -76,10 +83,7 @@ def _fetch(path: str, target: Path) -> None:
 def sha256_of(file: BinaryIO) -> str:
     """SHA-256 of an open file from its start, as hexadecimal digits."""
     file.seek(0)
-    digest = hashlib.sha256()
-    while block := file.read(_BLOCK_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # which has `readinto`, untold
 
 
 def _make_room(folder: Path, limit_bytes: int) -> None:

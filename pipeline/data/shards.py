@@ -41,7 +41,12 @@ _DAMAGE = (OSError, pa.ArrowException, ValueError, RuntimeError, ArithmeticError
 
 
 class SplitFiles:
-    """The row groups of one split, numbered in the manifest's order. Any number of threads may read.
+    """The row groups of one split, numbered as in `Split.row_groups`. Any number of threads may read.
+
+    Parameters
+    ----------
+    dataset : folder or fsspec URL of the dataset
+    settings : whether files are verified, and where copies of remote ones are kept
 
     Raises
     ------
@@ -54,27 +59,23 @@ class SplitFiles:
         self.dataset, self.settings = dataset, settings or ReaderSettings()
         self.shape, self.encoding = manifest.image.shape, manifest.image.encoding
         self.image_bytes = int(np.prod(self.shape))
-        self.places = [
-            (shard, group) for shard in manifest.split(split).shards for group in range(len(shard.row_groups))
-        ]
-        self.group_rows = np.array([shard.row_groups[group] for shard, group in self.places], dtype=np.int64)
+        self.row_groups = manifest.split(split).row_groups
+        self.group_rows = np.array([group.rows for group in self.row_groups], dtype=np.int64)
         self._open: OrderedDict[str, _Shard] = OrderedDict()
         self._verified: set[str] = set()
         self._lock = threading.Lock()
 
     @property
     def memory_bytes(self) -> int:
-        """What the whole split takes in memory, as it is stored."""
+        """Memory that the whole split takes, as it is stored."""
         if self.encoding == "raw":
             return int(self.group_rows.sum()) * (PREFIX + self.image_bytes + _LABEL_BYTES)
-        return (
-            sum(shard.bytes for shard, group in self.places if not group) + int(self.group_rows.sum()) * _BYTES_OBJECT
-        )
+        shards = {group.shard.path: group.shard.bytes for group in self.row_groups}
+        return sum(shards.values()) + int(self.group_rows.sum()) * _BYTES_OBJECT
 
     def name(self, number: int) -> str:
         """A row group as errors name it."""
-        shard, group = self.places[number]
-        return f"{storage.join(self.dataset, shard.path)}, row group {group}"
+        return self.row_groups[number].named_in(self.dataset)
 
     def read(self, number: int, first: int = 0, end: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Rows [first, end) of a row group: uint8 images (rows, C, H, W), contiguous, and int64 labels (rows,)."""
@@ -88,12 +89,12 @@ class SplitFiles:
 
     def read_labels(self, number: int, first: int, end: int) -> np.ndarray:
         """Labels of rows [first, end) of a row group: int64 (rows,)."""
-        known, group = self._shard(number).labels, self.places[number][1]
-        if group not in known:
+        labels, group = self._shard(number).labels, self.row_groups[number].number
+        if group not in labels:
             chunks = self._column(number, "label").chunks
             # Not `to_numpy`, which imports pandas: half a second before the first step of a new worker.
-            known[group] = np.concatenate([np.from_dlpack(chunk) for chunk in chunks], dtype=np.int64)
-        return known[group][first:end]
+            labels[group] = np.concatenate([np.from_dlpack(chunk) for chunk in chunks], dtype=np.int64)
+        return labels[group][first:end]
 
     def read_raw(self, number: int, first: int, end: int, target: np.ndarray | None = None) -> np.ndarray:
         """Rows [first, end) of a row group of raw images: a view of ``target``, uint8 (rows, image_bytes).
@@ -104,12 +105,12 @@ class SplitFiles:
         """
         if target is None:
             target = np.empty((end - first, PREFIX + self.image_bytes), np.uint8)
-        shard, group = self.places[number]
+        shard, group = self.row_groups[number]
         with self._naming(number):
-            known = self._shard(number).raw_starts
-            if group not in known:
-                known[group] = self._shard(number).raw_start(group, shard.row_groups[group], self.image_bytes)
-            start = known[group]
+            starts = self._shard(number).raw_starts
+            if group not in starts:
+                starts[group] = self._shard(number).raw_start(group, shard.row_groups[group], self.image_bytes)
+            start = starts[group]
         if start is not None and self._read_piece(number, start, first, target):
             return target[:, PREFIX:]
         column = self._column(number, "image").slice(first, end - first)
@@ -147,13 +148,11 @@ class SplitFiles:
         return bool((target[:, :PREFIX] == length).all())
 
     def _column(self, number: int, column: str) -> pa.ChunkedArray:
-        place, group = self.places[number]
+        row_group = self.row_groups[number]
         with self._naming(number):
-            values = self._shard(number).read_column(group, column).column(column)
-        if len(values) != place.row_groups[group]:
-            raise DatasetError(
-                f"{self.name(number)}: has {len(values)} rows, the manifest says {place.row_groups[group]}"
-            )
+            values = self._shard(number).read_column(row_group.number, column).column(column)
+        if len(values) != row_group.rows:
+            raise DatasetError(f"{self.name(number)}: has {len(values)} rows, the manifest says {row_group.rows}")
         if not _IS_RIGHT_TYPE[column](values.type) or values.null_count:
             raise DatasetError(f"{self.name(number)}: `{column}` is {values.type} with {values.null_count} nulls")
         return values
@@ -170,22 +169,23 @@ class SplitFiles:
 
     def _shard(self, number: int) -> _Shard:
         """The open shard of a row group. Of many files the longest unused one is closed once nobody reads it."""
-        place, _ = self.places[number]
+        listed = self.row_groups[number].shard
         with self._lock:
-            shard = self._open.get(place.path)
+            shard = self._open.get(listed.path)
             if shard is None:
-                shard = self._open[place.path] = _Shard(storage.join(self.dataset, place.path), place, self.settings)
+                path = storage.join(self.dataset, listed.path)
+                shard = self._open[listed.path] = _Shard(path, listed, self.settings)
                 while len(self._open) > MAX_OPEN_FILES:
                     self._open.popitem(last=False)
-            self._open.move_to_end(place.path)
+            self._open.move_to_end(listed.path)
         try:
-            shard.ready(verify=self.settings.verify == "shard" and place.path not in self._verified)
+            shard.ready(verify=self.settings.verify == "shard" and listed.path not in self._verified)
         except DatasetError as error:
             raise DatasetError(f"{self.name(number)}: {error}") from error
         except _DAMAGE as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
             raise DatasetError(f"{self.name(number)}: {reason}") from error
-        self._verified.add(place.path)
+        self._verified.add(listed.path)
         return shard
 
 
@@ -236,9 +236,9 @@ class _Shard:
             state = "cut" if size < self._shard.bytes else "too long"
             raise DatasetError(f"is {state}: {size} bytes, the manifest says {self._shard.bytes}")
         if verify:
-            found = shard_cache.sha256_of(file)
-            if found != self._shard.sha256:
-                raise DatasetError(f"was altered: its SHA-256 is {found}, the manifest says {self._shard.sha256}")
+            sha256 = shard_cache.sha256_of(file)
+            if sha256 != self._shard.sha256:
+                raise DatasetError(f"was altered: its SHA-256 is {sha256}, the manifest says {self._shard.sha256}")
         self._parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
         self._file = file
 
@@ -258,7 +258,7 @@ class _Shard:
         return column.data_page_offset + header
 
     def read_into(self, start: int, target: np.ndarray) -> None:
-        """Bytes of the file from ``start`` on, as many as ``target`` has."""
+        """Fill ``target`` with the bytes of the file from ``start`` on."""
         assert self._file is not None
         if self._fs is not None:
             data = self._fs.cat_file(self._inner, start=start, end=start + target.nbytes)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.cluster import elastic, resources
 from pipeline.config.settings import Settings
+from pipeline.data import load_manifest
 from pipeline.data.manifest import Manifest
-from pipeline.data.manifest import load as load_manifest
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

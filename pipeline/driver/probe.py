@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from pipeline import storage
-from pipeline.data.manifest import load as load_manifest
+from pipeline.data import load_manifest
 from pipeline.distributed.worker import Worker
 
 # About what the gradients of a small network take.

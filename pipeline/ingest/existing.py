@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.config.dataset import DatasetSettings
 from pipeline.config.settings import digest_of
-from pipeline.data import manifest
+from pipeline.data import load_manifest, manifest
 from pipeline.data.manifest import DatasetError, Manifest
 from pipeline.ingest.images import ImageSpec
 from pipeline.ingest.sources.source import NO_SPLIT, Source, exact_path
@@ -27,7 +27,7 @@ _SHARD_NAME = re.compile(r"part-[0-9a-f]{8}-\d{5,}\.parquet")
 
 def published(dataset: str) -> Manifest | None:
     """The newest version of the dataset, if there is one."""
-    return manifest.load(dataset) if storage.exists(storage.join(dataset, manifest.FILE_NAME)) else None
+    return load_manifest(dataset) if storage.exists(storage.join(dataset, manifest.FILE_NAME)) else None
 
 
 def settings_digest(settings: DatasetSettings, source: Source) -> str:

@@ -107,7 +107,7 @@ def _ingest(
         records = _run(spark, source, settings, layout, before)
         added = _added(records, source, settings, layout, coming, spark.conf.get("spark.app.id", None) or "")
         _check_bad_share(added, settings, dataset)
-        made = added if before is None else manifest.joined(before, added)
+        made = added if before is None else manifest.next_version(before, added)
         if "train" not in made.splits:
             raise DatasetError(
                 f"no row of {settings.source.path or settings.source.kind} is left for the split `train`"

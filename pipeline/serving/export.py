@@ -27,9 +27,8 @@ from models.fold import Folded, fold
 from pipeline import __version__, storage
 from pipeline.config.settings import Settings
 from pipeline.config.study import ExportSettings
-from pipeline.data import reader
+from pipeline.data import load_manifest, reader
 from pipeline.data.manifest import Manifest
-from pipeline.data.manifest import load as load_manifest
 from pipeline.data.shards import SplitFiles
 from pipeline.driver.record import finished_record, slug
 from pipeline.training import checkpoint

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.config.settings import Settings
 from pipeline.console import console
-from pipeline.data.manifest import load as load_manifest
+from pipeline.data import load_manifest
 from pipeline.driver import slots
 from pipeline.driver.checks import check_trial
 from pipeline.driver.record import Record, unfinished_record

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSettings
-from pipeline.data.manifest import load as load_manifest
+from pipeline.data import load_manifest
 from pipeline.training.result import EvaluationPoint
 
 TOKEN = "launch-token"

@@ -22,10 +22,8 @@ from torch import nn
 
 from models import build_model
 from pipeline import storage
-from pipeline.data import reader
-from pipeline.data.loader import TrainingFeed
-from pipeline.data.manifest import load as load_manifest
-from pipeline.data.prefetch import Prefetch
+from pipeline.data import load_manifest, reader
+from pipeline.data.loader import TrainLoader
 from pipeline.distributed.gradients import GradientExchange
 from pipeline.distributed.worker import Worker
 from pipeline.telemetry.events import EventWriter
@@ -69,7 +67,7 @@ class _Trainer:
         self.worker, self.job, self.status = worker, job, worker.status
         self.train = job.train.for_workers(worker.world_size)
         self.manifest = load_manifest(job.dataset, job.version)
-        self.feed = TrainingFeed(job.dataset, self.manifest, self.train, job.reader, worker)
+        self.feed = TrainLoader(job.dataset, self.manifest, self.train, job.reader, worker)
         self.steps_per_epoch = self.feed.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self.train.epochs
         self.schedule = Schedule(self.train, self.steps_per_epoch)
@@ -125,7 +123,7 @@ class _Trainer:
             epochs=self.train.epochs,
             force=True,
         )
-        with Prefetch(self.feed.blocks(self.progress.step), self.feed.blocks_ahead) as ready:
+        with self.feed.batches(self.progress.step) as ready:
             while self.progress.step < self.total_steps and not self.progress.diverged:
                 self._epoch(ready)
                 self._save()
@@ -290,7 +288,7 @@ class _Trainer:
         """This rank's images of the first batches of the epoch that was trained last, as they were trained on."""
         first = max(0, self.progress.step - 1) // self.steps_per_epoch * self.steps_per_epoch
         count = min(self.train.precise_batches, self.steps_per_epoch)
-        with Prefetch(self.feed.blocks(first), self.feed.blocks_ahead) as ready:
+        with self.feed.batches(first) as ready:
             for step, batch in enumerate(itertools.islice(ready, count), first):
                 yield from (images for images, _ in self._parts(batch, step))
 

@@ -23,7 +23,6 @@ from training import _in_memory
 from models import build_model
 from pipeline.config.training import ModelSettings, TrainSettings
 from pipeline.data import reader
-from pipeline.data.prefetch import Prefetch
 from pipeline.distributed.worker import alone
 from pipeline.training.job import Job
 
@@ -93,7 +92,7 @@ def _ours(dataset: str, folder: Path, at_end: contextlib.ExitStack, *, staged: b
         images, labels, _ = _in_memory(dataset)
         batches: Any = _shuffled(images.to(DEVICE), labels.to(DEVICE))
     else:
-        batches = at_end.enter_context(Prefetch(trainer.feed.blocks(0), trainer.feed.blocks_ahead))
+        batches = at_end.enter_context(trainer.feed.batches(0))
     return lambda: trainer._step(batches)
 
 

@@ -205,16 +205,15 @@ def _peak_mb(process: int) -> float:
 
 _READ = """
 import json, resource, sys
-from pipeline.data import loader, manifest
+from pipeline.data import TrainLoader, load_manifest
 from pipeline.config.training import TrainSettings
 from pipeline.config.dataset import ReaderSettings
-from pipeline.data.prefetch import Prefetch
 from pipeline.distributed.worker import alone
-found = manifest.load(sys.argv[1])
+found = load_manifest(sys.argv[1])
 train = TrainSettings(epochs=1, batch_size=256)
-source = loader.TrainingFeed(sys.argv[1], found, train, ReaderSettings(memory_bytes=0), alone("cpu"))
+source = TrainLoader(sys.argv[1], found, train, ReaderSettings(memory_bytes=0), alone("cpu"))
 rows = 0
-with Prefetch(source.blocks(0), source.blocks_ahead) as batches:
+with source.batches(0) as batches:
     for batch in batches:
         rows += len(batch.labels)
 print(json.dumps([rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))

@@ -21,9 +21,8 @@ from results import Result, compare, leave
 from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.training import TrainSettings
-from pipeline.data import loader, manifest, petastorm_compat
+from pipeline.data import load_manifest, loader, petastorm_compat
 from pipeline.data.manifest import Manifest
-from pipeline.data.prefetch import Prefetch
 from pipeline.data.shards import SplitFiles
 from pipeline.distributed.worker import alone
 
@@ -43,7 +42,7 @@ Batches = Iterator[Any]
 def run(dataset: str) -> None:
     """Measure every contender; print, plot and write the results."""
     torch.set_num_threads(1)
-    found = manifest.load(dataset)
+    found = load_manifest(dataset)
     contenders: dict[str, Callable[[ExitStack], Batches]] = {
         OURS: functools.partial(_ours, dataset, found, ReaderSettings()),
         STREAMED: functools.partial(_ours, dataset, found, ReaderSettings(memory_bytes=0)),
@@ -80,8 +79,8 @@ def _measure(contender: Callable[[ExitStack], Batches], batches: int) -> list[fl
 
 
 def _ours(dataset: str, found: Manifest, settings: ReaderSettings, stack: ExitStack) -> Batches:
-    source = stack.enter_context(closing(loader.TrainingFeed(dataset, found, TRAIN, settings, alone("cpu"))))
-    return stack.enter_context(Prefetch(source.blocks(0), source.blocks_ahead))
+    source = stack.enter_context(closing(loader.TrainLoader(dataset, found, TRAIN, settings, alone("cpu"))))
+    return stack.enter_context(source.batches(0))
 
 
 def _petastorm(

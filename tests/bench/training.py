@@ -28,8 +28,7 @@ from pipeline.cluster import barrier
 from pipeline.config.cluster import SparkSettings, WorkerSettings
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSettings
-from pipeline.data import manifest
-from pipeline.data.prefetch import Prefetch
+from pipeline.data import load_manifest
 from pipeline.data.shards import SplitFiles
 from pipeline.telemetry.events import EventReader
 from pipeline.telemetry.heartbeat import beat_path
@@ -96,7 +95,7 @@ def first_step(worker: Any, job: Job) -> float:
 
     trainer = _Trainer(worker, job)
     trainer._restore()
-    with Prefetch(trainer.feed.blocks(0), trainer.feed.blocks_ahead) as ready:
+    with trainer.feed.batches(0) as ready:
         trainer._step(ready)
     done = time.time()
     trainer.close()
@@ -169,7 +168,7 @@ def _speed(worker: Any, job: Job) -> float:
 
     trainer = _Trainer(worker, job)
     trainer._restore()
-    with Prefetch(trainer.feed.blocks(0), trainer.feed.blocks_ahead) as ready:
+    with trainer.feed.batches(0) as ready:
         for step in range(STEPS):
             if step == UNCOUNTED:
                 started = time.perf_counter()
@@ -193,7 +192,7 @@ def _in_turn(worker: Any, job: Job) -> dict[str, list[float]]:
     trainer, bare_step = _Trainer(worker, job), _bare_step(job.dataset)
     trainer._restore()
     speeds: dict[str, list[float]] = {OURS_IN_TURN: [], BARE_IN_TURN: []}
-    with Prefetch(trainer.feed.blocks(0), trainer.feed.blocks_ahead) as ready:
+    with trainer.feed.batches(0) as ready:
         for turn in range(2 * STEPS // 3):
             for name, take in ((OURS_IN_TURN, lambda _: trainer._step(ready)), (BARE_IN_TURN, bare_step)):
                 started = time.perf_counter()
@@ -261,7 +260,7 @@ def _bare_step(dataset: str, batch: int = BATCH) -> Callable[[int], None]:
 
 
 def _in_memory(dataset: str) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    found = manifest.load(dataset)
+    found = load_manifest(dataset)
     with contextlib.closing(SplitFiles(dataset, found, "train", ReaderSettings(verify="off"))) as files:
         groups = [files.read(number, 0, int(rows)) for number, rows in enumerate(files.group_rows)]
     images, labels = (np.concatenate(parts) for parts in zip(*groups, strict=True))
@@ -297,7 +296,7 @@ def _some_steps(worker: Any, job: Job) -> int:
 
     trainer = _Trainer(worker, job)
     trainer._restore()
-    with Prefetch(trainer.feed.blocks(trainer.progress.step), trainer.feed.blocks_ahead) as ready:
+    with trainer.feed.batches(trainer.progress.step) as ready:
         while trainer.progress.step < 80:
             if trainer._step(ready):
                 trainer._save()

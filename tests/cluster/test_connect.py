@@ -15,7 +15,7 @@ from small_data import CLASSES
 
 from pipeline.cluster.session import CONNECT_SECONDS, spark_reason
 from pipeline.config import SettingsError, load_settings
-from pipeline.data import manifest
+from pipeline.data import load_manifest
 
 QUICKSTART = str(REPOSITORY / "conf" / "quickstart.yaml")
 SMALL = (
@@ -57,8 +57,8 @@ def test_the_same_ingest_and_compare(address, code, dataset, idx_folder, tmp_pat
     )  # fmt: skip
     done = command("ingest", *session, *source, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((tmp_path / "runs" / "ingest.json").read_text())["digest"] == manifest.load(dataset).digest
-    assert manifest.load(str(tmp_path / "data")).spark_application.startswith("local-")
+    assert json.loads((tmp_path / "runs" / "ingest.json").read_text())["digest"] == load_manifest(dataset).digest
+    assert load_manifest(str(tmp_path / "data")).spark_application.startswith("local-")
 
     done = command("compare", *session, *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

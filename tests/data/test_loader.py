@@ -5,8 +5,7 @@ from ranks import run_ranks
 
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.training import ModelSettings, TrainSettings
-from pipeline.data import loader, manifest
-from pipeline.data.prefetch import Prefetch
+from pipeline.data import load_manifest, loader
 from pipeline.distributed.worker import alone
 from pipeline.training.loop import Job, fit
 
@@ -19,12 +18,14 @@ def job(dataset, folder, kind):
 
 
 @pytest.mark.parametrize("kind", ["arrow", "petastorm"])
-def test_a_feed_has_the_steps_it_says_from_any_step_on(dataset, kind):
-    found = manifest.load(dataset)
-    source = loader.TrainingFeed(dataset, found, TRAIN, ReaderSettings(kind=kind), alone("cpu"))
-    whole = [batch for block in source.blocks(0) for batch in block]
+def test_a_loader_has_the_steps_it_says_from_any_step_on(dataset, kind):
+    found = load_manifest(dataset)
+    source = loader.TrainLoader(dataset, found, TRAIN, ReaderSettings(kind=kind), alone("cpu"))
+    with source.batches(0) as batches:
+        whole = list(batches)
     assert len(whole) == TRAIN.epochs * source.steps_per_epoch
-    rest = [batch for block in source.blocks(source.steps_per_epoch + 3) for batch in block]
+    with source.batches(source.steps_per_epoch + 3) as batches:
+        rest = list(batches)
     source.close()
     assert len(rest) == source.steps_per_epoch - 3
     for a, b in zip(whole[source.steps_per_epoch + 3 :], rest, strict=True):
@@ -36,7 +37,7 @@ def test_training_through_petastorm_ends_where_it_did_before(dataset, tmp_path):
     first = run_ranks(fit, 2, job(dataset, tmp_path / "a", "petastorm"))
     again = run_ranks(fit, 2, job(dataset, tmp_path / "b", "petastorm"))
     assert first[0].steps == TRAIN.epochs * loader.steps_per_epoch(
-        manifest.load(dataset), TRAIN, ReaderSettings(kind="petastorm"), 2
+        load_manifest(dataset), TRAIN, ReaderSettings(kind="petastorm"), 2
     )
     assert first[0].curve == first[1].curve == again[0].curve
     assert first[0].best_accuracy > 0.6  # three classes
@@ -50,8 +51,8 @@ def test_both_readers_learn_the_same_task(dataset, tmp_path):
 def test_batches_that_are_not_taken_leave_no_thread_behind(dataset):
     import threading
 
-    source = loader.TrainingFeed(dataset, manifest.load(dataset), TRAIN, ReaderSettings(memory_bytes=0), alone("cpu"))
-    with Prefetch(source.blocks(0), source.blocks_ahead) as batches:
+    source = loader.TrainLoader(dataset, load_manifest(dataset), TRAIN, ReaderSettings(memory_bytes=0), alone("cpu"))
+    with source.batches(0) as batches:
         next(batches)
     source.close()
     ours = ("sparknorm-reader", "sparknorm-prefetch")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline import storage
-from pipeline.data import manifest
+from pipeline.data import load_manifest, manifest
 from pipeline.data.manifest import DatasetError, Image, Ingested, Manifest, Shard, Split
 
 
@@ -26,7 +26,7 @@ def make(rows=10, aside=2, input_rows=12, groups=(6, 4), counts=(7, 3)) -> Manif
 
 def test_published_and_loaded_are_equal(tmp_path):
     sealed = manifest.publish(str(tmp_path), make())
-    assert manifest.load(str(tmp_path)) == sealed
+    assert load_manifest(str(tmp_path)) == sealed
     assert sealed.digest.startswith("sha256:")
 
 
@@ -56,7 +56,7 @@ def test_the_digest_covers_content_and_not_the_job():
 
 def test_what_is_wrong_with_a_manifest_is_said(tmp_path):
     with pytest.raises(DatasetError, match="no dataset here"):
-        manifest.load(str(tmp_path))
+        load_manifest(str(tmp_path))
     path = tmp_path / manifest.FILE_NAME
     for text, message in (
         ("{", "not JSON"),
@@ -66,7 +66,7 @@ def test_what_is_wrong_with_a_manifest_is_said(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(DatasetError, match=message) as error:
-            manifest.load(str(tmp_path))
+            load_manifest(str(tmp_path))
         assert "\n" not in str(error.value)
     manifest.publish(str(tmp_path), make())
     whole = path.read_text()
@@ -79,21 +79,21 @@ def test_what_is_wrong_with_a_manifest_is_said(tmp_path):
         tree["splits"]["train"] |= change
         path.write_text(json.dumps(tree))
         with pytest.raises(DatasetError, match=message) as error:
-            manifest.load(str(tmp_path))
+            load_manifest(str(tmp_path))
         assert "\n" not in str(error.value)
 
 
 def test_an_earlier_version_stays_readable(tmp_path):
     first = manifest.publish(str(tmp_path), make())
     added = make().model_copy(update={"splits": {}, "input_rows": 2})  # nothing but rows that were set aside
-    second = manifest.publish(str(tmp_path), manifest.joined(first, added), before=first)
+    second = manifest.publish(str(tmp_path), manifest.next_version(first, added), before=first)
     assert (second.version, second.previous, second.input_rows) == (2, first.digest, 14)
     assert second.set_aside == {"wrong_size": 4}
     assert second.split("train").rows == 10
-    assert [manifest.load(str(tmp_path), version) for version in (None, 1, 2)] == [second, first, second]
+    assert [load_manifest(str(tmp_path), version) for version in (None, 1, 2)] == [second, first, second]
     for version in (0, 3):
         with pytest.raises(DatasetError, match=rf"has versions 1 to 2; dataset\.version is {version}"):
-            manifest.load(str(tmp_path), version)
+            load_manifest(str(tmp_path), version)
 
 
 def test_statistics_of_joined_splits_are_those_of_all_pixels():
@@ -108,7 +108,7 @@ def test_statistics_of_joined_splits_are_those_of_all_pixels():
         make().model_copy(update={"image": Image(encoding="raw", shape=(3, 4, 5)), "splits": {"train": split(images)}})
         for images in pixels
     ]
-    joined = manifest.joined(*parts).split("train")
+    joined = manifest.next_version(*parts).split("train")
     values = np.concatenate(pixels) / 255
     np.testing.assert_allclose(joined.mean, values.mean((0, 2, 3)), rtol=1e-13)
     np.testing.assert_allclose(joined.std, values.std((0, 2, 3)), rtol=1e-10)
@@ -122,5 +122,5 @@ def test_an_unknown_split_lists_the_known():
 
 def test_a_manifest_on_an_object_store():
     sealed = manifest.publish("memory://bucket/data", make())
-    assert manifest.load("memory://bucket/data") == sealed
+    assert load_manifest("memory://bucket/data") == sealed
     storage.remove("memory://bucket")

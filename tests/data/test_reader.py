@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_shards import change_shard, open_files, write_dataset
 
-from pipeline.data import manifest, plan, reader
+from pipeline.data import load_manifest, plan, pool, reader
 from pipeline.data.manifest import DatasetError
 from pipeline.data.prefetch import Prefetch
 from pipeline.data.shards import SplitFiles
@@ -17,14 +17,14 @@ from pipeline.data.shards import SplitFiles
 @pytest.fixture(scope="module")
 def content(dataset):
     """All rows of the training split in the manifest's order: images, labels."""
-    shards = manifest.load(dataset).split("train").shards
+    shards = load_manifest(dataset).split("train").shards
     table = pa.concat_tables([pq.read_table(f"{dataset}/{shard.path}") for shard in shards])
     images = np.stack([np.frombuffer(image, np.uint8) for image in table["image"].to_pylist()])
     return images.reshape(-1, 1, 12, 12), table["label"].to_numpy()
 
 
 def files_of(dataset, split="train"):
-    return SplitFiles(dataset, manifest.load(dataset), split)
+    return SplitFiles(dataset, load_manifest(dataset), split)
 
 
 def epoch_plan(files, lanes=4, batch_size=32, window=2, epoch=0):
@@ -71,7 +71,7 @@ def test_evaluation_reads_every_row_once(dataset, world_size):
         for block in reader.evaluation_blocks(files, rank=rank, world_size=world_size, batch_size=13)
         for batch in block
     ]
-    table = pq.read_table([f"{dataset}/{s.path}" for s in manifest.load(dataset).split("test").shards])
+    table = pq.read_table([f"{dataset}/{s.path}" for s in load_manifest(dataset).split("test").shards])
     images = torch.cat([part.images for part in parts])
     assert [image.numpy().tobytes() for image in images] == table["image"].to_pylist()
     assert torch.cat([part.labels for part in parts]).tolist() == table["label"].to_pylist()
@@ -107,7 +107,7 @@ def plans(files, **options):
 def test_many_epochs_in_one_go_are_what_their_plans_say(small, memory, world_size, encoding, batch_size):
     """600: a lane's part of a batch is larger than the largest window, so that each load has several."""
     files = open_files(small[0][encoding], **memory)
-    assert reader.is_resident(files) is (memory is RESIDENT)
+    assert pool.is_resident(files) is (memory is RESIDENT)
     plan_of = plans(files, batch_size=batch_size)
     for rank in range(world_size):
         lanes = plan.rank_lanes(rank, world_size, 4)
@@ -181,7 +181,7 @@ def test_leaving_early_stops_all_threads(small, memory, depth, encoding):
 def test_an_error_in_a_loading_thread_reaches_the_consumer(tmp_path, memory, depth, encoding):
     write_dataset(str(tmp_path), (100,) * 4, encoding=encoding)
     files = open_files(str(tmp_path), **memory)
-    shard = tmp_path / files.places[-1][0].path
+    shard = tmp_path / files.row_groups[-1].shard.path
     shard.write_bytes(shard.read_bytes()[:-1])
     start = time.monotonic()
     blocks = reader.train_blocks(files, plans(files), range(4), epochs=9)
@@ -196,7 +196,7 @@ def test_a_damaged_stored_image_reaches_the_consumer(tmp_path):
     write_dataset(str(tmp_path), (100,) * 4, encoding="png")
     files = open_files(str(tmp_path))
     sink = pa.BufferOutputStream()
-    table = pq.read_table(tmp_path / files.places[0][0].path)
+    table = pq.read_table(tmp_path / files.row_groups[0].shard.path)
     pq.write_table(table.set_column(2, "image", pa.array([b"no image"] * 100)), sink, row_group_size=30)
     name = change_shard(str(tmp_path), 0, sink.getvalue().to_pybytes())
     files = open_files(str(tmp_path))

@@ -9,12 +9,12 @@ import pytest
 from small_shards import open_files, read_all, write_dataset
 
 from pipeline import storage
-from pipeline.data import manifest, shard_cache
+from pipeline.data import load_manifest, shard_cache
 from pipeline.data.manifest import DatasetError
 
 
 def shards_of(path):
-    return manifest.load(path).split("train").shards
+    return load_manifest(path).split("train").shards
 
 
 def copy_of(remote, number, folder, limit=1 << 20) -> str:
@@ -46,7 +46,7 @@ def test_a_shard_is_fetched_once(remote, tmp_path):
 
 def test_a_dataset_that_is_cached_is_read_without_the_remote_one(remote, tmp_path):
     images, _ = write_dataset(remote, (40, 40, 40))
-    found = manifest.load(remote)
+    found = load_manifest(remote)
     read_all(open_files(remote, cache=str(tmp_path)))
     files = open_files(remote, cache=str(tmp_path))
     for shard in found.split("train").shards:

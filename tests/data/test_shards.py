@@ -10,7 +10,7 @@ import pytest
 from small_shards import change_shard, open_files, read_all, write_dataset
 
 from pipeline import storage
-from pipeline.data import manifest, shards
+from pipeline.data import load_manifest, shards
 from pipeline.data.manifest import DatasetError
 
 NULLABLE = pa.schema({"id": pa.int64(), "label": pa.int64(), "image": pa.binary()})
@@ -36,12 +36,12 @@ def flipped(data: bytes, place: int) -> bytes:
 
 
 def shard_of(path, number=0) -> Path:
-    return Path(path, manifest.load(str(path)).split("train").shards[number].path)
+    return Path(path, load_manifest(str(path)).split("train").shards[number].path)
 
 
 def raw_start(files, number):
     """Where a row group is read from without decoding it; None if pyarrow must."""
-    shard, group = files.places[number]
+    shard, group = files.row_groups[number]
     return files._shard(number).raw_start(group, shard.row_groups[group], files.image_bytes)
 
 
@@ -55,7 +55,7 @@ def test_what_ingest_writes_is_read_without_decoding(tmp_path):
     for number in range(6):
         start = raw_start(files, number)
         first = files.read(number)[0][0].tobytes()
-        data = Path(tmp_path, files.places[number][0].path).read_bytes()
+        data = Path(tmp_path, files.row_groups[number].shard.path).read_bytes()
         assert data[start + shards.PREFIX :].startswith(first)
 
 
@@ -211,7 +211,7 @@ def test_local_shards_are_not_copied_into_the_cache(tmp_path):
 def test_a_damaged_shard_is_named(remote, tmp_path, where, change, message):
     path = str(tmp_path / "data") if where == "local" else remote
     images, _ = write_dataset(path)
-    name = storage.join(path, manifest.load(path).split("train").shards[1].path)
+    name = storage.join(path, load_manifest(path).split("train").shards[1].path)
     data = change(storage.read_bytes(name))
     storage.remove(name)
     if data is not None:

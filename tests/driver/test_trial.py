@@ -12,7 +12,7 @@ from pyspark import cloudpickle
 
 from pipeline.cluster.barrier import WorkerError
 from pipeline.config.training import AugmentSettings, CheckpointSettings
-from pipeline.data.manifest import load as load_manifest
+from pipeline.data import load_manifest
 from pipeline.driver import record, trial
 from pipeline.driver.trial import run_trial
 from pipeline.telemetry.events import EventReader

@@ -11,7 +11,7 @@ from small_data import CLASSES, dataset_settings, make_images, write_idx_folder
 
 from pipeline import storage
 from pipeline.config.dataset import SourceSettings
-from pipeline.data import manifest
+from pipeline.data import load_manifest
 from pipeline.data.manifest import DatasetError
 from pipeline.ingest import existing
 from pipeline.ingest.job import ingest
@@ -52,7 +52,7 @@ def undisturbed(spark, ready):
 def grown(ready, tmp_path):
     """A copy of what is ready: the settings, and the manifest."""
     shutil.copytree(ready, tmp_path, dirs_exist_ok=True)
-    return appended(folder_settings(tmp_path / "data", tmp_path / "in")), manifest.load(str(tmp_path / "data"))
+    return appended(folder_settings(tmp_path / "data", tmp_path / "in")), load_manifest(str(tmp_path / "data"))
 
 
 def test_only_what_is_new_comes_in(spark, grown, tmp_path):
@@ -68,9 +68,9 @@ def test_only_what_is_new_comes_in(spark, grown, tmp_path):
     assert {key: rows[key] for key in old_rows} == old_rows
     assert {row["image"] for row in rows.values()} == {stored(number) for number in range(42)}
     check_statistics(data)
-    assert manifest.load(str(data), 1) == first
+    assert load_manifest(str(data), 1) == first
     assert rows_of(data, version=1) == old_rows
-    assert manifest.load(str(data), 2) == second
+    assert load_manifest(str(data), 2) == second
 
 
 def test_appending_the_same_again_changes_nothing(spark, grown, tmp_path):
@@ -85,7 +85,7 @@ def test_appending_the_same_again_changes_nothing(spark, grown, tmp_path):
 def test_it_does_not_matter_when_a_row_came(spark, ready, undisturbed, tmp_path):
     whole, _ = ingest(spark, folder_settings(tmp_path / "whole", ready / "in"), cache="unused")
     assert rows_of(tmp_path / "whole") == rows_of(undisturbed)
-    for name, split in manifest.load(str(undisturbed)).splits.items():
+    for name, split in load_manifest(str(undisturbed)).splits.items():
         other = whole.split(name)
         np.testing.assert_array_equal([split.mean, split.std], [other.mean, other.std])
         assert (split.rows, split.label_counts, split.pixel_sums) == (other.rows, other.label_counts, other.pixel_sums)
@@ -97,12 +97,12 @@ def test_a_third_version_and_versions_that_are_not_there(spark, grown, tmp_path)
     write_picture(tmp_path / "in" / "cat" / "one more.png", 99)  # a single row is in one split, whichever it is
     third, _ = ingest(spark, settings, cache="unused")
     assert (third.version, third.previous, third.input_rows) == (3, second.digest, 43)
-    assert [manifest.load(str(tmp_path / "data"), version) for version in (1, 2, 3)] == [first, second, third]
+    assert [load_manifest(str(tmp_path / "data"), version) for version in (1, 2, 3)] == [first, second, third]
     with pytest.raises(DatasetError, match=r"has versions 1 to 3; dataset\.version is 4"):
-        manifest.load(str(tmp_path / "data"), 4)
+        load_manifest(str(tmp_path / "data"), 4)
     (tmp_path / "data" / "manifest-0002.json").unlink()
     with pytest.raises(DatasetError, match=r"version 2 cannot be read, manifest-0002\.json is missing"):
-        manifest.load(str(tmp_path / "data"), 2)
+        load_manifest(str(tmp_path / "data"), 2)
 
 
 class KilledError(Exception):
@@ -131,7 +131,7 @@ def dies_at(monkeypatch, call: int, *, done: bool):
 def test_a_job_that_dies_can_be_run_again(spark, grown, undisturbed, tmp_path, monkeypatch, call, done, cleans_up):
     """Whether it dies by an error or is killed (and cleans nothing up), nothing is lost or there twice."""
     settings, first = grown
-    want = manifest.load(str(undisturbed))
+    want = load_manifest(str(undisturbed))
     dies_at(monkeypatch, call, done=done)
     if not cleans_up:
         monkeypatch.setattr(existing, "clean_up", lambda dataset: None)
@@ -139,12 +139,12 @@ def test_a_job_that_dies_can_be_run_again(spark, grown, undisturbed, tmp_path, m
         ingest(spark, settings, cache="unused")
     monkeypatch.undo()
     published = call == 2 and done
-    assert manifest.load(str(tmp_path / "data")).digest == (want if published else first).digest
+    assert load_manifest(str(tmp_path / "data")).digest == (want if published else first).digest
     again, written = ingest(spark, settings, cache="unused")
     assert written == (not published)
     assert again.digest == want.digest
     assert sorted(shards_of(tmp_path / "data")) == sorted(shards_of(undisturbed))
-    assert manifest.load(str(tmp_path / "data"), 1) == first
+    assert load_manifest(str(tmp_path / "data"), 1) == first
     check_statistics(tmp_path / "data")
 
 
@@ -184,7 +184,7 @@ def test_too_many_bad_rows_leave_the_earlier_version_as_it_was(spark, grown, tmp
     before = shards_of(tmp_path / "data")
     with pytest.raises(DatasetError, match=r"3 of 15 rows cannot be used \(empty 3\)"):
         ingest(spark, settings, cache="unused")
-    assert manifest.load(str(tmp_path / "data")) == first
+    assert load_manifest(str(tmp_path / "data")) == first
     after = shards_of(tmp_path / "data")
     assert {name for name in after.keys() - before.keys() if not name.startswith("quarantine/")} == set()
     assert after.items() >= before.items()
@@ -246,7 +246,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(spark, grown, t
     write_folder(tmp_path / "in", 20)  # fewer than there were
     refused("already has all 20 images of the source: nothing to append")
     assert shards_of(tmp_path / "data") == before
-    assert manifest.load(str(tmp_path / "data")) == first
+    assert load_manifest(str(tmp_path / "data")) == first
 
 
 def test_a_shard_that_is_gone_is_said_before_anything_is_added(spark, grown, tmp_path):

@@ -8,7 +8,7 @@ from image_files import check_statistics, folder_settings, rows_of, write_folder
 from small_data import dataset_settings, write_idx_folder
 
 from pipeline.config.dataset import DeformSettings
-from pipeline.data import manifest
+from pipeline.data import load_manifest
 from pipeline.data.codec import decode_stored
 from pipeline.ingest import tasks
 from pipeline.ingest.job import ingest
@@ -44,7 +44,7 @@ def expanded(spark, folder, tmp_path_factory):
 
 
 def test_only_training_images_are_multiplied(base, expanded):
-    few, many = manifest.load(str(base)), manifest.load(str(expanded))
+    few, many = load_manifest(str(base)), load_manifest(str(expanded))
     assert many.split("train").rows == COPIES * few.split("train").rows
     assert many.input_rows == 180 + (COPIES - 1) * few.split("train").rows
     assert many.sources[0].rows == 180
@@ -84,7 +84,7 @@ def test_copies_do_not_hang_on_how_the_work_is_cut(spark, folder, expanded, tmp_
     monkeypatch.setattr(records, "_FEWEST_ROWS", 20)
     monkeypatch.setattr(tasks, "BATCH_BYTES", 13 * 144)
     again, _ = ingest(spark, expanded_settings(tmp_path / "data", folder), cache="unused")
-    assert again.digest == manifest.load(str(expanded)).digest
+    assert again.digest == load_manifest(str(expanded)).digest
 
 
 def test_copies_that_may_not_differ_are_the_originals(spark, folder, tmp_path):

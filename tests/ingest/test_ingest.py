@@ -8,7 +8,7 @@ import pytest
 from small_data import CLASSES, dataset_settings, make_images, write_idx, write_idx_folder
 
 from pipeline import storage
-from pipeline.data import manifest
+from pipeline.data import load_manifest, manifest
 from pipeline.data.manifest import DatasetError
 from pipeline.ingest.job import IngestError, ingest
 from pipeline.ingest.sources import records
@@ -27,7 +27,7 @@ def files_of(folder: Path) -> dict[str, tuple[float, str]]:
 
 def rows_of(dataset: str, split: str) -> pa.Table:
     return pa.concat_tables(
-        [pq.read_table(f"{dataset}/{shard.path}") for shard in manifest.load(dataset).split(split).shards]
+        [pq.read_table(f"{dataset}/{shard.path}") for shard in load_manifest(dataset).split(split).shards]
     )
 
 
@@ -42,7 +42,7 @@ def test_every_image_arrives_once_with_its_label(dataset):
 
 
 def test_the_manifest_says_what_is_there(dataset, spark):
-    found = manifest.load(dataset)
+    found = load_manifest(dataset)
     assert found.input_rows == 1304
     assert found.set_aside == {}
     assert found.classes == CLASSES
@@ -59,7 +59,7 @@ def test_the_manifest_says_what_is_there(dataset, spark):
 
 
 def test_shards_are_plain_parquet_made_for_training(dataset):
-    shard = manifest.load(dataset).split("train").shards[0]
+    shard = load_manifest(dataset).split("train").shards[0]
     file = pq.ParquetFile(f"{dataset}/{shard.path}")
     assert file.schema_arrow.remove_metadata() == pa.schema(
         [
@@ -88,7 +88,7 @@ def test_the_same_input_and_settings_change_nothing(spark, idx_folder, dataset):
     before = files_of(Path(dataset))
     again, written = ingest(spark, dataset_settings(Path(dataset), idx_folder), cache="unused")
     assert not written
-    assert again.digest == manifest.load(dataset).digest
+    assert again.digest == load_manifest(dataset).digest
     assert files_of(Path(dataset)) == before
 
 
@@ -97,14 +97,14 @@ def test_a_dataset_made_twice_is_the_same_byte_for_byte(spark, idx_folder, datas
     monkeypatch.setattr(records, "_FEWEST_ROWS", 77)  # read by 18 tasks instead of 2
     other, written = ingest(spark, dataset_settings(tmp_path / "other", idx_folder), cache="unused")
     assert written
-    assert other.digest == manifest.load(dataset).digest
+    assert other.digest == load_manifest(dataset).digest
     shards = {name: digest for name, (_, digest) in files_of(tmp_path / "other").items() if name.endswith("parquet")}
     assert shards == {n: d for n, (_, d) in files_of(Path(dataset)).items() if n.endswith("parquet")}
 
 
 def test_another_seed_is_another_order(spark, idx_folder, dataset, tmp_path):
     other, _ = ingest(spark, dataset_settings(tmp_path / "other", idx_folder, seed=1), cache="unused")
-    assert other.digest != manifest.load(dataset).digest
+    assert other.digest != load_manifest(dataset).digest
 
 
 def test_other_settings_at_the_same_place_are_refused(spark, idx_folder, dataset):

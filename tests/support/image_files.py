@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.config.dataset import DatasetSettings
-from pipeline.data import manifest
+from pipeline.data import load_manifest
 
 SHAPE = (3, 8, 8)
 
@@ -57,7 +57,7 @@ def folder_settings(dataset: Path, folder: Path, *, image: dict | None = None, s
 def rows_of(dataset: Path, version: int | None = None) -> dict[int, dict]:
     """Every row of the dataset by its id, with its split."""
     rows: dict[int, dict] = {}
-    for split, found in manifest.load(str(dataset), version).splits.items():
+    for split, found in load_manifest(str(dataset), version).splits.items():
         for shard in found.shards:
             for row in pq.read_table(Path(dataset, shard.path)).to_pylist():
                 assert row["id"] not in rows, f"two rows have the id {row['id']}"
@@ -67,7 +67,7 @@ def rows_of(dataset: Path, version: int | None = None) -> dict[int, dict]:
 
 def set_aside(dataset: Path) -> list[dict]:
     """What the manifest's quarantine files say: id, origin, reason."""
-    names = manifest.load(str(dataset)).quarantine
+    names = load_manifest(str(dataset)).quarantine
     return [row for name in names for row in pq.read_table(Path(dataset, name)).to_pylist()]
 
 
@@ -84,7 +84,7 @@ def write_table(path: Path, columns: dict) -> Path:
 
 def check_statistics(dataset: Path, decode=None) -> None:
     """Mean, deviation and label counts of every split against numpy over its rows; every row is counted."""
-    found = manifest.load(str(dataset))
+    found = load_manifest(str(dataset))
     rows = list(rows_of(dataset).values())
     decode = decode or (lambda image: np.frombuffer(image, np.uint8).reshape(found.image.shape))
     assert found.input_rows == len(rows) + sum(found.set_aside.values())

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config.dataset import DeformSettings, ReaderSettings
-from pipeline.data import manifest
+from pipeline.data import load_manifest, manifest
 from pipeline.data.manifest import Manifest, Shard
 from pipeline.data.shards import SplitFiles
 from pipeline.ingest import images, tasks
@@ -82,7 +82,7 @@ def _write_foreign(path: str, table: pa.Table, row_group_rows: int, options: dic
 
 def change_shard(path: str, number: int, data: bytes, **changes: Any) -> str:
     """Put another file in a shard's place, and let the manifest agree with it but for ``changes``; its name."""
-    found = manifest.load(path)
+    found = load_manifest(path)
     split = found.split("train")
     shards = list(split.shards)
     fields = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **changes}
@@ -94,7 +94,7 @@ def change_shard(path: str, number: int, data: bytes, **changes: Any) -> str:
 
 
 def open_files(path: str, **settings: Any) -> SplitFiles:
-    return SplitFiles(path, manifest.load(path), "train", ReaderSettings(**settings))
+    return SplitFiles(path, load_manifest(path), "train", ReaderSettings(**settings))
 
 
 def read_all(files: SplitFiles) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from ranks import run_ranks
 from torch import nn
 
 from models.norms.batch import BatchNorm
-from pipeline.data import manifest, reader
+from pipeline.data import load_manifest, reader
 from pipeline.data.shards import SplitFiles
 from pipeline.training import norm_statistics
 from pipeline.training.evaluate import evaluate
@@ -24,7 +24,7 @@ class ToDouble(nn.Module):
 
 
 def evaluate_rank(worker, dataset):
-    files = SplitFiles(dataset, manifest.load(dataset), "test")
+    files = SplitFiles(dataset, load_manifest(dataset), "test")
     model = nn.Sequential(ToDouble(), linear_model())
     batches = (
         batch
@@ -38,7 +38,7 @@ def evaluate_rank(worker, dataset):
 def test_every_number_of_ranks_counts_all_rows(dataset, world_size):
     """301 rows: no rank but a lone one has a whole number of batches, and ranks differ in rows."""
     results = run_ranks(evaluate_rank, world_size, dataset)
-    files = SplitFiles(dataset, manifest.load(dataset), "test")
+    files = SplitFiles(dataset, load_manifest(dataset), "test")
     images, labels = (
         np.concatenate(part) for part in zip(*(files.read(n) for n in range(len(files.group_rows))), strict=True)
     )
@@ -58,7 +58,7 @@ def test_rows_that_are_missing_are_noticed(dataset):
 
 
 def _with_rows(worker, dataset, rows):
-    files = SplitFiles(dataset, manifest.load(dataset), "test")
+    files = SplitFiles(dataset, load_manifest(dataset), "test")
     batches = (
         batch for block in reader.evaluation_blocks(files, rank=0, world_size=1, batch_size=50) for batch in block
     )

@@ -5,9 +5,8 @@ from ranks import run_ranks
 from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.training import AugmentSettings, ModelSettings, TrainSettings
-from pipeline.data import plan
+from pipeline.data import load_manifest, plan
 from pipeline.data.loader import check_data
-from pipeline.data.prefetch import Prefetch
 from pipeline.distributed.worker import alone
 from pipeline.telemetry.events import EventReader
 from pipeline.training import checkpoint
@@ -61,7 +60,7 @@ def test_logging_fewer_steps_changes_nothing_else(dataset, tmp_path):
 def gradients(worker, job):
     """Gradients of the first global batch, and its loss."""
     trainer = _Trainer(worker, job)
-    with Prefetch(trainer.feed.blocks(0)) as batches:
+    with trainer.feed.batches(0) as batches:
         loss, _ = trainer._gradients(next(batches), step=0)
     trainer.close()
     return {name: p.grad.clone() for name, p in trainer.model.named_parameters()}, loss
@@ -156,7 +155,7 @@ def test_optional_ways_learn_too(dataset, tmp_path, setting):
 
 def test_the_loss_is_that_of_smoothed_labels(dataset, tmp_path):
     trainer = _Trainer(alone("cpu"), make_job(dataset, tmp_path, label_smoothing=0.3))
-    with Prefetch(trainer.feed.blocks(0)) as batches:
+    with trainer.feed.batches(0) as batches:
         batch = next(batches)
         loss, _ = trainer._gradients(batch, step=0)
     trainer.close()
@@ -211,10 +210,8 @@ def test_norm_parameters_and_biases_do_not_decay(dataset, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_said_before_the_start(dataset, tmp_path, changes, world_size, message):
-    from pipeline.data.manifest import load
-
     with pytest.raises(ValueError, match=message):
-        check_data(load(dataset), make_job(dataset, tmp_path, **changes).train, ReaderSettings(), world_size)
+        check_data(load_manifest(dataset), make_job(dataset, tmp_path, **changes).train, ReaderSettings(), world_size)
 
 
 def test_lanes_of_a_rank_are_those_of_the_plan():

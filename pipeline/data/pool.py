@@ -1,0 +1,169 @@
+"""One rank's memory of rows: filled by background threads, and gathered from, batch by batch.
+
+A split that fits ``reader.memory_bytes`` stays in its pool once it is read: every row has its own position there. For a
+larger one a pool has regions, which are filled anew again and again. Images stay uint8, or encoded as they are stored.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.data.shards import PREFIX, SplitFiles
+
+
+@dataclass(frozen=True)
+class Load:
+    """Rows of one lane that are read at once, into one region.
+
+    segments : int64 (n, 3) of (row group, first row, end row), laid end to end in the region
+    order : int64 (rows used,), the rows of the region that are used, in their order
+    """
+
+    segments: np.ndarray
+    order: np.ndarray
+
+
+def concatenated(parts: list[np.ndarray]) -> np.ndarray:
+    """The parts end to end; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def open_pool(files: SplitFiles, rows: int, executor: ThreadPoolExecutor) -> Pool:
+    """The pool that suits a split.
+
+    Parameters
+    ----------
+    rows : what it must hold at once, where the split does not stay in memory
+    executor : its threads read row groups, and decode encoded images
+    """
+    return (_RawPool if files.encoding == "raw" else _EncodedPool)(files, rows, executor)
+
+
+def is_resident(files: SplitFiles) -> bool:
+    """Whether the split stays in memory once it is read."""
+    return files.memory_bytes <= files.settings.memory_bytes
+
+
+class Pool:
+    """Memory for images and labels: for the whole split, where that is allowed, or else for ``rows`` of it.
+
+    A position is the number of a row in this memory; a region is named by its first position.
+    """
+
+    def __init__(self, files: SplitFiles, rows: int, executor: ThreadPoolExecutor):
+        self.files, self.executor = files, executor
+        self._starts = np.cumsum(files.group_rows) - files.group_rows
+        self.resident = is_resident(files)
+        self.rows = int(files.group_rows.sum()) if self.resident else rows
+        self._labels = np.zeros(self.rows, np.int64)
+        self._loaded = np.zeros(len(files.group_rows), bool)
+        self._locks = [threading.Lock() for _ in files.group_rows] if self.resident else []
+
+    def start(self, segments: np.ndarray, region: int) -> Future[None] | None:
+        """Begin to read row groups, or parts of them, int64 (n, 3); the result is None where they are here already."""
+        if self.resident and self._loaded[segments[:, 0]].all():
+            return None
+        return self.executor.submit(self._load_resident if self.resident else self._load, segments, region)
+
+    def positions(self, load: Load, region: int) -> np.ndarray:
+        """Where the rows of a load are once it is done, in the order they are used: int64 (rows,)."""
+        if not self.resident:
+            return load.order + region
+        parts = [np.arange(first, end) + self._starts[number] for number, first, end in load.segments.tolist()]
+        return concatenated(parts)[load.order]
+
+    def labels_at(self, positions: np.ndarray, pin: bool) -> Sequence[torch.Tensor]:
+        """The labels at positions, int64 (batches, rows): for each batch int64 (rows,), pinned if asked."""
+        labels = torch.from_numpy(self._labels[positions])
+        return (labels.pin_memory() if pin else labels).unbind()
+
+    def load_images(self, number: int, first: int, end: int, rows: slice) -> None:
+        """Read the images of rows [first, end) of a row group to the positions ``rows``."""
+        raise NotImplementedError
+
+    def gather(self, positions: np.ndarray, pin: bool) -> torch.Tensor:
+        """The images at these positions, int64 (rows,): uint8, contiguous, of rows x image_bytes values."""
+        raise NotImplementedError
+
+    def empty(self, rows: int, pin: bool) -> torch.Tensor:
+        """Memory for images that are gathered: uint8 (rows, image_bytes), pinned if asked."""
+        return torch.empty((rows, self.files.image_bytes), dtype=torch.uint8, pin_memory=pin)
+
+    def _load(self, segments: np.ndarray, region: int) -> None:
+        """Read them end to end, from the start of the region on."""
+        for number, first, end in segments.tolist():
+            self._load_rows(number, first, end, region)
+            region += end - first
+
+    def _load_resident(self, segments: np.ndarray, region: int) -> None:
+        """Read each row group whole to its own positions; two lanes may want the same one."""
+        for number in segments[:, 0].tolist():
+            with self._locks[number]:
+                if not self._loaded[number]:
+                    self._load_rows(number, 0, int(self.files.group_rows[number]), int(self._starts[number]))
+                    self._loaded[number] = True
+
+    def _load_rows(self, number: int, first: int, end: int, position: int) -> None:
+        rows = slice(position, position + end - first)
+        self.load_images(number, first, end, rows)
+        self._labels[rows] = self.files.read_labels(number, first, end)
+
+
+class _RawPool(Pool):
+    """Raw images: side by side where they stay, else as they lie in the file, each behind its length."""
+
+    def __init__(self, files: SplitFiles, rows: int, executor: ThreadPoolExecutor):
+        super().__init__(files, rows, executor)
+        self._prefix = 0 if self.resident else PREFIX
+        # numpy asks for huge pages, torch does not: random rows then miss the address cache less often.
+        self._rows = np.empty((self.rows, self._prefix + files.image_bytes), np.uint8)
+        self._pixels = torch.from_numpy(self._rows)[:, self._prefix :]
+
+    def load_images(self, number: int, first: int, end: int, rows: slice) -> None:
+        target = self._rows[rows]
+        if self.resident:
+            target[:] = self.files.read_raw(number, first, end)
+        else:
+            self.files.read_raw(number, first, end, target)
+
+    def gather(self, positions: np.ndarray, pin: bool) -> torch.Tensor:
+        # Whole rows are copied; torch's own indexing of uint8, element by element, takes ten times as long.
+        if not self.resident:
+            return torch.index_select(self._pixels, 0, torch.from_numpy(positions), out=self.empty(len(positions), pin))
+        if not pin:
+            return torch.from_numpy(self._rows.take(positions, axis=0))
+        images = self.empty(len(positions), pin)
+        np.take(self._rows, positions, axis=0, out=images.numpy(), mode="clip")
+        return images
+
+
+class _EncodedPool(Pool):
+    """PNG or JPEG images as they are stored; a batch is decoded by the threads."""
+
+    def __init__(self, files: SplitFiles, rows: int, executor: ThreadPoolExecutor):
+        super().__init__(files, rows, executor)
+        self._stored = np.empty(self.rows, object)
+        self._groups = np.zeros(self.rows, np.int64)  # where each came from, for an error that names it
+
+    def load_images(self, number: int, first: int, end: int, rows: slice) -> None:
+        self._stored[rows] = self.files.read_stored(number, first, end)
+        self._groups[rows] = number
+
+    def gather(self, positions: np.ndarray, pin: bool) -> torch.Tensor:
+        images = self.empty(len(positions), pin)
+        target = images.view(-1, *self.files.shape).numpy()
+        share = -(-len(positions) // self.files.settings.threads)
+
+        def decode(start: int) -> None:
+            for image, row in enumerate(positions[start : start + share], start):
+                target[image] = self.files.decode(self._stored[row], int(self._groups[row]))
+
+        for _ in self.executor.map(decode, range(0, len(positions), share)):
+            pass
+        return images
