@@ -13,7 +13,12 @@ Tree = dict[str, Any]
 
 
 def is_setting(model: type[BaseModel], name: str) -> bool:
-    """Whether a dotted name is that of a single value, not of a section."""
+    """Return whether a dotted name is that of a single value, not of a section.
+
+    Parameters
+    ----------
+    model : the settings that the name starts from
+    """
     kind: Any = model
     for part in name.split("."):
         field = getattr(kind, "model_fields", {}).get(part)
@@ -24,7 +29,7 @@ def is_setting(model: type[BaseModel], name: str) -> bool:
 
 
 def nearest(model: type[BaseModel], name: str) -> str:
-    """The known name of a setting that is most like this one, in the same section; empty where none is like it."""
+    """Return the known name of a setting that is most like this one, in the same section; empty where none is."""
     *sections, last = name.split(".")
     kind: Any = model
     for part in sections:
@@ -37,7 +42,7 @@ def nearest(model: type[BaseModel], name: str) -> str:
 
 
 def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a tree with its dotted name, in the order of the tree; an empty section has none."""
+    """Yield every value of a tree with its dotted name, in the order of the tree; an empty section has none."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")

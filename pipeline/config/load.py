@@ -26,7 +26,7 @@ def load_settings(
     ----------
     path : the YAML file; what it extends is found from its folder
     overrides : ``section.key=value`` each, the value in YAML; later ones win
-    single_run : for a command that trains once: a list in the place of a setting's value is an error
+    single_run : for what trains once: a list in the place of a setting's value is an error
 
     Raises
     ------
@@ -36,13 +36,16 @@ def load_settings(
     tree = _read_file(Path(path))
     for override in overrides:
         _apply(tree, override)
-    _spread(tree, path, single_run=single_run)
+    listed = _spread(tree)
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
         raise SettingsError(explain(error, path)) from None
+    settings._listed = listed
     names = settings.compare.grid
     try:
+        if single_run:
+            settings.require_single_run()
         for values in itertools.product(*names.values()):
             settings.with_values(dict(zip(names, values, strict=True)))
     except SettingsError as error:
@@ -124,22 +127,19 @@ def _drop_from_grid(tree: dotted.Tree, name: str, value: Any) -> None:
         _grid(tree).pop(name, None)
 
 
-def _spread(tree: dotted.Tree, path: str | Path, *, single_run: bool) -> None:
-    """Move lists in the place of single values into ``compare.grid``."""
+def _spread(tree: dotted.Tree) -> tuple[str, ...]:
+    """Move lists in the place of single values into ``compare.grid``, and return the names of those settings."""
+    listed = []
     for section in VARIABLE:
         for name, value in list(dotted.leaves({section: tree.get(section)})):
-            if not isinstance(value, list):
-                continue
-            if single_run:
-                raise SettingsError(
-                    f"{path}: {name} lists {value}, which `compare` trains one by one: choose one, "
-                    f"for example -o {name}={value[0] if value else 'VALUE'}"
-                )
-            _grid(tree)[name] = value
-            dotted.put(Settings, tree, name, value[0] if value else None)
+            if isinstance(value, list):
+                _grid(tree)[name] = value
+                dotted.put(Settings, tree, name, value[0] if value else None)
+                listed.append(name)
+    return tuple(listed)
 
 
-def _grid(tree: dotted.Tree) -> dict[str, Any]:
+def _grid(tree: dotted.Tree) -> dotted.Tree:
     """``compare.grid`` of a tree, made where it is absent; apart from the tree where it cannot be used as it stands."""
     if tree.get("compare") is None:
         tree["compare"] = {}

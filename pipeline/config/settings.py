@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
-from pipeline.config import dotted
+from pipeline.config import dotted, yaml_text
 from pipeline.config.cluster import SparkSettings, WorkerSettings
 from pipeline.config.dataset import DatasetSettings, ReaderSettings
 from pipeline.config.frozen import FrozenModel
@@ -20,7 +21,7 @@ VARIABLE = ("model", "train", "reader", "workers")
 
 
 class SettingsError(ValueError):
-    """A setting is missing, unknown, or has a value that cannot be used."""
+    """A setting is missing or unknown, or its value cannot be used; the message says what would be right."""
 
 
 class Settings(FrozenModel):
@@ -40,6 +41,9 @@ class Settings(FrozenModel):
     export: ExportSettings = ExportSettings()
     tracking: TrackingSettings = TrackingSettings()
     spark: SparkSettings = SparkSettings()
+
+    # Names of settings that were loaded with a list in the place of their value; the list is in compare.grid now.
+    _listed: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="after")
     def _workers_divide_lanes(self) -> Settings:
@@ -77,10 +81,31 @@ class Settings(FrozenModel):
                 raise ValueError(f"compare cannot vary {name!r}{also}")
         return self
 
-    def with_values(self, values: dict[str, Any]) -> Settings:
-        """These settings with values of the grid, checked as a whole, and nothing left to compare.
+    def require_single_run(self) -> None:
+        """Refuse settings of which there is more than one training, for what trains once.
+
+        A grid beside a single value (``compare.grid``) is no such list: the single value is what is trained.
+
+        Raises
+        ------
+        SettingsError
+            A list stands in the place of a setting's value.
+        """
+        if self._listed:
+            name, values = self._listed[0], list(self.compare.grid[self._listed[0]])
+            raise SettingsError(
+                f"{name} lists {values}, which `compare` trains one by one: choose one, "
+                f"for example -o {name}={yaml_text.write(values[0])}"
+            )
+
+    def with_values(self, values: Mapping[str, Any]) -> Settings:
+        """Return these settings with values of the grid, checked as a whole, and nothing left to compare.
 
         The batch size of a worker is held where it was given, that of all workers where that was.
+
+        Parameters
+        ----------
+        values : value of each setting by its dotted name
 
         Raises
         ------
@@ -103,7 +128,7 @@ class Settings(FrozenModel):
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of a JSON-able value or a settings section, as ``sha256:<64 hex digits>``."""
+    """Return the SHA-256 of a JSON-able value or a settings section, as ``sha256:<64 hex digits>``."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()

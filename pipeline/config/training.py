@@ -146,18 +146,22 @@ class TrainSettings(FrozenModel):
 
     @property
     def world_sizes(self) -> tuple[int, ...]:
-        """The numbers of workers that can train with these lanes: the divisors of ``lanes``, ascending."""
+        """The numbers of workers that can train with these lanes are the divisors of ``lanes``, ascending."""
         return divisors(self.lanes)
 
     @property
     def global_batch(self) -> int:
-        """Images of one step over all workers; known once `for_workers` was called."""
+        """The number of images of one step over all workers; it is known once `for_workers` was called."""
         if self.batch_size is None:
             raise ValueError("the number of workers is not known yet: call for_workers")
         return self.batch_size
 
     def for_workers(self, count: int) -> TrainSettings:
-        """These settings with their batch size, whichever way it was given, for so many workers.
+        """Return these settings with their batch size, whichever way it was given, for so many workers.
+
+        Parameters
+        ----------
+        count : number of workers
 
         Raises
         ------
@@ -181,7 +185,7 @@ class TrainSettings(FrozenModel):
 
 
 def divisors(number: int) -> tuple[int, ...]:
-    """The numbers that divide a number of at least 1, ascending."""
+    """Return the numbers that divide a number of at least 1, ascending."""
     return tuple(size for size in range(1, number + 1) if number % size == 0)
 
 

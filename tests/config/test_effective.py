@@ -25,7 +25,6 @@ def test_it_is_read_back_to_the_same_settings(path, overrides, tmp_path):
         overrides = [o for o in overrides if not o.startswith("workers.count")]  # it has two lanes
     settings = load_settings(path, overrides)
     (tmp_path / "whole.yaml").write_text(effective_yaml(settings))
-    assert load_settings(tmp_path / "whole.yaml") == settings
     assert load_settings(tmp_path / "whole.yaml").model_dump(mode="json") == settings.model_dump(mode="json")
 
 

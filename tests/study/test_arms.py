@@ -75,6 +75,11 @@ def test_a_command_that_trains_once_wants_one_value():
     with pytest.raises(SettingsError, match=r"model\.norm lists \['none', 'batch'\].*choose one.*-o model\.norm=none"):
         load("model.norm=[none, batch]", single_run=True)
     assert load(single_run=True).model.norm == "batch"  # what `train` uses beside the grid of `compare`
+    listed = load("model.norm=[none, batch]")
+    with pytest.raises(SettingsError, match=r"^model\.norm lists \['none', 'batch'\]"):
+        listed.require_single_run()
+    for arm in arms_of(listed):
+        arm.settings.require_single_run()
 
 
 def test_values_that_do_not_fit_each_other_are_named_before_anything_runs():

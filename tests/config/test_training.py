@@ -1,0 +1,28 @@
+import pytest
+
+from pipeline.config.training import TrainSettings
+
+
+@pytest.mark.parametrize(
+    ("lanes", "sizes"), [(1, (1,)), (2, (1, 2)), (7, (1, 7)), (12, (1, 2, 3, 4, 6, 12)), (16, (1, 2, 4, 8, 16))]
+)
+def test_world_sizes_divide_the_lanes(lanes, sizes):
+    assert TrainSettings(lanes=lanes).world_sizes == sizes
+
+
+def test_the_global_batch_follows_from_the_workers():
+    assert TrainSettings().for_workers(4).global_batch == 512
+    assert TrainSettings(rank_batch_size=32).for_workers(4).global_batch == 128
+    assert TrainSettings(batch_size=64).for_workers(4).global_batch == 64
+    assert TrainSettings(rank_batch_size=32, batch_size=64).for_workers(2).global_batch == 64
+    with pytest.raises(ValueError, match="call for_workers"):
+        _ = TrainSettings().global_batch
+
+
+def test_a_batch_that_cannot_be_cut_into_lanes_is_refused_with_one_that_can():
+    with pytest.raises(ValueError, match="batch_size 64 is not rank_batch_size 32 x 4 workers: set one of the two"):
+        TrainSettings(rank_batch_size=32, batch_size=64).for_workers(4)
+    with pytest.raises(ValueError, match="rank_batch_size 30 x 2 workers is not a multiple of lanes 16: use 32"):
+        TrainSettings(rank_batch_size=30).for_workers(2)
+    with pytest.raises(ValueError, match="batch_size 250 is not a multiple of lanes 16: use 256"):
+        TrainSettings(batch_size=250)
