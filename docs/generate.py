@@ -1,14 +1,17 @@
-"""The reference pages that follow from the code: every setting, the command line, and what each package offers."""
+"""The reference pages that follow from the code: settings, command line, file formats, what each package offers."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from pathlib import Path
 
 import click
 from typer.cli import get_docs_for_click
 from typer.main import get_command
+
+from pipeline.config.reference import reference_page
 
 # The packages in the order of their layers, from what a person calls down to what everything rests on.
 PACKAGES = (
@@ -21,7 +24,13 @@ PACKAGES = (
 def write_pages(folder: Path) -> None:
     """Write all pages. One whose text is as before is left alone, so that Sphinx need not read it again."""
     folder.mkdir(parents=True, exist_ok=True)
-    pages = {"commands": command_line(), "api": python_api()}
+    pages = {
+        "settings": reference_page(),
+        "commands": command_line(),
+        "comparison": json_schema("pipeline.report", "Comparison", "comparison.json"),
+        "manifest": json_schema("pipeline.data.manifest", "Manifest", "manifest.json"),
+        "api": python_api(),
+    }
     for name, text in pages.items():
         path = folder / f"{name}.md"
         if not path.is_file() or path.read_text() != text:
@@ -35,6 +44,15 @@ def command_line() -> str:
     command = get_command(app)
     text = get_docs_for_click(obj=command, ctx=click.Context(command, info_name="sparknorm"), name="sparknorm")
     return text.replace("# `sparknorm`", "# The command line", 1)
+
+
+def json_schema(package: str, name: str, file: str) -> str:
+    """The page of a file's JSON schema, from the pydantic type that writes it."""
+    kind = getattr(importlib.import_module(package), name, None)
+    if kind is None:
+        return f"# The JSON schema of {file}\n\nIt is not described yet.\n"
+    schema = json.dumps(kind.model_json_schema(mode="serialization"), indent=1)
+    return f"# The JSON schema of {file}\n\nIt follows from the type `{package}.{name}`.\n\n```json\n{schema}\n```\n"
 
 
 def python_api() -> str:
