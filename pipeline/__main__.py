@@ -53,8 +53,7 @@ def train(config: Config, override: Overrides = None) -> None:
     from pipeline.driver.checks import check_trial
     from pipeline.driver.trial import run_trial
     from pipeline.tracking.tracker import Tracker
-    from pipeline.training.result import TrainResult
-    from pipeline.training.timing import describe
+    from pipeline.training.result import TrainResult, describe
 
     settings = _start("train", config, override, single_run=True)
     spark = _session(settings)

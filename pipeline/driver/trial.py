@@ -22,6 +22,7 @@ from pipeline.tracking.tracker import TrackedRun, Tracker
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from pipeline.training.hooks import Hook
     from pipeline.training.job import Job
 
 
@@ -35,6 +36,7 @@ def run_trial(
     log_model: bool = True,
     slot: TrainingSlot | None = None,
     manifest: Manifest | None = None,
+    hook: Hook | None = None,
     **tags: Any,
 ) -> dict[str, Any]:
     """Train once and log it as one MLflow run, whatever the number of ranks or restarts, also of the driver.
@@ -46,6 +48,7 @@ def run_trial(
     ----------
     slot : held while it trains; None where nothing else trains
     manifest : of the dataset, where it is loaded already
+    hook : what every rank calls at the moments that `pipeline.training.hooks` documents
 
     Returns
     -------
@@ -68,7 +71,7 @@ def run_trial(
         with tracker.run(name, settings=settings, parent=parent, run_id=record.content.run_id, **tags) as run:
             record.update(run_id=run.run_id)
             run.log_dataset(manifest, settings.dataset.path, context="training")
-            result = _train(spark, settings, job, run, name, stop)
+            result = _train(spark, settings, replace(job, hook=hook), run, name, stop)
             training.close()  # what is left to do needs no worker
             result |= _log_result(run, job, result)
             if log_model and not result["diverged"] and not record.content.model:

@@ -62,13 +62,13 @@ def newest_step(folder: str) -> int:
 
 
 def load_newest(
-    folder: str, *, identity: dict[str, Any], device: torch.device, mend: bool = False
+    folder: str, *, identity: dict[str, Any], device: torch.device, repair: bool = False
 ) -> dict[str, Any] | None:
     """The newest whole state in the folder, or None where there is none. A damaged one is passed over with a warning.
 
     Parameters
     ----------
-    mend : delete what is damaged or unfinished, which would else count as the newest; what cannot be read now stays
+    repair : delete what is damaged or unfinished, which would else count as the newest; what cannot be read now stays
 
     Raises
     ------
@@ -77,14 +77,14 @@ def load_newest(
     """
     sealed = _names(folder)
     states = {file.removesuffix(".pt") for file in storage.names(folder) if file.endswith(".pt")}
-    for name in states.difference(sealed) if mend else ():
+    for name in states.difference(sealed) if repair else ():
         _remove(folder, name)
     for name in reversed(sealed):
         try:
             seal, data = _read(folder, name)
         except (OSError, ValueError, KeyError) as error:
             log.warning("checkpoint %s/%s cannot be used (%s); trying the one before it", folder, name, error)
-            if mend and isinstance(error, (FileNotFoundError, ValueError, KeyError)):
+            if repair and isinstance(error, (FileNotFoundError, ValueError, KeyError)):
                 _remove(folder, name)
             continue
         return _unpack(folder, name, seal, data, identity, device)

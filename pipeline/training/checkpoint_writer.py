@@ -11,24 +11,28 @@ from typing import Any
 import torch
 
 from pipeline.training import checkpoint
+from pipeline.training.hooks import CallHook
 
 log = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
-    """Publishes one state at a time in the background. A failed write is told, and the training goes on.
+    """Publishes one state at a time in the background. A write that fails is an event, and the training goes on.
 
     Parameters
     ----------
-    tell : called from the thread with the kind and the fields of an event: "saving", "checkpoint" or "warning";
+    emit : called from the thread with the kind and the fields of an event: "saving", "checkpoint" or "warning";
         ``force`` says that this event and all before it must be stored when the call returns
+    hook : called at ``before_write`` and ``after_write``
     """
 
-    def __init__(self, folder: str, identity: dict[str, Any], *, keep: int, tell: Callable[..., None]):
-        self._folder, self._identity, self._keep, self._tell = folder, identity, keep, tell
+    def __init__(
+        self, folder: str, identity: dict[str, Any], *, keep: int, emit: Callable[..., None], hook: CallHook = None
+    ):
+        self._folder, self._identity, self._keep, self._emit, self._hook = folder, identity, keep, emit, hook
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self._told = False
+        self._warned = False
         self.path = ""  # of the newest that is published
 
     @property
@@ -37,10 +41,15 @@ class CheckpointWriter:
 
     def begin(self, state: dict[str, Any], step: int) -> None:
         """Copy the state and write it in the background, when the one before is written."""
-        self._wait()
+        self.wait()
         copy = on_cpu(state)
         self._thread = threading.Thread(target=self._write, args=(copy, step), name="sparknorm-checkpoint", daemon=True)
         self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written; whether that worked, `finish` says."""
+        if self._thread is not None:
+            self._thread.join()  # the driver's watch bounds it: this rank is in phase "checkpoint"
 
     def finish(self) -> None:
         """Return when all is written.
@@ -50,34 +59,39 @@ class CheckpointWriter:
         OSError
             The last state could not be written; the folder is named.
         """
-        self._wait()
+        self.wait()
         if self._error is not None:
             reason = f"{type(self._error).__name__}: {self._error}"
             raise OSError(f"the last checkpoint could not be written to {self._folder}: {reason}") from self._error
 
-    def _wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()  # the driver's watch bounds it: this rank is in phase "checkpoint"
-
     def _write(self, state: dict[str, Any], step: int) -> None:
         started = time.perf_counter()
         try:
-            # A training that goes on from this state does not do its steps again: what they told must outlive us.
-            self._tell("saving", step=step, force=True)
-            path, size = checkpoint.save(self._folder, state, step=step, identity=self._identity, keep=self._keep)
-        except Exception as error:  # noqa: BLE001 - told, and raised by `finish` if it was the last
+            # A training that goes on from this state does not do its steps again: their events must outlive us.
+            self._emit("saving", step=step, force=True)
+            path, size = self._save(state, step)
+        except Exception as error:  # noqa: BLE001 - an event, and raised by `finish` if it was the last
             self._error = error
-            if not self._told:
-                self._tell("warning", text=f"the checkpoint at step {step} could not be written to {self._folder}: "
+            if not self._warned:
+                self._emit("warning", text=f"the checkpoint at step {step} could not be written to {self._folder}: "
                                            f"{type(error).__name__}: {error}; training goes on")  # fmt: skip
-            self._told = True
+            self._warned = True
         else:
-            self._error, self._told, self.path = None, False, path
-            self._tell("checkpoint", step=step, seconds=time.perf_counter() - started, bytes=size)
+            self._error, self._warned, self.path = None, False, path
+            self._emit("checkpoint", step=step, seconds=time.perf_counter() - started, bytes=size)
+
+    def _save(self, state: dict[str, Any], step: int) -> tuple[str, int]:
+        if self._hook is None:
+            return checkpoint.save(self._folder, state, step=step, identity=self._identity, keep=self._keep)
+        try:
+            self._hook("before_write", step=step)
+            return checkpoint.save(self._folder, state, step=step, identity=self._identity, keep=self._keep)
+        finally:
+            self._hook("after_write", step=step)
 
 
 def on_cpu(value: Any) -> Any:
-    """A copy in memory of nested dicts and lists, their tensors on the CPU, that later steps do not change."""
+    """A copy of nested dicts and lists with their tensors on the CPU, which later steps do not change."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -46,7 +46,7 @@ class Diagnostics:
     ----------
     model : the bare network; what compiling or DistributedDataParallel put around it is not used
     loss : (images, labels, forward) -> mean loss of these rows, with ``forward`` in the place of the network
-    tell : called as ``tell("diagnostics", **event)``
+    emit : called as ``emit("diagnostics", **event)``
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Diagnostics:
         settings: DiagnosticsSettings,
         *,
         loss: Callable[[torch.Tensor, torch.Tensor, Callable[..., torch.Tensor]], torch.Tensor],
-        tell: Callable[..., None],
+        emit: Callable[..., None],
     ):
-        self._worker, self._model, self._settings, self._loss, self._tell = worker, model, settings, loss, tell
+        self._worker, self._model, self._settings, self._loss, self._emit = worker, model, settings, loss, emit
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._activations = ActivationStatistics(worker)
 
@@ -89,7 +89,7 @@ class Diagnostics:
         values |= self._activations.take()
         if self._settings.smoothness:
             values |= self._smoothness(start, learning_rate, parts)
-        return self._emit(step + 1, values, began)
+        return self._report(step + 1, values, began)
 
     @contextmanager
     def evaluation(self, step: int) -> Iterator[None]:
@@ -109,14 +109,14 @@ class Diagnostics:
         with gaps.watching():
             yield
         began = time.perf_counter()
-        self._emit(step, gaps.take(self._worker), began)
+        self._report(step, gaps.take(self._worker), began)
 
-    def _emit(self, step: int, values: Values, began: float) -> float:
+    def _report(self, step: int, values: Values, began: float) -> float:
         if values:
             together = torch.stack([value.double() for value in values.values()])  # for one transfer from the device
             finite = [number if math.isfinite(number) else None for number in together.tolist()]
             seconds = time.perf_counter() - began
-            self._tell("diagnostics", step=step, seconds=seconds, values=dict(zip(values, finite, strict=True)))
+            self._emit("diagnostics", step=step, seconds=seconds, values=dict(zip(values, finite, strict=True)))
         return time.perf_counter() - began
 
     def _pass(self, parts: Sequence[Part], *, with_gradient: bool) -> _Point:
@@ -181,7 +181,7 @@ def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Afterwards buffers, and the random states of torch, numpy and Python, are as before."""
     state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), norm_statistics.kept(model):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), norm_statistics.preserve_buffers(model):
             yield
     finally:
         random.setstate(state)

@@ -7,22 +7,24 @@ numbers of calls here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from pipeline.config.dataset import ReaderSettings
-from pipeline.config.training import TrainSettings
 from pipeline.data import reader
-from pipeline.data.manifest import Manifest
 from pipeline.data.prefetch import Prefetch
 from pipeline.data.reader import Batch
 from pipeline.data.shards import SplitFiles
 from pipeline.distributed.worker import Worker
 from pipeline.training import norm_statistics
-from pipeline.training.weight_average import WeightAverage
+from pipeline.training.batch import DeviceBatches
+from pipeline.training.progress import TrainingState
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,54 +82,53 @@ def evaluate(
 class Evaluator:
     """Evaluates a network in the middle of its training, and leaves the training as it was.
 
-    Judged are the weights, or their average where there is one, with norm statistics of all ranks together: running
+    It evaluates the weights, or their average where there is one, with norm statistics of all ranks together: running
     ones, or precise ones (``train.evaluation_statistics``; always for an average, whose activations no running
     statistic knows).
 
     Parameters
     ----------
-    images : gives this rank's images of the training batches that precise statistics are computed over
+    data : gives the training images that precise statistics are computed over
+    dataset : folder of the dataset
     """
 
-    def __init__(
-        self,
-        worker: Worker,
-        model: nn.Module,
-        average: WeightAverage | None,
-        dataset: str,
-        manifest: Manifest,
-        train: TrainSettings,
-        settings: ReaderSettings,
-        images: Callable[[], Iterable[torch.Tensor]],
-    ):
-        self._worker, self._model, self._average, self._train = worker, model, average, train
-        self._rows, self._images = manifest.split(train.evaluate_on).rows, images
-        self._files = SplitFiles(dataset, manifest, train.evaluate_on, settings)
-        self.precise = average is not None or train.evaluation_statistics == "precise"
+    def __init__(self, state: TrainingState, data: DeviceBatches, dataset: str, settings: ReaderSettings):
+        self._state, self._data, self._worker, self._train = state, data, data.worker, data.train
+        self._files = SplitFiles(dataset, data.manifest, data.train.evaluate_on, settings)
+        self._steps_per_epoch, parts = data.loader.steps_per_epoch, data.train.evaluations_per_epoch
+        self._due = {self._steps_per_epoch * part // parts for part in range(1, parts + 1)}
+        self.precise = state.average is not None or data.train.evaluation_statistics == "precise"
+
+    def is_due(self, step: int) -> bool:
+        """Whether to evaluate after this many steps: at equal distances within an epoch, and at its end."""
+        return (step - 1) % self._steps_per_epoch + 1 in self._due
 
     def run(self) -> tuple[Evaluation, dict[str, torch.Tensor]]:
-        """Every rank calls it.
+        """Evaluate what the training has reached. Every rank calls it.
 
         Returns
         -------
         Evaluation
         dict
-            What of the judged network's state differs from that of the network in training, by name.
+            The evaluated state: the tensors, by name, in which the network that was evaluated differs from the one in
+            training.
         """
-        worker, model = self._worker, self._model
-        as_averaged = self._average.in_place_of_weights() if self._average else contextlib.nullcontext()
-        with norm_statistics.kept(model), as_averaged:
+        worker, model, average = self._worker, self._state.model, self._state.average
+        as_averaged = average.in_place_of_weights() if average else contextlib.nullcontext()
+        with norm_statistics.preserve_buffers(model), as_averaged:
             if self.precise:
-                norm_statistics.precise(worker, model, self._getting_on(self._images()))
+                images = self._data.first_images(self._state.progress.step)
+                norm_statistics.precise(worker, model, self._with_signs_of_life(images))
             else:
                 norm_statistics.of_all_ranks(worker, model, self._train.global_batch // worker.world_size)
-            result = self._evaluate()
-            judged = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            if self._average:
-                judged |= {name: weight.detach().clone() for name, weight in model.named_parameters()}
-        return result, judged
+            evaluation = self.measure()
+            evaluated_state = {name: buffer.clone() for name, buffer in model.named_buffers()}
+            if average:
+                evaluated_state |= {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        return evaluation, evaluated_state
 
-    def _evaluate(self) -> Evaluation:
+    def measure(self) -> Evaluation:
+        """Accuracy and loss of the network as it is, over the split. Every rank calls it."""
         batches = reader.evaluation_blocks(
             self._files,
             rank=self._worker.rank,
@@ -138,14 +139,14 @@ class Evaluator:
         with Prefetch(batches) as ready:
             return evaluate(
                 self._worker,
-                self._model,
-                self._getting_on(ready),
-                split_rows=self._rows,
+                self._state.model,
+                self._with_signs_of_life(ready),
+                split_rows=self._data.manifest.split(self._train.evaluate_on).rows,
                 channels_last=self._train.channels_last,
             )
 
-    def _getting_on(self, batches):
-        """Each batch of an evaluation is progress."""
+    def _with_signs_of_life(self, batches: Iterable[T]) -> Iterator[T]:
+        """The heartbeat sees that the rank gets on, batch by batch."""
         for batch in batches:
             self._worker.status.enter("evaluation")
             yield batch

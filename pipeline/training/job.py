@@ -1,26 +1,32 @@
-"""What a training is asked to do, what it has reached, and what two of them must share to be the same."""
+"""What a training is asked to do, and what two of them must share to be the same."""
 
 from __future__ import annotations
 
 import os
 import socket
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.data import load_manifest
-from pipeline.training.result import EvaluationPoint
+
+if TYPE_CHECKING:
+    from pipeline.training.hooks import Hook
 
 TOKEN = "launch-token"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to train. ``folder`` gets the checkpoints and events; a job that finds its checkpoints there goes on.
+    """What to train, on what, and where to. Its global batch stays the same when the number of workers changes.
 
-    Its global batch, once known, stays what it is when the number of workers changes on the way.
+    dataset : folder of an ingested dataset
+    folder : where checkpoints and events go; a training that finds its checkpoints there goes on from the newest
+    version : of the dataset; None is the newest
+    token : what the driver wrote into the file `TOKEN` of the folder, by which every rank sees that it has the same one
+    hook : called by every rank at the moments that `hooks` documents, for tests of faults; no part of the identity
     """
 
     dataset: str
@@ -28,50 +34,21 @@ class Job:
     model: ModelSettings
     train: TrainSettings
     reader: ReaderSettings = field(default_factory=ReaderSettings)
-    version: int | None = None  # of the dataset; None is the newest
-    token: str = ""  # what the driver wrote into the file `TOKEN` of the folder, to see that every rank sees it
+    version: int | None = None
+    token: str = ""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    hook: Hook | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.train.batch_size is not None:
             object.__setattr__(self, "train", self.train.model_copy(update={"rank_batch_size": None}))
 
 
-@dataclass
-class Progress:
-    """What a run has reached; part of every checkpoint.
-
-    curve : one entry for each evaluation
-    train_loss : mean loss of the steps since the evaluation before, one entry for each evaluation
-    train_seconds : seconds of all optimizer steps so far, one entry for each evaluation
-    loss_sum, loss_steps : of the steps since the last evaluation
-    timed_* : of steps in a steady state, over all attempts
-    """
-
-    step: int = 0
-    curve: list[EvaluationPoint] = field(default_factory=list)
-    train_loss: list[float | None] = field(default_factory=list)
-    train_seconds: list[float] = field(default_factory=list)
-    step_seconds: float = 0.0
-    loss_sum: float = 0.0
-    loss_steps: int = 0
-    timed_images: int = 0
-    timed_seconds: float = 0.0
-    data_wait_seconds: float = 0.0
-    diverged: bool = False
-
-    def state(self) -> dict[str, Any]:
-        """The fields as plain values, for a checkpoint."""
-        return {**vars(self), "curve": [point.model_dump() for point in self.curve]}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Progress:
-        return cls(**{**state, "curve": [EvaluationPoint(**point) for point in state["curve"]]})
-
-
 def identity(job: Job) -> dict[str, Any]:
-    """What two runs must share for one to go on from the other's checkpoint: all that changes a result but the number
-    of workers, which may change on the way."""
+    """What two trainings must share for one to go on from the other's checkpoint, as nested dicts of JSON values.
+
+    That is all that changes a result, but for the number of workers, which may change on the way.
+    """
     return {
         "model": job.model.model_dump(mode="json"),
         "train": job.train.model_dump(mode="json", exclude={"on_divergence", "diagnostics", "log_every_steps"}),
@@ -81,7 +58,7 @@ def identity(job: Job) -> dict[str, Any]:
 
 
 def facts(job: Job) -> dict[str, Any]:
-    """What every rank must see alike before step one; a launcher compares them over the ranks.
+    """What every rank must see alike before step one, as nested dicts of JSON values; a launcher compares the ranks'.
 
     Raises
     ------

@@ -158,7 +158,7 @@ class StatisticsGap:
             mean, square = (value.double().clone() for value in layer.population())  # not the buffers themselves
             x = x if x.dtype == torch.float64 else x.float()
             variance, own = torch.var_mean(x, [0, *range(2, x.ndim)])
-            with norm_statistics.kept(layer):
+            with norm_statistics.preserve_buffers(layer):
                 layer.set_population(own, variance)  # in the layer's own terms
                 mean_batch, square_batch = (value.double() for value in layer.population())
                 far = ((mean_batch - mean).abs() / square.sqrt()).mean()

@@ -1,4 +1,4 @@
-"""torch.compile of a network, with an error that says what is missing instead of pages."""
+"""The network of a training: built for the images of a dataset, on its device, its norms connected to the ranks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,59 @@ import shutil
 
 import torch
 from torch import nn
+
+from models import build_model
+from pipeline.config.training import ModelSettings, TrainSettings
+from pipeline.data.manifest import Manifest
+from pipeline.distributed.worker import Worker
+from pipeline.training import norm_statistics
+from pipeline.training.hooks import CallHook
+
+
+def build_network(
+    worker: Worker,
+    model: ModelSettings,
+    train: TrainSettings,
+    manifest: Manifest,
+    *,
+    lanes: int,
+    hook: CallHook = None,
+) -> nn.Module:
+    """The network that these settings describe, ready to train. Its initial weights are the same on every rank.
+
+    Parameters
+    ----------
+    lanes : of this rank
+
+    Raises
+    ------
+    ValueError
+        The parts that a batch is accumulated in do not divide the rank's lanes, though norm statistics are by lane, or
+        the network cannot be compiled here.
+    """
+    split, parts = manifest.split("train"), train.accumulate
+    network = build_model(
+        model,
+        image_shape=manifest.image.shape,
+        num_classes=len(manifest.classes),
+        mean=split.mean,
+        std=split.std,
+        seed=train.seed,
+    ).to(worker.device)
+    if hook:
+        hook("network_built", model=network)
+    network.to(memory_format=memory_format(train))  # type: ignore[call-overload]
+    if model.norm_statistics == "lane" and lanes % parts:
+        raise ValueError(f"train.accumulate {parts} does not divide a worker's {lanes} lanes")
+    norm_statistics.connect(network, worker, lanes=lanes // parts)
+    if train.compile:
+        compile_model(network, worker.device)
+    return network
+
+
+def memory_format(train: TrainSettings) -> torch.memory_format:
+    """How the network's weights and its batches of images lie in memory."""
+    return torch.channels_last if train.channels_last else torch.contiguous_format
 
 
 def compile_model(model: nn.Module, device: torch.device) -> None:

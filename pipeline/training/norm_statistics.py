@@ -123,13 +123,13 @@ def _summing(sums: dict[str, torch.Tensor], name: str):
 
 
 @contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards all buffers are as before."""
-    own = {name: buffer.clone() for name, buffer in model.named_buffers()}
+def preserve_buffers(model: nn.Module) -> Iterator[None]:
+    """Leave all buffers as they were before the block."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         yield
     finally:
-        load(model, own)
+        load(model, before)
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ class Schedule:
     """
 
     def __init__(self, train: TrainSettings, steps_per_epoch: int):
+        self.steps_per_epoch = steps_per_epoch
         self._train = train
         self._steps = steps_per_epoch * train.epochs
         self._warmup = round(train.warmup_epochs * steps_per_epoch)

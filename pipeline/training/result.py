@@ -74,3 +74,19 @@ class TrainResult(TrainSummary):
     train_seconds: tuple[float, ...]
     checkpoint: str
     ranks: tuple[RankSeconds, ...]
+
+
+def describe(result: TrainResult) -> list[str]:
+    """A line for each rank of a training: where the time of its steps went."""
+    since = " since the last restart" if result.attempts > 1 else ""
+    lines = []
+    for rank in result.ranks:
+        seconds = rank.data_wait_seconds + rank.compute_seconds + rank.all_reduce_seconds
+        if not seconds:
+            continue
+        compute, data_wait = rank.compute_seconds / seconds, rank.data_wait_seconds / seconds
+        parts = f"{compute:.0%} computing, {data_wait:.0%} waiting for data"
+        if len(result.ranks) > 1:
+            parts += f", {rank.all_reduce_seconds / seconds:.0%} for the other ranks"
+        lines.append(f"rank {rank.rank}: {rank.steps:,} steps{since} in {seconds:.1f} s, {parts}")
+    return lines

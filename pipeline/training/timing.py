@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 
-from pipeline.training.result import TrainResult
+from pipeline.distributed.worker import Worker
+from pipeline.training.result import RankSeconds
 
 # Steps at the start of an attempt that a throughput figure leaves out: memory is allocated, kernels are chosen.
 WARM_UP_STEPS = 10
 
 
 @dataclass
-class Spent:
-    """Seconds of ``steps`` optimizer steps.
+class StepSeconds:
+    """Seconds of ``steps`` optimizer steps of one rank, by what they were spent on.
 
     all_reduce_seconds : from this rank's last gradient to the sum over all; what overlaps the backward pass is free.
         On CUDA the host runs ahead of the device, and these are times of the host.
@@ -24,18 +25,19 @@ class Spent:
     compute_seconds: float = 0.0
     all_reduce_seconds: float = 0.0
 
-    def add(self, other: Spent) -> None:
+    def add(self, other: StepSeconds) -> None:
         for name, value in asdict(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 class StepTimes:
-    """A stopwatch. For each step: `begin`, `data_is_there`, `gradients_are_there`, `end`."""
+    """The stopwatch of one rank. A step calls `begin`, `data_arrived`, `gradients_arrived` and `end`."""
 
-    def __init__(self) -> None:
+    def __init__(self, world_size: int = 1) -> None:
         self.steps = 0  # of this attempt
         self.last_seconds = self.last_data_wait_seconds = 0.0
-        self._spent = Spent()
+        self._since = StepSeconds()
+        self._totals = [StepSeconds() for _ in range(world_size)]
         self._begun = self._all_reduce = 0.0
 
     @property
@@ -46,13 +48,13 @@ class StepTimes:
         self._begun = time.perf_counter()
 
     def leave_out(self, seconds: float) -> None:
-        """Of the step under way: what is no part of training."""
+        """Do not count these seconds of the step under way: they were spent on something that is not training."""
         self._begun += seconds
 
-    def data_is_there(self) -> None:
+    def data_arrived(self) -> None:
         self.last_data_wait_seconds = time.perf_counter() - self._begun
 
-    def gradients_are_there(self, computed_at: float | None) -> None:
+    def gradients_arrived(self, computed_at: float | None) -> None:
         """computed_at : time.perf_counter() at this rank's last gradient; None where no others are waited for"""
         self._all_reduce = 0.0 if computed_at is None else time.perf_counter() - computed_at
 
@@ -60,25 +62,24 @@ class StepTimes:
         self.steps += 1
         self.last_seconds = time.perf_counter() - self._begun
         compute = self.last_seconds - self.last_data_wait_seconds - self._all_reduce
-        self._spent.add(Spent(1, self.last_data_wait_seconds, compute, self._all_reduce))
+        self._since.add(StepSeconds(1, self.last_data_wait_seconds, compute, self._all_reduce))
 
-    def take(self) -> Spent:
-        """What was spent since the last call."""
-        spent, self._spent = self._spent, Spent()
-        return spent
+    def take(self) -> StepSeconds:
+        """What this rank's steps took since the last call."""
+        since, self._since = self._since, StepSeconds()
+        return since
+
+    def gather(self, worker: Worker) -> list[RankSeconds]:
+        """What the steps of each rank took since the last call. Every rank calls it and gets the same."""
+        ranks = worker.gather(self.take())
+        for total, since in zip(self._totals, ranks, strict=True):
+            total.add(since)
+        return _by_rank(ranks)
+
+    def totals(self) -> list[RankSeconds]:
+        """What the steps of each rank took in this attempt, up to the last `gather`."""
+        return _by_rank(self._totals)
 
 
-def describe(result: TrainResult) -> list[str]:
-    """A line for each rank of a training: where the time of its steps went."""
-    since = " since the last restart" if result.attempts > 1 else ""
-    lines = []
-    for rank in result.ranks:
-        seconds = rank.data_wait_seconds + rank.compute_seconds + rank.all_reduce_seconds
-        if not seconds:
-            continue
-        compute, data_wait = rank.compute_seconds / seconds, rank.data_wait_seconds / seconds
-        parts = f"{compute:.0%} computing, {data_wait:.0%} waiting for data"
-        if len(result.ranks) > 1:
-            parts += f", {rank.all_reduce_seconds / seconds:.0%} for the other ranks"
-        lines.append(f"rank {rank.rank}: {rank.steps:,} steps{since} in {seconds:.1f} s, {parts}")
-    return lines
+def _by_rank(ranks: list[StepSeconds]) -> list[RankSeconds]:
+    return [RankSeconds(rank=rank, **asdict(seconds)) for rank, seconds in enumerate(ranks)]

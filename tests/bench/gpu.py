@@ -82,18 +82,23 @@ def _synchronize() -> None:
 
 def _ours(dataset: str, folder: Path, at_end: contextlib.ExitStack, *, staged: bool) -> Callable[[], None]:
     """A step of `train.fit`'s own loop, with all that it does for each."""
-    from pipeline.training.loop import _Trainer
+    from pipeline.training.assembly import assemble
 
     train = TrainSettings(batch_size=BATCH, epochs=1000, bf16=True, channels_last=True)
-    trainer = _Trainer(alone(DEVICE), Job(str(Path(dataset).absolute()), str(folder.absolute()), MODEL, train))
-    at_end.callback(trainer.close)
-    trainer._restore()
+    job = Job(str(Path(dataset).absolute()), str(folder.absolute()), MODEL, train)
+    training = at_end.enter_context(assemble(alone(DEVICE), job))
+    training.step.warm_up()
+    training.checkpoints.restore()
     if staged:
         images, labels, _ = _in_memory(dataset)
         batches: Any = _shuffled(images.to(DEVICE), labels.to(DEVICE))
     else:
-        batches = at_end.enter_context(trainer.feed.batches(0))
-    return lambda: trainer._step(batches)
+        batches = at_end.enter_context(training.loader.batches(0))
+
+    def take() -> None:
+        training.step.take(batches)
+
+    return take
 
 
 def _shuffled(images: torch.Tensor, labels: torch.Tensor) -> Iterator[reader.Batch]:

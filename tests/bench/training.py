@@ -16,7 +16,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +91,21 @@ def make_job(dataset: str, folder: Path, **changes: Any) -> Job:
 
 def first_step(worker: Any, job: Job) -> float:
     """The beginning of `train.fit`, up to the end of its first step: the time then (time.time())."""
-    from pipeline.training.loop import _Trainer
+    with _steps(worker, job) as (step, batches):
+        step.take(batches)
+        return time.time()
 
-    trainer = _Trainer(worker, job)
-    trainer._restore()
-    with trainer.feed.batches(0) as ready:
-        trainer._step(ready)
-    done = time.time()
-    trainer.close()
-    return done
+
+@contextlib.contextmanager
+def _steps(worker: Any, job: Job) -> Iterator[tuple[Any, Any]]:
+    """The step of `train.fit` and its batches, from the first one on."""
+    from pipeline.training.assembly import assemble
+
+    with assemble(worker, job) as training:
+        training.step.warm_up()
+        training.checkpoints.restore()
+        with training.loader.batches(0) as batches:
+            yield training.step, batches
 
 
 def first_step_of_torchrun(job: Job) -> float:
@@ -164,17 +170,12 @@ def throughputs(spark: Any, dataset: str, folder: Path) -> dict[str, list[float]
 
 def _speed(worker: Any, job: Job) -> float:
     """Images per second of the first steps of `train.fit`, its own loop with all that it does for each step."""
-    from pipeline.training.loop import _Trainer
-
-    trainer = _Trainer(worker, job)
-    trainer._restore()
-    with trainer.feed.batches(0) as ready:
-        for step in range(STEPS):
-            if step == UNCOUNTED:
+    with _steps(worker, job) as (step, batches):
+        for number in range(STEPS):
+            if number == UNCOUNTED:
                 started = time.perf_counter()
-            trainer._step(ready)
-    seconds = time.perf_counter() - started
-    trainer.close()
+            step.take(batches)
+        seconds = time.perf_counter() - started
     return (STEPS - UNCOUNTED) * job.train.global_batch / seconds
 
 
@@ -187,20 +188,16 @@ def in_turn(spark: Any, dataset: str, folder: Path) -> dict[str, list[float]]:
 
 
 def _in_turn(worker: Any, job: Job) -> dict[str, list[float]]:
-    from pipeline.training.loop import _Trainer
-
-    trainer, bare_step = _Trainer(worker, job), _bare_step(job.dataset)
-    trainer._restore()
+    bare_step = _bare_step(job.dataset)
     speeds: dict[str, list[float]] = {OURS_IN_TURN: [], BARE_IN_TURN: []}
-    with trainer.feed.batches(0) as ready:
+    with _steps(worker, job) as (step, batches):
         for turn in range(2 * STEPS // 3):
-            for name, take in ((OURS_IN_TURN, lambda _: trainer._step(ready)), (BARE_IN_TURN, bare_step)):
+            for name, take in ((OURS_IN_TURN, lambda _: step.take(batches)), (BARE_IN_TURN, bare_step)):
                 started = time.perf_counter()
-                for step in range(3 * turn, 3 * turn + 3):
-                    take(step)
+                for number in range(3 * turn, 3 * turn + 3):
+                    take(number)
                 if turn > UNCOUNTED // 3:
                     speeds[name].append(3 * job.train.global_batch / (time.perf_counter() - started))
-    trainer.close()
     return speeds
 
 
@@ -292,14 +289,15 @@ def restart(spark: Any, dataset: str, folder: Path) -> float:
 
 def _some_steps(worker: Any, job: Job) -> int:
     """`train.fit` for 80 steps, with its checkpoints."""
-    from pipeline.training.loop import _Trainer
+    from pipeline.training.assembly import assemble
 
-    trainer = _Trainer(worker, job)
-    trainer._restore()
-    with trainer.feed.batches(trainer.progress.step) as ready:
-        while trainer.progress.step < 80:
-            if trainer._step(ready):
-                trainer._save()
-    trainer.writer.finish()
-    trainer.close()
-    return trainer.progress.step
+    with assemble(worker, job) as training:
+        training.step.warm_up()
+        training.checkpoints.restore()
+        progress, loader = training.state.progress, training.loader
+        with loader.batches(progress.step) as batches:
+            while progress.step < 80:
+                if training.step.take(batches):
+                    training.checkpoints.save()
+        training.checkpoints.finish()
+        return progress.step

@@ -125,7 +125,7 @@ def test_more_workers_go_on_where_one_was(spark, dataset, tmp_path):
     """A training of one worker is stopped and continued by two."""
     job = make_job(dataset, tmp_path / "job")
     one = TWO.model_copy(update={"count": 1})
-    first = launch(spark, job, one, fit=stop_at_step_60)
+    first = launch(spark, job, one, hook=stop_at_step_60)
     assert "KeyError: 'stopped'" in first.error
     second = launch(spark, job, TWO)
     assert second.error == ""
@@ -148,22 +148,11 @@ def test_the_batch_of_all_workers_stays_where_that_of_one_was_given_and_a_worker
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3)
 
 
-def stop_at_step_60(worker, job):
-    from pipeline.training import loop
-
-    step = loop._Trainer._step
-
-    def stopping(self, batches):
-        self.writer.finish()  # a state that is due waits for the one before: none is late here
-        if self.progress.step == 60:
-            raise KeyError("stopped")
-        return step(self, batches)
-
-    loop._Trainer._step = stopping
-    try:
-        return loop.fit(worker, job)
-    finally:
-        loop._Trainer._step = step
+def stop_at_step_60(moment):
+    if moment.name == "checkpoint_begun":
+        moment.wait_until_written()  # a state that is due waits for the one before: none is late here
+    if moment.name == "before_data" and moment.step == 60:
+        raise KeyError("stopped")
 
 
 @pytest.mark.parametrize(

@@ -17,36 +17,22 @@ from pipeline.driver import record, trial
 from pipeline.driver.trial import run_trial
 from pipeline.telemetry.events import EventReader
 from pipeline.tracking.tracker import Tracker
-from pipeline.training import checkpoint, job, loop
+from pipeline.training import checkpoint, job
 
 pytestmark = pytest.mark.spark
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def fit_and_die(worker, job):
+def die_in_the_second_epoch(moment):
     """Rank 1 of the first attempt dies by SIGKILL in the middle of the second epoch."""
-    mark = Path(job.folder) / f"attempt-of-rank-{worker.rank}"
-    save = loop._Trainer._save
-
-    def finished_save(self):
-        save(self)
-        self.writer.finish()  # the newest checkpoint is whole when the worker dies, however busy the machine is
-
-    loop._Trainer._save = finished_save
-    if worker.rank == 1 and not mark.exists():
-        step = loop._Trainer._step
-
-        def dying_step(self, batches):
-            if self.progress.step == self.steps_per_epoch + 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return step(self, batches)
-
-        loop._Trainer._step = dying_step
-    mark.write_text(mark.read_text() + "x" if mark.exists() else "x")
-    try:
-        return loop.fit(worker, job)
-    finally:
-        loop._Trainer._save = save  # Spark uses the process again
+    mark = Path(moment.job.folder) / f"attempt-of-rank-{moment.worker.rank}"
+    if moment.name == "network_built":
+        mark.write_text(mark.read_text() + "x" if mark.exists() else "x")
+    elif moment.name == "checkpoint_begun":
+        moment.wait_until_written()  # the newest checkpoint is whole when the worker dies, however busy the machine is
+    dies_at = ("before_data", 1, moment.steps_per_epoch + 5)
+    if (moment.name, moment.worker.rank, moment.step) == dies_at and mark.read_text() == "x":
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def weights(settings, result):
@@ -55,14 +41,13 @@ def weights(settings, result):
     return checkpoint.load_newest(str(folder), identity=job.identity(key), device=torch.device("cpu"))["model"]
 
 
-def test_a_killed_worker_changes_nothing_but_the_time(spark, settings, monkeypatch):
+def test_a_killed_worker_changes_nothing_but_the_time(spark, settings):
     train_settings = settings.train.model_copy(update={"epochs": 3, "augment": AugmentSettings(flip=True, shift=1)})
     when = CheckpointSettings(every_steps=2)
     settings = settings.model_copy(update={"train": train_settings, "checkpoint": when})
     tracker = Tracker(settings.tracking)
     expected = run_trial(spark, settings, tracker, name="undisturbed")
-    monkeypatch.setattr(loop, "fit", fit_and_die)
-    result = run_trial(spark, settings, tracker, name="killed")
+    result = run_trial(spark, settings, tracker, name="killed", hook=die_in_the_second_epoch)
     folder = Path(result["checkpoint"]).parents[1]
     assert (folder / "attempt-of-rank-0").read_text() == "xx"
     assert (expected["attempts"], result["attempts"]) == (1, 2)
@@ -100,14 +85,12 @@ def forget(result):
     return {key: result[key] for key in ("best_accuracy", "final_accuracy", "steps", "curve", "train_loss")}
 
 
-def test_the_same_command_goes_on_with_what_it_did_not_finish(spark, settings, monkeypatch):
+def test_the_same_command_goes_on_with_what_it_did_not_finish(spark, settings):
     """The driver fails in the middle; the next call continues in the same run and folder, and a third starts anew."""
     tracker = Tracker(settings.tracking)
-    monkeypatch.setattr(loop, "fit", fit_and_fail)
     with pytest.raises(WorkerError, match=r"in data loading, epoch 1, step \d+: RuntimeError: the disk of a worker"):
-        run_trial(spark, settings, tracker, name="begun")
+        run_trial(spark, settings, tracker, name="begun", hook=fail_in_the_second_epoch)
     (begun,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    monkeypatch.undo()
     result = run_trial(spark, settings, tracker, name="begun")
     assert result["run_id"] == begun.info.run_id
     assert result["attempts"] >= 2  # 3 where a state was saved before: then the first call has tried again itself
@@ -118,20 +101,9 @@ def test_the_same_command_goes_on_with_what_it_did_not_finish(spark, settings, m
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def fit_and_fail(worker, job):
-    step = loop._Trainer._step
-
-    def failing_step(self, batches):
-        if self.progress.step == self.steps_per_epoch + 1:
-            self.status.enter("data loading", epoch=1, step=self.progress.step)
-            raise RuntimeError("the disk of a worker is gone")
-        return step(self, batches)
-
-    loop._Trainer._step = failing_step
-    try:
-        return loop.fit(worker, job)
-    finally:
-        loop._Trainer._step = step
+def fail_in_the_second_epoch(moment):
+    if moment.name == "before_data" and moment.step == moment.steps_per_epoch + 1:
+        raise RuntimeError("the disk of a worker is gone")
 
 
 def test_a_trial_that_another_process_trains_is_refused(spark, settings, monkeypatch):

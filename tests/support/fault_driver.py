@@ -98,11 +98,11 @@ def executor_killed(bench: Bench) -> dict[str, Any]:
 
 
 def model_raises(bench: Bench) -> dict[str, Any]:
-    return bench.try_it("model_raises", fit=rank_faults.model_raises(rank=1, step=40))
+    return bench.try_it("model_raises", hook=rank_faults.model_raises(rank=1, step=40))
 
 
 def model_raises_once(bench: Bench) -> dict[str, Any]:
-    return bench.try_it("model_raises_once", fit=rank_faults.model_raises(rank=1, step=40, once=True))
+    return bench.try_it("model_raises_once", hook=rank_faults.model_raises(rank=1, step=40, once=True))
 
 
 def shard_damaged(bench: Bench) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def hang(bench: Bench, how: str) -> dict[str, Any]:
     def notice(run: Running) -> dict[str, Any]:
         return {"pid": run.at_step(1, rank=1)["pid"]}
 
-    report = bench.try_it(f"hang-{how}", workers=workers, fit=rank_faults.hang(how, rank=1, step=40), meanwhile=notice)
+    report = bench.try_it(f"hang-{how}", workers=workers, hook=rank_faults.hang(how, rank=1, step=40), meanwhile=notice)
     deadline = time.monotonic() + 20
     while psutil.pid_exists(report["did"]["pid"]) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -166,26 +166,26 @@ def too_few_slots(bench: Bench) -> dict[str, Any]:
 
 
 def disk_full_for_a_while(bench: Bench) -> dict[str, Any]:
-    fit = rank_faults.disk_full(steps=range(6, 60), file_bytes=8192)
-    report = bench.try_it("disk_full_for_a_while", fit=fit)
+    hook = rank_faults.disk_full(steps=range(6, 60), file_bytes=8192)
+    report = bench.try_it("disk_full_for_a_while", hook=hook)
     job = bench.job("disk_full_for_a_while")
     return {**report, "saved": [event["step"] for event in events(job, "checkpoint")]}
 
 
 def disk_full_at_the_end(bench: Bench) -> dict[str, Any]:
-    fit = rank_faults.disk_full(steps=[bench.undisturbed["step"]], file_bytes=8192)
-    return bench.try_it("disk_full_at_the_end", fit=fit)
+    hook = rank_faults.disk_full(steps=[bench.undisturbed["step"]], file_bytes=8192)
+    return bench.try_it("disk_full_at_the_end", hook=hook)
 
 
 def checkpoints_torn(bench: Bench) -> dict[str, Any]:
     """The newest checkpoint is cut short and the seal of the one before is wrong when a stopped training goes on."""
     job = replace(bench.job("checkpoints_torn"), checkpoint=CheckpointSettings(every_steps=3, keep=4))
-    launch(bench.spark, job, fit=rank_faults.model_raises(rank=1, step=100))
+    launch(bench.spark, job, hook=rank_faults.model_raises(rank=1, step=100))
     *_, third, second, newest = sorted(Path(job.folder, "checkpoints").glob("*.pt"))
     os.truncate(newest, newest.stat().st_size // 2)
     seal = json.loads(second.with_suffix(".json").read_text())
     second.with_suffix(".json").write_text(json.dumps({**seal, "sha256": "0" * 64}))
-    report = bench.report(job, launch(bench.spark, job, fit=rank_faults.with_its_log))
+    report = bench.report(job, launch(bench.spark, job, hook=rank_faults.log_of_restoring))
     names = {"newest": newest.stem, "second": second.stem, "third": third.stem}
     return {**report, **names, "log": Path(job.folder, "log").read_text()}
 

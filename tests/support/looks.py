@@ -23,7 +23,7 @@ def mean_loss(images, labels, forward):
 def make(model, worker=None, *, loss=mean_loss, **settings):
     told = Told()
     settings = DiagnosticsSettings(**{"every_steps": 1, **settings})
-    return Diagnostics(worker or alone("cpu"), model, settings, loss=loss, tell=told), told
+    return Diagnostics(worker or alone("cpu"), model, settings, loss=loss, emit=told), told
 
 
 def hooks_of(model):

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from pipeline.config.settings import Settings
 from pipeline.config.training import AugmentSettings, CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.telemetry import heartbeat
 from pipeline.telemetry.events import EventReader
-from pipeline.training import checkpoint, loop
+from pipeline.training import checkpoint, fit
+from pipeline.training.hooks import Hook
 from pipeline.training.job import Job, facts, identity
 from pipeline.training.result import TrainResult
 
@@ -143,14 +144,14 @@ def launch(
     job: Job,
     workers: Workers = TWO,
     *,
-    fit: Callable[..., Any] | None = None,
+    hook: Hook | None = None,
     meanwhile: Callable[[Running], dict[str, Any]] | None = None,
 ) -> Outcome:
     """Train as the driver does.
 
     Parameters
     ----------
-    fit : what ranks run instead of `loop.fit`
+    hook : what every rank calls at the moments of its training
     meanwhile : runs in a thread beside the training; what it returns is what it did
     """
     outcome, running, started = Outcome(), Running(job.folder), time.monotonic()
@@ -166,8 +167,8 @@ def launch(
     try:
         outcome.result = elastic.run(
             spark,
-            fit or loop.fit,
-            (job,),
+            fit,
+            (replace(job, hook=hook),),
             workers=workers,
             sizes=job.train.world_sizes.__contains__,
             saved_step=lambda: checkpoint.newest_step(f"{job.folder}/checkpoints"),

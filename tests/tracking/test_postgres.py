@@ -21,7 +21,6 @@ from pipeline.telemetry.events import EventReader, EventWriter
 from pipeline.tracking.outage import TrackingError
 from pipeline.tracking.relay import Relay
 from pipeline.tracking.tracker import Tracker
-from pipeline.training import loop
 
 pytestmark = pytest.mark.spark
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -127,23 +126,14 @@ def test_a_parent_and_its_children_are_in_the_database(spark, database, study):
         assert model(torch.from_numpy(np.zeros((2, 1, 12, 12), np.uint8))).shape == (2, 3)
 
 
-def slow_fit(worker, job):
+def slow_steps(moment):
     """Steps take 50 ms and more, so that a database can be down for many of them."""
-    step = loop._Trainer._step
-
-    def slow_step(self, batches):
+    if moment.name == "before_data":
         time.sleep(0.05)
-        return step(self, batches)
-
-    loop._Trainer._step = slow_step
-    try:
-        return loop.fit(worker, job)
-    finally:
-        loop._Trainer._step = step
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_a_database_that_is_down_during_a_training_has_each_step_once(spark, database, study, monkeypatch, at_once):
+def test_a_database_that_is_down_during_a_training_has_each_step_once(spark, database, study, at_once):
     longer = study.model_copy(update={"train": study.train.model_copy(update={"epochs": 14})})
     down: list[float] = []
 
@@ -159,11 +149,10 @@ def test_a_database_that_is_down_during_a_training_has_each_step_once(spark, dat
         down.append(time.time())
         database.start()
 
-    monkeypatch.setattr(loop, "fit", slow_fit)
     thread = threading.Thread(target=disturb)
     thread.start()
     try:
-        result = run_trial(spark, longer, Tracker(longer.tracking), name="slow")
+        result = run_trial(spark, longer, Tracker(longer.tracking), name="slow", hook=slow_steps)
     finally:
         thread.join(200)
     assert result["attempts"] == 1

@@ -57,7 +57,7 @@ def test_a_damaged_one_is_passed_over(tmp_path, caplog, damage):
 def test_a_damaged_one_does_not_outlive_those_that_are_made_after_it(tmp_path, damage):
     save(tmp_path, 5)
     harm(tmp_path / save(tmp_path, 10)[0], damage)
-    assert checkpoint.load_newest(str(tmp_path), identity=MINE, device=CPU, mend=True)["progress"]["step"] == 5
+    assert checkpoint.load_newest(str(tmp_path), identity=MINE, device=CPU, repair=True)["progress"]["step"] == 5
     assert {path.stem for path in tmp_path.iterdir()} == {"step-00000005"}
     save(tmp_path, 7, keep=1)
     assert load(tmp_path)["progress"]["step"] == checkpoint.newest_step(str(tmp_path)) == 7
@@ -73,7 +73,7 @@ def test_one_that_cannot_be_read_now_stays(tmp_path, monkeypatch):
 
     with monkeypatch.context() as outage:
         outage.setattr(checkpoint.storage, "read_bytes", unreachable)
-        assert checkpoint.load_newest(str(tmp_path), identity=MINE, device=CPU, mend=True) is None
+        assert checkpoint.load_newest(str(tmp_path), identity=MINE, device=CPU, repair=True) is None
     assert load(tmp_path)["progress"]["step"] == 10
 
 

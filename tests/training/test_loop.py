@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from ranks import run_ranks
@@ -5,14 +7,15 @@ from ranks import run_ranks
 from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.training import AugmentSettings, ModelSettings, TrainSettings
-from pipeline.data import load_manifest, plan
+from pipeline.data import plan
 from pipeline.data.loader import check_data
 from pipeline.distributed.worker import alone
 from pipeline.telemetry.events import EventReader
 from pipeline.training import checkpoint
+from pipeline.training.assembly import assemble
 from pipeline.training.job import Job, identity
-from pipeline.training.loop import DivergedError, _Trainer, fit
-from pipeline.training.optimizer import make_optimizer
+from pipeline.training.loop import fit
+from pipeline.training.step import DivergedError
 
 
 def make_job(dataset, folder, norm="group", **changes) -> Job:
@@ -59,11 +62,9 @@ def test_logging_fewer_steps_changes_nothing_else(dataset, tmp_path):
 
 def gradients(worker, job):
     """Gradients of the first global batch, and its loss."""
-    trainer = _Trainer(worker, job)
-    with trainer.feed.batches(0) as batches:
-        loss, _ = trainer._gradients(next(batches), step=0)
-    trainer.close()
-    return {name: p.grad.clone() for name, p in trainer.model.named_parameters()}, loss
+    with assemble(worker, job) as training, training.loader.batches(0) as batches:
+        loss = training.step.gradients(next(batches), step=0).loss
+        return {name: p.grad.clone() for name, p in training.state.model.named_parameters()}, loss
 
 
 @pytest.mark.parametrize("norm", ["none", "group", "layer"])
@@ -96,33 +97,30 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_going_on_from_a_checkpoint_ends_with_the_same_bits(dataset, tmp_path, monkeypatch, norm):
+def test_going_on_from_a_checkpoint_ends_with_the_same_bits(dataset, tmp_path, norm):
     changes = {"epochs": 3, "augment": AugmentSettings(flip=True, shift=1)}
     undisturbed, killed = (make_job(dataset, tmp_path / name, norm, **changes) for name in ("undisturbed", "killed"))
     expected = fit(alone("cpu"), undisturbed)
-    # The process dies in the middle of the second epoch.
-    step = _Trainer._step
 
-    def dying_step(self, batches):
-        if self.progress.step == self.steps_per_epoch + 3:
+    def die_in_the_middle_of_the_second_epoch(moment):
+        if moment.name == "before_data" and moment.step == moment.steps_per_epoch + 3:
             raise Killed
-        return step(self, batches)
 
-    monkeypatch.setattr(_Trainer, "_step", dying_step)
     with pytest.raises(Killed):
-        fit(alone("cpu"), killed)
-    monkeypatch.undo()
+        fit(alone("cpu"), replace(killed, hook=die_in_the_middle_of_the_second_epoch))
     result = fit(alone("cpu"), killed)
     assert result.curve == expected.curve
     for name, weight in weights_after(undisturbed).items():
         assert torch.equal(weights_after(killed)[name], weight), name
 
 
-def test_a_finished_run_is_not_trained_again(dataset, tmp_path, monkeypatch):
+def test_a_finished_run_is_not_trained_again(dataset, tmp_path):
     job = make_job(dataset, tmp_path)
     first = fit(alone("cpu"), job)
-    monkeypatch.setattr(_Trainer, "_step", lambda *_: pytest.fail("a step was made"))
-    assert fit(alone("cpu"), job).curve == first.curve
+    moments = []
+    again = fit(alone("cpu"), replace(job, hook=lambda moment: moments.append(moment.name)))
+    assert moments == ["network_built", "restored"]
+    assert again.curve == first.curve
 
 
 def test_checkpoints_of_other_settings_are_refused(dataset, tmp_path):
@@ -154,13 +152,12 @@ def test_optional_ways_learn_too(dataset, tmp_path, setting):
 
 
 def test_the_loss_is_that_of_smoothed_labels(dataset, tmp_path):
-    trainer = _Trainer(alone("cpu"), make_job(dataset, tmp_path, label_smoothing=0.3))
-    with trainer.feed.batches(0) as batches:
+    job = make_job(dataset, tmp_path, label_smoothing=0.3)
+    with assemble(alone("cpu"), job) as training, training.loader.batches(0) as batches:
         batch = next(batches)
-        loss, _ = trainer._gradients(batch, step=0)
-    trainer.close()
+        loss = training.step.gradients(batch, step=0).loss
     with torch.no_grad():
-        logits = trainer.model(batch.images)
+        logits = training.state.model(batch.images)
     smoothed, plain = (
         torch.nn.functional.cross_entropy(logits, batch.labels, label_smoothing=share).item() for share in (0.3, 0.0)
     )
@@ -168,7 +165,7 @@ def test_the_loss_is_that_of_smoothed_labels(dataset, tmp_path):
     assert loss != pytest.approx(plain, rel=1e-3)
 
 
-def test_all_ranks_judge_with_the_same_statistics_and_keep_their_own(dataset, tmp_path):
+def test_all_ranks_evaluate_with_the_same_statistics_and_keep_their_own(dataset, tmp_path):
     judged, own = zip(*run_ranks(final_buffers, 2, make_job(dataset, tmp_path, "batch", epochs=1)), strict=True)
     assert judged[0].keys() == own[0].keys()
     assert all(torch.equal(judged[0][name], judged[1][name]) for name in judged[0])
@@ -178,17 +175,17 @@ def test_all_ranks_judge_with_the_same_statistics_and_keep_their_own(dataset, tm
 
 
 def final_buffers(worker, job):
-    trainer = _Trainer(worker, job)
-    trainer.run()
-    trainer.close()
-    return trainer.judged, {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
+    fit(worker, job)
+    with assemble(worker, job) as training:
+        training.checkpoints.restore()
+        _, evaluated = training.evaluator.run()
+        return evaluated, {name: buffer.clone() for name, buffer in training.state.model.named_buffers()}
 
 
 def test_norm_parameters_and_biases_do_not_decay(dataset, tmp_path):
-    trainer = _Trainer(alone("cpu"), make_job(dataset, tmp_path, "batch", weight_decay=0.5))
-    decayed, kept = make_optimizer(trainer.model, trainer.train).param_groups
-    trainer.close()
-    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    with assemble(alone("cpu"), make_job(dataset, tmp_path, "batch", weight_decay=0.5)) as training:
+        decayed, kept = training.state.optimizer.param_groups
+        names = {id(parameter): name for name, parameter in training.state.model.named_parameters()}
     assert decayed["weight_decay"] == 0.5
     assert kept["weight_decay"] == 0
     assert all(names[id(p)].endswith("weight") and p.ndim in (2, 4) for p in decayed["params"])
@@ -210,6 +207,8 @@ def test_norm_parameters_and_biases_do_not_decay(dataset, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_said_before_the_start(dataset, tmp_path, changes, world_size, message):
+    from pipeline.data import load_manifest
+
     with pytest.raises(ValueError, match=message):
         check_data(load_manifest(dataset), make_job(dataset, tmp_path, **changes).train, ReaderSettings(), world_size)
 
@@ -237,7 +236,7 @@ def test_compressed_gradients_are_the_exact_ones_rounded(dataset, tmp_path):
         assert not torch.equal(results[0][0][name], gradient)
         # bfloat16 has 8 bits: each of two addends and their sum is off by at most 2^-9 of its size.
         torch.testing.assert_close(results[0][0][name], gradient, rtol=0.02, atol=0.02 * gradient.abs().max().item())
-    assert run_ranks(fit, 2, make_job(dataset, tmp_path / "r", gradient_compression="bf16"))[0]["best_accuracy"] > 0.5
+    assert run_ranks(fit, 2, make_job(dataset, tmp_path / "r", gradient_compression="bf16"))[0].best_accuracy > 0.5
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -259,25 +258,36 @@ def test_every_rank_says_what_its_time_went_into(dataset, tmp_path):
     assert sum(e["ranks"][1]["steps"] for e in evaluations) == result.steps
 
 
-def test_a_state_that_cannot_be_written_is_told_and_the_last_one_is_an_error(dataset, tmp_path, monkeypatch):
-    save, failing = checkpoint.save, [True]
-
-    def full(*args, **options):
-        if failing[0]:
+def test_a_state_that_cannot_be_written_is_told_and_the_last_one_is_an_error(dataset, tmp_path):
+    def disk_is_full(moment):
+        if moment.name == "before_write":
             raise OSError(28, "No space left on device")
-        return save(*args, **options)
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    def disk_is_full_in_the_first_epoch(moment):
+        if moment.step <= moment.steps_per_epoch:
+            disk_is_full(moment)
+
     with pytest.raises(OSError, match="No space left"):
-        fit(alone("cpu"), make_job(dataset, tmp_path / "full"))
+        fit(alone("cpu"), replace(make_job(dataset, tmp_path / "full"), hook=disk_is_full))
     warnings = [e for e in EventReader(str(tmp_path / "full" / "events")).new() if e["kind"] == "warning"]
     assert "No space left on device; training goes on" in warnings[0]["text"]
-    evaluate = _Trainer._evaluate
+    job = make_job(dataset, tmp_path / "room")
+    assert fit(alone("cpu"), replace(job, hook=disk_is_full_in_the_first_epoch)).checkpoint
 
-    def then_there_is_room(self, epoch):
-        evaluate(self, epoch)
-        failing[0] = epoch == 0
 
-    monkeypatch.setattr(_Trainer, "_evaluate", then_there_is_room)
-    failing[0] = True
-    assert fit(alone("cpu"), make_job(dataset, tmp_path / "room")).checkpoint
+def test_a_hook_sees_the_moments_of_a_training_in_order(dataset, tmp_path):
+    moments = []
+
+    def note(moment):
+        moments.append((moment.name, moment.step))
+        if moment.name == "checkpoint_begun":
+            moment.wait_until_written()
+
+    job = make_job(dataset, tmp_path, epochs=1, evaluations_per_epoch=1)
+    result = fit(alone("cpu"), replace(job, hook=note))
+    steps = [(name, step + (name == "after_step")) for step in range(result.steps)
+             for name in ("before_data", "after_step")]  # fmt: skip
+    end = ["after_evaluation", "checkpoint_begun", "before_write", "after_write"]
+    assert moments[: 2 + len(steps)] == [("network_built", 0), ("restored", 0), *steps]
+    assert sorted(moments[2 + len(steps) :]) == sorted((name, result.steps) for name in end)
+    assert identity(replace(job, hook=note)) == identity(job)

@@ -1,5 +1,7 @@
 """Statistics of norms over ranks: synchronized, by lane, joined for evaluation, and precise. Real gloo groups."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,10 @@ from models import build_model
 from models.norms.registry import NORMS, make_norm
 from pipeline.config.training import AugmentSettings, ModelSettings, TrainSettings
 from pipeline.distributed.worker import alone
-from pipeline.training import checkpoint, loop, norm_statistics
+from pipeline.training import checkpoint, norm_statistics
+from pipeline.training.assembly import assemble
 from pipeline.training.job import Job, identity
-from pipeline.training.loop import _Trainer, fit
+from pipeline.training.loop import fit
 
 RUNNING = sorted(name for name in NORMS if make_norm(ModelSettings(norm=name)).keeps_statistics)
 
@@ -84,21 +87,17 @@ def make_job(dataset, folder, epochs=2, model=None, **changes):
 
 
 def fit_in_float64(worker, job):
-    """Losses of all steps, evaluations, and running statistics."""
-    built, losses = loop.build_model, []
-    emit = _Trainer._emit
+    """Losses of all steps, and of evaluations."""
+    losses = []
 
-    def noting(self, kind, **fields):
-        if kind == "step":
-            losses.append(fields["loss"])
-        emit(self, kind, **fields)
+    def note(moment):
+        if moment.name == "network_built":
+            moment.model.double()
+        elif moment.name == "after_step":
+            losses.append(moment.loss)
 
-    loop.build_model = lambda *args, **options: built(*args, **options).double()
-    _Trainer._emit = noting
-    try:
-        return losses, [point.loss for point in fit(worker, job).curve]
-    finally:
-        loop.build_model, _Trainer._emit = built, emit
+    result = fit(worker, replace(job, hook=note))
+    return losses, [point.loss for point in result.curve]
 
 
 @pytest.mark.parametrize("statistics", ["lane", "world"])
@@ -200,7 +199,8 @@ def test_evaluation_leaves_the_training_as_it_was(dataset, tmp_path, norm, world
     for job in jobs:
         run_ranks(fit, world_size, job)
     few, many = map(state_of, jobs)
-    parameters = dict(_Trainer(alone("cpu"), jobs[0]).model.named_parameters())
+    with assemble(alone("cpu"), jobs[0]) as training:
+        parameters = dict(training.state.model.named_parameters())
     assert all(torch.equal(few["model"][name], many["model"][name]) for name in parameters)
     for mine, theirs in zip(few["ranks"], many["ranks"], strict=True):
         assert all(torch.equal(mine["buffers"][name], theirs["buffers"][name]) for name in mine["buffers"])
@@ -211,11 +211,9 @@ def test_evaluation_leaves_the_training_as_it_was(dataset, tmp_path, norm, world
 
 def evaluated_again(worker, job):
     """The loss of the kept network, as somebody who loads it finds it."""
-    trainer = _Trainer(worker, job)
-    trainer.model.load_state_dict(state_of(job)["model"])
-    result = trainer.evaluator._evaluate()
-    trainer.close()
-    return result.loss
+    with assemble(worker, job) as training:
+        training.state.model.load_state_dict(state_of(job)["model"])
+        return training.evaluator.measure().loss
 
 
 @pytest.mark.parametrize("changes", [{}, {"evaluation_statistics": "precise"}, {"weight_ema": 0.9}])

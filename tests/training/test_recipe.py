@@ -1,5 +1,7 @@
 """Settings of how to train that change results only as much as they say: averages of weights, compilation, layouts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from pipeline.config.training import ModelSettings, TrainSettings
 from pipeline.distributed.worker import alone
 from pipeline.training import checkpoint
 from pipeline.training.job import Job, identity
-from pipeline.training.loop import _Trainer, fit
+from pipeline.training.loop import fit
 from pipeline.training.weight_average import WeightAverage
 
 
@@ -19,27 +21,23 @@ def make_job(dataset, folder, model=None, **changes):
     return Job(dataset, str(folder), ModelSettings(**model), TrainSettings(**{**settings, **changes}))
 
 
+class Enough(Exception):  # noqa: N818 - not an error
+    pass
+
+
 def losses(worker, job):
     """Of the first 20 steps."""
-    noted, emit = [], _Trainer._emit
+    losses = []
 
-    class Enough(Exception):  # noqa: N818 - not an error
-        pass
-
-    def noting(self, kind, **fields):
-        if kind == "step":
-            noted.append(fields["loss"])
-        if len(noted) == 20:
+    def note(moment):
+        if moment.name == "after_step":
+            losses.append(moment.loss)
+        if len(losses) == 20:
             raise Enough
-        emit(self, kind, **fields)
 
-    _Trainer._emit = noting
-    try:
-        fit(worker, job)
-    except Enough:
-        return noted
-    finally:
-        _Trainer._emit = emit
+    with pytest.raises(Enough):
+        fit(worker, replace(job, hook=note))
+    return losses
 
 
 def test_an_average_of_weights_by_hand():
@@ -59,7 +57,7 @@ def test_an_average_of_weights_by_hand():
     assert average.state()["weight"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_average_is_judged_and_kept_and_training_goes_on_with_the_weights(dataset, tmp_path):
+def test_the_average_is_evaluated_and_saved_and_training_goes_on_with_the_weights(dataset, tmp_path):
     plain, averaged = (
         make_job(dataset, tmp_path / name, weight_ema=decay) for name, decay in (("plain", None), ("averaged", 0.8))
     )

@@ -1,33 +1,24 @@
 """Going on from a checkpoint: the same bits with as many ranks, the same batches with fewer or more."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from ranks import run_ranks
 
-import models
 from pipeline import storage
 from pipeline.config.training import AugmentSettings, CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.distributed.worker import alone
 from pipeline.telemetry.events import EventReader
 from pipeline.training import checkpoint, rank_state
+from pipeline.training.assembly import assemble
 from pipeline.training.job import Job, identity
-from pipeline.training.loop import _Trainer, fit
+from pipeline.training.loop import fit
 
 
 class Killed(BaseException):
     pass
-
-
-class Dropping(torch.nn.Module):
-    """A network whose result depends on torch's random state, as those with dropout do."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-        self.dropout = torch.nn.Dropout(0.3)
-
-    def forward(self, images):
-        return self.dropout(self.network(images))
 
 
 def make_job(dataset, folder, norm="batch", *, every_steps=3, **changes):
@@ -45,24 +36,20 @@ def state_of(job):
 
 def fit_until(worker, job, last_step, with_dropout=False):
     """Train, dying on all ranks after a step; None trains to the end."""
-    built, step = models.build_model, _Trainer._step
-    if with_dropout:
-        _Trainer.__init__.__globals__["build_model"] = lambda *args, **options: Dropping(built(*args, **options))
-
-    def dying_step(self, batches):
-        if self.progress.step == last_step:
-            self.writer.finish()
-            raise Killed
-        return step(self, batches)
-
-    _Trainer._step = dying_step
+    hook = partial(disturb, last_step=last_step, with_dropout=with_dropout)
     try:
-        return fit(worker, job)
+        return fit(worker, replace(job, hook=hook))
     except Killed:
         return None
-    finally:
-        _Trainer._step = step
-        _Trainer.__init__.__globals__["build_model"] = built
+
+
+def disturb(moment, last_step, with_dropout):
+    if moment.name == "network_built" and with_dropout:
+        moment.model.append(torch.nn.Dropout(0.3))  # its result then depends on torch's random state
+    elif moment.name == "checkpoint_begun" and last_step is not None:
+        moment.wait_until_written()
+    elif moment.name == "before_data" and moment.step == last_step:
+        raise Killed
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -109,7 +96,8 @@ def test_another_number_of_ranks_gets_the_statistics_of_all(dataset, tmp_path):
     ranks = [rank["buffers"] for rank in state_of(job)["ranks"]]
     name = next(name for name in ranks[0] if name.endswith("running_mean"))
     variance = name.replace("mean", "var")
-    joint = rank_state.joint_buffers(_Trainer(alone("cpu"), job).model, ranks)
+    with assemble(alone("cpu"), job) as training:
+        joint = rank_state.joint_buffers(training.state.model, ranks)
     torch.testing.assert_close(joint[name], torch.stack([rank[name] for rank in ranks]).mean(0))
     # Law of total variance, written another way: the mean of squares less the square of the mean.
     squares = torch.stack([rank[variance].double() + rank[name].double() ** 2 for rank in ranks]).mean(0)
@@ -120,10 +108,9 @@ def test_another_number_of_ranks_gets_the_statistics_of_all(dataset, tmp_path):
 
 
 def buffers_after_restore(worker, job):
-    trainer = _Trainer(worker, job)
-    trainer._restore()
-    trainer.close()
-    return {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
+    with assemble(worker, job) as training:
+        training.checkpoints.restore()
+        return {name: buffer.clone() for name, buffer in training.state.model.named_buffers()}
 
 
 def test_checkpoints_are_written_by_steps_or_by_time(dataset, tmp_path):

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from pipeline.training.result import RankSeconds, TrainResult
-from pipeline.training.timing import StepTimes, describe
+from pipeline.training.result import RankSeconds, TrainResult, describe
+from pipeline.training.timing import StepTimes
 
 
 def spent(rank, data, compute, others, steps=1000):
@@ -18,10 +18,10 @@ def test_the_parts_of_a_step_are_its_whole():
     times = StepTimes()
     times.begin()
     time.sleep(0.02)
-    times.data_is_there()
+    times.data_arrived()
     computed_at = time.perf_counter()
     time.sleep(0.03)
-    times.gradients_are_there(computed_at)
+    times.gradients_arrived(computed_at)
     times.end()
     taken = times.take()
     assert taken.steps == 1

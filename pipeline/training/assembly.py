@@ -1,0 +1,87 @@
+"""The parts of one training, put together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.config.training import TrainSettings
+from pipeline.data import load_manifest
+from pipeline.data.loader import TrainLoader
+from pipeline.distributed.gradients import GradientExchange
+from pipeline.distributed.worker import Worker
+from pipeline.training import hooks
+from pipeline.training.batch import DeviceBatches
+from pipeline.training.checkpointer import Checkpointer
+from pipeline.training.diagnostics import Diagnostics
+from pipeline.training.evaluate import Evaluator
+from pipeline.training.event_log import EventLog
+from pipeline.training.hooks import CallHook
+from pipeline.training.job import Job
+from pipeline.training.network import build_network
+from pipeline.training.optimizer import Schedule, make_optimizer
+from pipeline.training.progress import TrainingState
+from pipeline.training.step import MeanLoss, TrainStep
+from pipeline.training.timing import StepTimes
+from pipeline.training.weight_average import WeightAverage
+
+
+@dataclass(frozen=True)
+class Training:
+    """The parts of one training on one rank. None of them knows this class, or the loop that uses them.
+
+    train : the job's settings, with the global batch of the whole training
+    hook : see `hooks`
+    """
+
+    worker: Worker
+    train: TrainSettings
+    loader: TrainLoader
+    state: TrainingState
+    step: TrainStep
+    evaluator: Evaluator
+    diagnostics: Diagnostics
+    checkpoints: Checkpointer
+    events: EventLog
+    hook: CallHook
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.loader.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        return self.loader.steps_per_epoch * self.train.epochs
+
+
+@contextlib.contextmanager
+def assemble(worker: Worker, job: Job) -> Iterator[Training]:
+    """Build the parts of a training on this rank; leaving the block closes them. Nothing is restored or trained yet.
+
+    Raises
+    ------
+    ValueError
+        Settings and dataset do not fit each other; see `check_data` and `build_network`.
+    """
+    with contextlib.ExitStack() as at_end:
+        train = job.train.for_workers(worker.world_size)
+        manifest = load_manifest(job.dataset, job.version)
+        loader = at_end.enter_context(contextlib.closing(TrainLoader(job.dataset, manifest, train, job.reader, worker)))
+        hook = hooks.bind(worker, job, loader.steps_per_epoch)
+        model = build_network(worker, job.model, train, manifest, lanes=len(loader.lanes), hook=hook)
+        average = WeightAverage(model, train.weight_ema) if train.weight_ema else None
+        state = TrainingState(model, make_optimizer(model, train), average)
+        data = DeviceBatches(worker, loader, manifest, train)
+        evaluator = at_end.enter_context(contextlib.closing(Evaluator(state, data, job.dataset, job.reader)))
+        exchange = GradientExchange(worker, model, train.gradient_compression)
+        events = at_end.enter_context(contextlib.closing(EventLog(worker, job.folder)))
+        checkpoints = Checkpointer(worker, job, state, events, hook)
+        loss = MeanLoss(train, worker.device.type)
+        diagnostics = Diagnostics(worker, model, train.diagnostics, loss=loss, emit=events.emit)
+        schedule = Schedule(train, loader.steps_per_epoch)
+        times = StepTimes(worker.world_size)
+        step = TrainStep(
+            worker, train, state, data, exchange, schedule, loss, diagnostics, events, checkpoints.is_due, times, hook
+        )
+        yield Training(worker, train, loader, state, step, evaluator, diagnostics, checkpoints, events, hook)

@@ -1,0 +1,177 @@
+"""One optimizer step on one global batch: data, forward, backward, exchange of gradients, update."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from pipeline.config.training import TrainSettings
+from pipeline.data.reader import Batch
+from pipeline.distributed.gradients import GradientExchange
+from pipeline.distributed.worker import Worker
+from pipeline.training import norm_statistics
+from pipeline.training.batch import DeviceBatches
+from pipeline.training.diagnostics import Diagnostics
+from pipeline.training.event_log import EventLog
+from pipeline.training.hooks import CallHook
+from pipeline.training.optimizer import Schedule
+from pipeline.training.progress import TrainingState
+from pipeline.training.timing import StepTimes
+
+
+class DivergedError(RuntimeError):
+    """The loss of a run whose ``train.on_divergence`` is ``fail`` was not finite."""
+
+    final = True  # the same steps from a checkpoint would diverge again
+
+
+@dataclass(frozen=True)
+class MeanLoss:
+    """Mean cross-entropy of a batch, in nats: with bfloat16 autocast and smoothed labels where ``train`` says so."""
+
+    train: TrainSettings
+    device_type: str
+
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor, forward: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
+        """A scalar in float32, or in float64 for a network in float64. ``forward`` gives logits for images."""
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.train.bf16):
+            logits = forward(images)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return nn.functional.cross_entropy(logits, labels, label_smoothing=self.train.label_smoothing)
+
+
+class Gradients(NamedTuple):
+    """What a forward and backward pass of all ranks has brought, besides the gradients themselves.
+
+    loss : mean over the global batch
+    rank_loss : mean over this rank's rows, a float64 scalar on the device
+    save : whether rank 0 asks for a checkpoint after this step
+    """
+
+    loss: float
+    rank_loss: torch.Tensor
+    save: bool
+
+
+@dataclass
+class TrainStep:
+    """Takes the optimizer steps of one rank; every rank takes the same ones.
+
+    train : with the global batch of the whole training
+    save_is_due : says whether to save after so many steps; rank 0's word counts, and travels with the loss
+    """
+
+    worker: Worker
+    train: TrainSettings
+    state: TrainingState
+    data: DeviceBatches
+    exchange: GradientExchange
+    schedule: Schedule
+    loss: MeanLoss
+    diagnostics: Diagnostics
+    events: EventLog
+    save_is_due: Callable[[int], bool]
+    times: StepTimes
+    hook: CallHook = None
+
+    def warm_up(self) -> None:
+        """Take what only the first pass of an attempt does, without consequence: see `GradientExchange.warm_up`."""
+        with norm_statistics.preserve_buffers(self.state.model):
+            self.exchange.warm_up(self.data.blank())
+
+    def take(self, batches: Iterator[Batch]) -> bool:
+        """Take the next batch and make one step. A loss that is not finite on any rank stops all before the update.
+
+        Returns
+        -------
+        bool
+            Whether a checkpoint is due, which rank 0 decides and all ranks learn with the loss.
+
+        Raises
+        ------
+        DivergedError
+            The loss is not finite and ``train.on_divergence`` is ``fail``; else ``progress.diverged`` is then true.
+        """
+        state, times, optimizer = self.state, self.times, self.state.optimizer
+        step = state.progress.step
+        self.worker.status.enter("data loading", epoch=step // self.schedule.steps_per_epoch, step=step)
+        if self.hook:
+            self.hook("before_data", step=step)
+        times.begin()
+        batch = next(batches)
+        times.data_arrived()
+        rate, momentum = self.schedule.learning_rate(step), self.schedule.momentum(step)
+        for group in optimizer.param_groups:
+            group["lr"], group["momentum"] = rate, momentum
+        optimizer.zero_grad(set_to_none=True)
+        loss, rank_loss, save = self.gradients(batch, step)
+        if not math.isfinite(loss):
+            self._diverge(step, rate, rank_loss)
+            return False
+        if self.diagnostics.is_due(step):
+            times.leave_out(self.diagnostics.look(step, rate, self.data.parts(batch, step)))
+        self.worker.status.enter("optimizer step")
+        optimizer.step()
+        self._count(loss, rate)
+        return save
+
+    def gradients(self, batch: Batch, step: int) -> Gradients:
+        """Forward and backward: afterwards ``.grad`` of every parameter is that of the global batch."""
+        enter, parts = self.worker.status.enter, self.data.parts(batch, step)
+        # The loss travels while the backward pass computes, and with it rank 0's word on a checkpoint.
+        shared = torch.zeros(2, dtype=torch.float64, device=self.worker.device)
+        pending = None
+        for number, (images, labels) in enumerate(parts):
+            last = number + 1 == len(parts)
+            with contextlib.nullcontext() if last else self.exchange.local():
+                enter("forward")
+                loss = self.loss(images, labels, self.exchange.forward) / len(parts)
+                shared[0] += loss.detach()
+                if last:
+                    shared[1] = float(self.worker.rank == 0 and self.save_is_due(step + 1))
+                    rank_loss = shared[0].clone()
+                    pending = self.worker.all_reduce_start(shared)
+                enter("backward")
+                loss.backward()
+        computed_at = self.exchange.ready_at or time.perf_counter()
+        enter("all-reduce")
+        if pending is not None:
+            pending.wait()
+        loss_sum, save = shared.tolist()
+        self.times.gradients_arrived(computed_at if self.worker.world_size > 1 else None)
+        return Gradients(loss_sum / self.worker.world_size, rank_loss, save > 0)
+
+    def _count(self, loss: float, rate: float) -> None:
+        """A step has changed the weights: what follows from that."""
+        state, progress = self.state, self.state.progress
+        state.evaluated_state = {}
+        progress.step += 1
+        if state.average:
+            state.average.update(progress.step)
+        progress.loss_sum += loss
+        progress.loss_steps += 1
+        self.times.end()
+        progress.add_times(self.times, self.train.global_batch)
+        if progress.step % self.train.log_every_steps == 0:
+            self.events.emit("step", step=progress.step, loss=loss, learning_rate=rate)
+        if self.hook:
+            self.hook("after_step", step=progress.step, loss=loss)
+
+    def _diverge(self, step: int, rate: float, rank_loss: torch.Tensor) -> None:
+        """All ranks are here, and none has changed a weight."""
+        losses = self.worker.gather(float(rank_loss))
+        ranks = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+        text = f"the loss of rank {', '.join(map(str, ranks))} is not finite at step {step}, learning rate {rate:g}"
+        self.events.emit("diverged", step=step, learning_rate=rate, text=text, force=True)
+        if self.train.on_divergence == "fail":
+            raise DivergedError(f"{text}: lower train.learning_rate, or set train.on_divergence to mark")
+        self.state.progress.diverged = True
