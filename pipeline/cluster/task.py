@@ -244,15 +244,11 @@ def _beating(me: _Self, task: Task, attempt: heartbeat.Attempt) -> Iterator[None
     if task.folder is None:
         yield
         return
-    who = {
-        "rank": me.rank,
-        "world_size": len(me.hosts),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "device": str(me.device),
-    }
+    process = heartbeat.RankProcess(
+        rank=me.rank, world_size=len(me.hosts), host=socket.gethostname(), pid=os.getpid(), device=str(me.device)
+    )
     beat = heartbeat.Heartbeat(
-        task.folder, me.status, attempt, who,
+        task.folder, me.status, attempt, process,
         seconds=task.workers.heartbeat_seconds, stall_seconds=task.workers.stall_seconds,
     )  # fmt: skip
     with beat.running():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline import storage
 from pipeline.cluster import task
@@ -29,7 +28,7 @@ STACK_SECONDS = 5.0
 class _Rank:
     """The newest heartbeat of one rank, and when this process saw it first (time.monotonic)."""
 
-    beat: dict[str, Any]
+    beat: heartbeat.Beat
     seen: float
 
     @property
@@ -39,18 +38,18 @@ class _Rank:
     @property
     def stuck_seconds(self) -> float:
         """Seconds without progress, as far as this process can know."""
-        return self.beat["for_seconds"] + self.age
+        return self.beat.for_seconds + self.age
 
     @property
     def order(self) -> tuple[int, int, bool]:
         """How far the rank has come."""
-        phase = self.beat["phase"]
+        phase = self.beat.phase
         number = heartbeat.PHASES.index(phase) if phase in heartbeat.PHASES else 0
-        return self.beat["step"], number, self.beat.get("waits", False)
+        return self.beat.step, number, self.beat.waits
 
     def __str__(self) -> str:
         beat = self.beat
-        return f"rank {beat['rank']} on {beat['host']} in {beat['phase']} at step {beat['step']}"
+        return f"rank {beat.rank} on {beat.host} in {beat.phase} at step {beat.step}"
 
 
 class Watch:
@@ -74,11 +73,11 @@ class Watch:
             self._ranks.clear()
         for rank in range(self._workers.count):
             try:
-                beat = json.loads(storage.read_bytes(heartbeat.beat_path(self._folder, rank)))
+                beat = heartbeat.read_beat(self._folder, rank)
             except FileNotFoundError:
                 continue
             known = self._ranks.get(rank)
-            if beat["attempt"] == self._attempt and (known is None or known.beat["time"] != beat["time"]):
+            if beat.attempt == self._attempt and (known is None or known.beat.time != beat.time):
                 self._ranks[rank] = _Rank(beat, time.monotonic())
         if self._alive():
             self._quiet_since = time.monotonic()
@@ -95,26 +94,26 @@ class Watch:
     def stalled(self) -> str | None:
         """The message about the rank that holds all others up for longer than ``stall_seconds``, or None."""
         limit = self._workers.stall_seconds
-        running = [rank for rank in self._ranks.values() if not rank.beat["ended"]]
+        running = [rank for rank in self._ranks.values() if not rank.beat.ended]
         if not self._alive() or not any(rank.stuck_seconds > limit for rank in running):
             return None
         # Those that wait for others are further on than the one they wait for.
         least = min(rank.order for rank in running)
         culprit = max((rank for rank in running if rank.order == least), key=lambda rank: rank.stuck_seconds)
-        return f"{self._describe(culprit)}\n{self._stack(culprit.beat['rank'])}"
+        return f"{self._describe(culprit)}\n{self._stack(culprit.beat.rank)}"
 
     def _describe(self, culprit: _Rank) -> str:
         beat, limit = culprit.beat, self._workers.stall_seconds
-        who = f"rank {beat['rank']} on {beat['host']} ({beat['device']})"
-        where = f"in {beat['phase']} at step {beat['step']}"
+        who = f"rank {beat.rank} on {beat.host} ({beat.device})"
+        where = f"in {beat.phase} at step {beat.step}"
         setting = f"(workers.stall_seconds is {limit:g})"
         if culprit.age > MISSED_BEATS * self._workers.heartbeat_seconds:
             return (
                 f"{who} gave its last sign of life {culprit.age:.0f} s ago, then {where} {setting}: its process "
-                f"{beat['pid']} is stopped, or hangs in native code"
+                f"{beat.pid} is stopped, or hangs in native code"
             )
         hint = ""
-        if beat["phase"] == "all-reduce":
+        if beat.phase == "all-reduce":
             hint = ": all ranks wait for each other; look at the network between their hosts"
         return f"{who} has been {where} for {culprit.stuck_seconds:.0f} s {setting}{hint}"
 
@@ -134,15 +133,15 @@ class Watch:
             return None
         failure = task.Failure(**json.loads(storage.read_bytes(path)))
         others = [rank for number, rank in self._ranks.items() if number != failure.rank]
-        well = [rank for rank in others if rank.beat["ended"] or rank.age < (FAILURE_GRACE_BEATS - 1) * beat]
-        if len(well) < self._workers.count - 1 or all(rank.beat["ended"] for rank in well):
+        well = [rank for rank in others if rank.beat.ended or rank.age < (FAILURE_GRACE_BEATS - 1) * beat]
+        if len(well) < self._workers.count - 1 or all(rank.beat.ended for rank in well):
             return None
         return failure
 
     def _alive(self) -> bool:
         """Whether any rank of the newest attempt is running."""
         limit = MISSED_BEATS * self._workers.heartbeat_seconds
-        return any(not rank.beat["ended"] and rank.age < limit for rank in self._ranks.values())
+        return any(not rank.beat.ended and rank.age < limit for rank in self._ranks.values())
 
     def _stack(self, rank: int) -> str:
         """What faulthandler wrote on that worker; it may take a moment to arrive."""
@@ -151,7 +150,7 @@ class Watch:
             try:
                 text = storage.read_bytes(heartbeat.stack_path(self._folder, rank)).decode(errors="replace")
             except OSError:
-                text = self._ranks[rank].beat.get("stack", "")
+                text = self._ranks[rank].beat.stack
             if text.strip() or time.monotonic() > deadline:
                 return _main_thread_first(text.strip()) or "(no stack arrived from that worker)"
             time.sleep(0.2)

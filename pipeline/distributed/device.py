@@ -1,4 +1,4 @@
-"""Which device a rank takes: what Spark assigned to its task, seen through CUDA_VISIBLE_DEVICES. No Spark here.
+"""The device of a rank: the one that Spark assigned to its task, as CUDA_VISIBLE_DEVICES shows it. No Spark here.
 
 An address is what the cluster's discovery script printed: an index of nvidia-smi ("3"), a UUID ("GPU-...") or the name
 of a MIG device ("MIG-..."). CUDA counts only the devices that CUDA_VISIBLE_DEVICES lists, in its order, and reads that
@@ -19,7 +19,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def choose_device(requested: str, address: str | None, local_rank: int) -> torch.device:
-    """The device of one rank, made the current one of its process.
+    """Choose the device of one rank and make it the current one of its process.
 
     Parameters
     ----------
@@ -50,16 +50,18 @@ def choose_device(requested: str, address: str | None, local_rank: int) -> torch
 
 
 def device_index(address: str, visible: Sequence[str] | None, uuids: Sequence[str] | None) -> int | None:
-    """Which of the devices that CUDA shows to this process an address means. A pure function.
+    """The index of the device that an address means, among those that CUDA shows to this process. A pure function.
 
     Parameters
     ----------
+    address : an index of nvidia-smi, a UUID, or the name of a MIG device
     visible : the entries of CUDA_VISIBLE_DEVICES (indexes, UUIDs or the beginnings of UUIDs); None if it is not set
     uuids : of the devices that CUDA shows, in its order; None while CUDA is not initialised (asked for MIG alone)
 
     Returns
     -------
-    index from 0; None if CUDA_VISIBLE_DEVICES must first become the address alone, and then the index is 0
+    int or None
+        From 0. None if CUDA_VISIBLE_DEVICES must first become the address alone, and then the index is 0.
 
     Raises
     ------
@@ -80,7 +82,7 @@ def device_index(address: str, visible: Sequence[str] | None, uuids: Sequence[st
 
 
 def _mig_index(address: str, visible: Sequence[str] | None, initialised: bool) -> int | None:
-    """As `device_index`, for a MIG device that CUDA does not show by its own UUID (it may show that of the GPU)."""
+    """`device_index` of a MIG device that CUDA does not show by its own UUID (it may show that of the GPU)."""
     listed = [entry for entry in visible or () if _same(entry, address)]
     if not initialised:
         if visible is None or listed:
@@ -96,7 +98,7 @@ def _mig_index(address: str, visible: Sequence[str] | None, initialised: bool) -
 
 
 def _same(entry: str, address: str) -> bool:
-    """Whether two UUIDs are one: torch leaves the "GPU-" out, and CUDA_VISIBLE_DEVICES may have a beginning only."""
+    """Whether two UUIDs are the same: torch leaves "GPU-" out, and CUDA_VISIBLE_DEVICES may have a beginning only."""
     one, other = (text.lower().removeprefix("gpu-").removeprefix("mig-") for text in (entry, address))
     return bool(one) and bool(other) and (one.startswith(other) or other.startswith(one))
 

@@ -1,4 +1,4 @@
-"""Gradients, averaged over the ranks while the backward pass still runs: DistributedDataParallel, and its clock."""
+"""Averages gradients over the ranks while the backward pass still runs: DistributedDataParallel, and its clock."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from pipeline.distributed.worker import Worker
 
 
 class GradientExchange:
-    """What a model's forward pass goes through, so that its gradients are those of the global batch.
-
-    In a world of one it is the model itself.
+    """Makes the gradients of every rank those of the global batch, if forward passes go through ``forward``.
 
     Parameters
     ----------
+    model : the bare network, on the device of this rank
     compression : "none", or "bf16": gradients are rounded to bfloat16, summed, and widened again
+
+    Attributes
+    ----------
+    forward : the network wrapped in DistributedDataParallel; in a world of one the network itself
+    ready_at : time.perf_counter() when this rank had computed its last gradient; what follows in ``backward()`` is
+        waiting. 0 in a world of one
     """
 
     def __init__(self, worker: Worker, model: nn.Module, compression: str):
         self._worker, self._bf16 = worker, compression == "bf16"
         self.forward: nn.Module = model
-        # time.perf_counter() when this rank had computed its last gradient: what follows in backward() is waiting.
         self.ready_at = 0.0
         if worker.world_size > 1:
             self.forward = DistributedDataParallel(
@@ -40,15 +44,18 @@ class GradientExchange:
             self.forward.register_comm_hook(None, self._exchange)
 
     def local(self) -> Any:
-        """A context in which backward() adds to this rank's gradients and exchanges nothing."""
-        no_sync = getattr(self.forward, "no_sync", contextlib.nullcontext)
-        return no_sync()
+        """A context in which ``backward()`` adds to this rank's gradients and exchanges nothing."""
+        return getattr(self.forward, "no_sync", contextlib.nullcontext)()
 
     def warm_up(self, batch: torch.Tensor) -> None:
-        """A step without consequence. DDP cuts its buckets anew after the first backward pass, in the order in which
-        gradients came. Sums over three or more ranks depend on the cut: a restarted gang must not begin with another.
+        """Make forward and backward passes without consequence. They change buffers, which the caller restores.
 
-        Buffers change; the caller restores them.
+        DDP cuts its buckets anew after the first backward pass, in the order in which gradients came. Sums over three
+        or more ranks depend on the cut, so that a restarted gang must not begin with another.
+
+        Parameters
+        ----------
+        batch : images as the network takes them
         """
         if self._worker.world_size > 1:
             for _ in range(2):
@@ -68,6 +75,6 @@ class GradientExchange:
 
 
 def _without_buffer_sync() -> dict[str, Any]:
-    """DDP's setting under its current name, or the one it had before torch 2.13."""
+    """The setting of DDP under its current name, or the one that it had before torch 2.13."""
     known = inspect.signature(DistributedDataParallel).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}

@@ -1,7 +1,7 @@
 """One rank: who it is, its device, its process group. No Spark here.
 
-`barrier.run` makes one for each barrier task; `alone()` is a world of one and `from_torchrun()` reads the
-environment that torchrun sets, so the same training code runs on a bare GPU machine.
+A barrier task of Spark makes one for its rank; `alone()` is a world of one and `from_torchrun()` reads the environment
+that torchrun sets, so the same training code runs on a bare GPU machine.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from pipeline.telemetry.heartbeat import Status
 
 @dataclass(frozen=True)
 class Worker:
-    """What a training function may ask of its launcher.
+    """One rank, as a training function sees it: which one it is, its device, and the collectives over all ranks.
 
-    rank, world_size : this process among all
-    local_rank, local_world_size : this process among those on its host
+    rank, world_size : number of this process, from 0, and of all of them
+    local_rank, local_world_size : the same among the processes of its host
     device : where the model and the batches live
+    host : name of the host
     gpu : the address of the GPU that Spark assigned, if it assigned one
     attempt : number of this gang among those started for the same job, from 1
     status : where this rank says what it is doing
@@ -50,11 +51,11 @@ class Worker:
         return tensor
 
     def all_reduce_start(self, tensor: torch.Tensor) -> dist.Work | None:
-        """Begin `all_reduce_sum`; the tensor holds the sum once ``wait()`` of what is returned has returned."""
+        """Begin `all_reduce_sum`: the tensor holds the sum after ``wait()`` of what is returned. None if alone."""
         return dist.all_reduce(tensor, op=dist.ReduceOp.SUM, async_op=True) if self.world_size > 1 else None
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in rank order, on every rank. Anything that pickles; for small things."""
+        """The values of all ranks in rank order, on every rank. A value is small, and anything that pickles."""
         values: list[Any] = [value] * self.world_size
         if self.world_size > 1:
             with self.status.waiting():
@@ -75,7 +76,7 @@ def alone(device: str = "auto") -> Worker:
 
 @contextmanager
 def process_group(store: dist.Store, rank: int, world_size: int, device: torch.device, timeout: timedelta) -> Iterator:
-    """Join the default process group (NCCL on CUDA, gloo on CPU) and leave it whatever happens."""
+    """Join the default process group (NCCL on CUDA, gloo on CPU) and leave it at the end, whatever happens."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:

@@ -1,4 +1,4 @@
-"""What workers tell the driver while they run, through storage: executors need no tracking credentials.
+"""The events of a training, which its ranks write into storage and the driver reads: executors need no credentials.
 
 A writer publishes small whole files of JSON lines; a reader returns each line once, in the order written. Files of
 a restarted attempt sort after those of the one before.
@@ -15,14 +15,20 @@ from pipeline import storage
 
 log = logging.getLogger(__name__)
 
+# One JSON object: ``kind``, ``time`` (of writing, in seconds since 1970) and the fields of its kind.
 Event = dict[str, Any]
 
 
 class EventWriter:
-    """Events of one attempt of one rank. `emit` buffers; a file is published at most once a ``flush_seconds``."""
+    """Writes the events of one attempt of one rank, in files that are published at most every ``flush_seconds``.
+
+    Parameters
+    ----------
+    folder : of the events of one job
+    """
 
     def __init__(self, folder: str, rank: int, *, flush_seconds: float = 1.0):
-        self._prefix = f"{_after_all(folder):020d}-{rank:05d}"
+        self._prefix = f"{_newest_stamp(folder):020d}-{rank:05d}"
         self._folder = folder
         self._flush_seconds = flush_seconds
         self._lines: list[str] = []
@@ -30,7 +36,7 @@ class EventWriter:
         self._flushed_at = time.monotonic()
 
     def emit(self, kind: str, **fields: Any) -> None:
-        """Keep one event. Storage that fails here is no error: the lines are kept, and go with a later flush."""
+        """Add one event, with fields of JSON values. Storage that fails is no error here: a later flush tries again."""
         self._lines.append(json.dumps({"kind": kind, "time": time.time(), **fields}))
         if time.monotonic() - self._flushed_at >= self._flush_seconds:
             try:
@@ -39,7 +45,7 @@ class EventWriter:
                 log.warning("events could not be written to %s and are kept: %s", self._folder, error)
 
     def flush(self) -> None:
-        """Publish what was kept.
+        """Publish the events that are not published yet.
 
         Raises
         ------
@@ -54,8 +60,8 @@ class EventWriter:
             self._lines.clear()
 
 
-def _after_all(folder: str) -> int:
-    """The time in ns, or more where a file there is from a host whose clock is ahead: the order is that of attempts."""
+def _newest_stamp(folder: str) -> int:
+    """The time in ns, or later than a file from a host whose clock is ahead, so that files sort as attempts do."""
     try:
         stamps = [name.partition("-")[0] for name in storage.names(folder) if name.endswith(".jsonl")]
     except OSError:
@@ -64,9 +70,12 @@ def _after_all(folder: str) -> int:
 
 
 class EventReader:
-    """Every event of a folder once, over as many calls of `new` as it takes.
+    """Reads every event of a folder once, over as many calls of `new` as it takes.
 
-    ``complete`` says whether the last call read all there was, ``failure`` what kept it from that.
+    Attributes
+    ----------
+    complete : whether the last call read all that was there
+    failure : what kept it from that; None where nothing did
     """
 
     def __init__(self, folder: str):
@@ -95,7 +104,7 @@ class EventReader:
         return events
 
     def _events(self, name: str, data: bytes) -> list[Event]:
-        """The events of one file, up to the first line that is none."""
+        """The events of one file, up to the first line that is not an event."""
         *lines, rest = data.split(b"\n")
         events: list[Event] = []
         try:
@@ -110,7 +119,7 @@ class EventReader:
 
 
 def _event(line: bytes) -> Event:
-    """One line. Raises ValueError if it is not an event."""
+    """The event of one line. ValueError: it is not one."""
     event = json.loads(line.decode())
     if not (isinstance(event, dict) and isinstance(event.get("kind"), str)):
         raise ValueError("a line is not an event")
@@ -120,7 +129,13 @@ def _event(line: bytes) -> Event:
 
 
 def metric_values(event: Event) -> dict[str, float | None]:
-    """The metrics of one event, by name; none where its kind has none. KeyError: the event lacks what its kind has."""
+    """The values of one event that are metrics, by the metric's name; empty where its kind has none.
+
+    Raises
+    ------
+    KeyError
+        The event lacks a field of its kind.
+    """
     if event["kind"] == "step":
         return {"train/loss": event["loss"], "train/learning_rate": event["learning_rate"]}
     if event["kind"] == "evaluation":
@@ -130,14 +145,14 @@ def metric_values(event: Event) -> dict[str, float | None]:
             "train/mean_loss": event["train_loss"],
             "train/images_per_second": event["images_per_second"],
             "epoch": event["epoch"],
-            **_timings(event.get("ranks") or []),
+            **_milliseconds_by_rank(event.get("ranks") or []),
         }
     if event["kind"] == "diagnostics":
         return {f"diagnostics/{name}": value for name, value in event["values"].items()}
     return {}
 
 
-def _timings(ranks: list[dict[str, Any]]) -> dict[str, float | None]:
+def _milliseconds_by_rank(ranks: list[Event]) -> dict[str, float | None]:
     """Where the time of each rank went since the evaluation before, in ms for each step."""
     return {
         f"rank_{rank['rank']}/{part}_ms": 1000 * seconds / rank["steps"]

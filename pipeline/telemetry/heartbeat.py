@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import storage
+from pipeline.config.frozen import FrozenModel
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,13 @@ RANKS = "ranks"  # folder of the heartbeats
 
 
 class Position(NamedTuple):
-    """phase : one of `PHASES`; step : optimizer steps done; since : time.monotonic() at which it began; waits : for the
-    other ranks, having done its own part of the phase"""
+    """Where a rank is in its training.
+
+    phase : one of `PHASES`
+    epoch, step : the epoch under way, and optimizer steps done
+    since : time.monotonic() at which it began, in seconds
+    waits : whether it waits for the other ranks, having done its own part of the phase
+    """
 
     phase: str = "start"
     epoch: int = 0
@@ -56,7 +62,7 @@ class Status:
         self.position = Position(since=time.monotonic())
 
     def enter(self, phase: str, *, epoch: int | None = None, step: int | None = None) -> None:
-        """The rank begins a phase, or gets on in the one it is in."""
+        """Say that the rank begins a phase, or gets on in the one it is in; None leaves epoch or step as they are."""
         now = self.position
         self.position = Position(
             phase, now.epoch if epoch is None else epoch, now.step if step is None else step, time.monotonic()
@@ -64,7 +70,7 @@ class Status:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """The rank waits for the others: if one of them hangs in this phase, it is not this one."""
+        """Say that the rank waits for the others: if one of them hangs in this phase, it is not this one."""
         self.position = self.position._replace(waits=True)
         try:
             yield
@@ -74,7 +80,11 @@ class Status:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One gang that was started for a job. ``number`` counts them from 1, over restarts of Spark and of the driver."""
+    """One gang that was started for a job.
+
+    number : counts them from 1, over restarts of Spark and of the driver
+    id : unique
+    """
 
     number: int
     id: str
@@ -98,11 +108,58 @@ def read_attempt(folder: str) -> Attempt | None:
 
 
 def beat_path(folder: str, rank: int) -> str:
+    """Where a rank of the job with this folder publishes its heartbeat."""
     return storage.join(folder, RANKS, f"rank-{rank:05d}.json")
 
 
 def stack_path(folder: str, rank: int) -> str:
+    """Where a rank of the job with this folder leaves its stacks, if the folder is a mounted path."""
     return storage.join(folder, RANKS, f"rank-{rank:05d}.stack")
+
+
+class RankProcess(FrozenModel):
+    """Which process a rank is: its process number on its host, and its device as torch names it ("cuda:1")."""
+
+    rank: int
+    world_size: int
+    host: str
+    pid: int
+    device: str
+
+
+class Beat(RankProcess):
+    """One heartbeat: which process a rank is, and where it is in its training.
+
+    attempt : id of the gang that the rank belongs to
+    phase, epoch, step, waits : see `Position`
+    for_seconds : since when it is there, by its own clock
+    time : of the beat, in seconds since 1970, by the clock of its host
+    ended : whether the rank has ended, well or not
+    stack : stacks of its threads where it does not get on and the driver cannot read them from a file
+    """
+
+    attempt: str
+    phase: str
+    epoch: int
+    step: int
+    waits: bool
+    for_seconds: float
+    time: float
+    ended: bool
+    stack: str = ""
+
+
+def read_beat(folder: str, rank: int) -> Beat:
+    """The newest heartbeat of a rank.
+
+    Raises
+    ------
+    FileNotFoundError
+        It has given none.
+    ValueError
+        The file is damaged.
+    """
+    return Beat.model_validate_json(storage.read_bytes(beat_path(folder, rank)))
 
 
 class Heartbeat:
@@ -111,7 +168,9 @@ class Heartbeat:
     Parameters
     ----------
     folder : of the job, seen by all ranks and the driver
-    who : what else to publish: rank, host, device, ...
+    status : what the training of this rank writes
+    attempt : that the rank belongs to; its process ends itself when it sees a newer one
+    process : of this rank
     seconds : between two beats
     stall_seconds : without a new position for this long, stacks are dumped
     """
@@ -121,12 +180,12 @@ class Heartbeat:
         folder: str,
         status: Status,
         attempt: Attempt,
-        who: dict[str, Any],
+        process: RankProcess,
         *,
         seconds: float,
         stall_seconds: float,
     ):
-        self._folder, self._status, self._attempt, self._who = folder, status, attempt, who
+        self._folder, self._status, self._attempt, self._process = folder, status, attempt, process
         self._seconds, self._stall_seconds = seconds, stall_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sparknorm-heartbeat", daemon=True)
@@ -134,7 +193,8 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        with _stack_file(self._folder, self._who["rank"]) as self._stack:
+        """Publish a beat now, one every ``seconds``, and a last one that says that the rank has ended."""
+        with _stack_file(self._folder, self._process.rank) as self._stack:
             self._beat()
             self._thread.start()
             try:
@@ -173,25 +233,26 @@ class Heartbeat:
 
     def _publish(self, *, ended: bool = False) -> None:
         position = self._status.position
-        beat = {
-            **self._who,
-            "attempt": self._attempt.id,
-            "phase": position.phase,
-            "epoch": position.epoch,
-            "step": position.step,
-            "waits": position.waits,
-            "for_seconds": time.monotonic() - position.since,
-            "time": time.time(),
-            "ended": ended,
-        }
-        if beat["for_seconds"] > self._stall_seconds and not storage.is_local(self._folder):
-            beat["stack"] = Path(self._stack.name).read_text(errors="replace")
-        storage.publish(beat_path(self._folder, self._who["rank"]), json.dumps(beat).encode(), durable=False)
+        beat = Beat(
+            **dict(self._process),
+            attempt=self._attempt.id,
+            phase=position.phase,
+            epoch=position.epoch,
+            step=position.step,
+            waits=position.waits,
+            for_seconds=time.monotonic() - position.since,
+            time=time.time(),
+            ended=ended,
+        )
+        if beat.for_seconds > self._stall_seconds and not storage.is_local(self._folder):
+            beat = beat.model_copy(update={"stack": Path(self._stack.name).read_text(errors="replace")})
+        data = json.dumps(beat.model_dump(exclude_unset=True)).encode()
+        storage.publish(beat_path(self._folder, beat.rank), data, durable=False)
 
 
 @contextlib.contextmanager
 def _stack_file(folder: str, rank: int) -> Iterator[Any]:
-    """An open file for faulthandler: in the job's folder where that is a mounted path, else on the local disk.
+    """Open a file for faulthandler: in the job's folder where that is a mounted path, else on the local disk.
 
     Only the first also reaches the driver when no Python code can run any more.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,12 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "TrainResult", "fit"]
 
+# Imported when they are asked for: `loop` imports torch, which a driver may not have.
 _MODULES = {"Job": "job", "TrainResult": "result", "fit": "loop"}
 
 
-def __getattr__(name: str) -> Any:  # `loop` imports torch, which a driver may not have
+def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

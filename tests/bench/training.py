@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import multiprocessing
 import os
 import shutil
@@ -31,7 +30,7 @@ from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSet
 from pipeline.data import load_manifest
 from pipeline.data.shards import SplitFiles
 from pipeline.telemetry.events import EventReader
-from pipeline.telemetry.heartbeat import beat_path
+from pipeline.telemetry.heartbeat import read_beat
 from pipeline.training.job import Job, facts
 
 LAUNCHES = int(os.environ.get("BENCH_LAUNCHES", "7"))
@@ -273,10 +272,10 @@ def restart(spark: Any, dataset: str, folder: Path) -> float:
         while not killed:
             time.sleep(0.05)
             with contextlib.suppress(FileNotFoundError):
-                beat = json.loads(Path(beat_path(job.folder, 1)).read_bytes())
-                if beat["step"] > 30 and not beat["ended"]:
+                beat = read_beat(job.folder, 1)
+                if beat.step > 30 and not beat.ended:
                     killed.append(time.time())
-                    os.kill(beat["pid"], signal.SIGKILL)
+                    os.kill(beat.pid, signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
     options = {"workers": WorkerSettings(count=2), "facts": facts, "folder": job.folder}

@@ -8,7 +8,7 @@ import pytest
 from pipeline.cluster.watch import Watch
 from pipeline.config.cluster import WorkerSettings
 from pipeline.telemetry import heartbeat
-from pipeline.telemetry.heartbeat import Heartbeat, Status
+from pipeline.telemetry.heartbeat import Heartbeat, RankProcess, Status
 
 WORKERS = WorkerSettings(count=2, device="cpu", heartbeat_seconds=0.1, stall_seconds=1)
 
@@ -19,8 +19,8 @@ def beating(folder, statuses):
     attempt = heartbeat.next_attempt(folder)
     with contextlib.ExitStack() as stack:
         for rank, status in enumerate(statuses):
-            who = {"rank": rank, "host": "here", "pid": 1, "device": "cpu"}
-            beat = Heartbeat(folder, status, attempt, who, seconds=0.1, stall_seconds=100)
+            process = RankProcess(rank=rank, world_size=len(statuses), host="here", pid=1, device="cpu")
+            beat = Heartbeat(folder, status, attempt, process, seconds=0.1, stall_seconds=100)
             stack.enter_context(beat.running())
         yield
 

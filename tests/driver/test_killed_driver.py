@@ -103,7 +103,7 @@ def wait_for(what, condition, process, folder):
 
 
 def is_under_way(folder):
-    return any(beat["step"] >= 60 for beat in Running(folder).beats().values())
+    return any(beat.step >= 60 for beat in Running(folder).beats().values())
 
 
 def steps_in_mlflow(uri, run_id):

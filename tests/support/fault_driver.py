@@ -79,7 +79,7 @@ class Bench:
 def in_the_middle(run: Running, rank: int) -> int:
     """The process of a rank that has done most of its steps, of which some are saved."""
     run.saved(26)
-    return run.at_step(55, rank)["pid"]
+    return run.at_step(55, rank).pid
 
 
 def worker_killed(bench: Bench) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def hang(bench: Bench, how: str) -> dict[str, Any]:
     workers = TWO.model_copy(update={"stall_seconds": STALL_SECONDS})
 
     def notice(run: Running) -> dict[str, Any]:
-        return {"pid": run.at_step(1, rank=1)["pid"]}
+        return {"pid": run.at_step(1, rank=1).pid}
 
     report = bench.try_it(f"hang-{how}", workers=workers, hook=rank_faults.hang(how, rank=1, step=40), meanwhile=notice)
     deadline = time.monotonic() + 20

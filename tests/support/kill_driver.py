@@ -66,8 +66,8 @@ class Killer:
         """The process of a rank and where it is; before ranks show themselves, any Python worker there is."""
         while not run.ended.wait(0.01):
             beat = run.beats().get(rank)
-            if beat is not None and _runs(beat["pid"]):
-                return beat["pid"], {"phase": beat["phase"], "step": beat["step"]}
+            if beat is not None and _runs(beat.pid):
+                return beat.pid, {"phase": beat.phase, "step": beat.step}
             workers = python_workers()
             if beat is None and workers:
                 return self._random.choice(workers), {"phase": "no sign of life", "step": None}

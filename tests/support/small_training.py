@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 import traceback
@@ -98,22 +97,22 @@ class Running:
                 raise TimeoutError(f"no {what} within {PATIENCE_SECONDS} s")
         return found
 
-    def beats(self) -> dict[int, dict[str, Any]]:
+    def beats(self) -> dict[int, heartbeat.Beat]:
         """The heartbeats of the newest attempt that has not ended, by rank."""
         attempt = heartbeat.read_attempt(str(self.folder))
         beats = {}
-        for path in sorted((self.folder / heartbeat.RANKS).glob("rank-*.json")):
+        for rank in range(len(list((self.folder / heartbeat.RANKS).glob("rank-*.json")))):
             with contextlib.suppress(FileNotFoundError, ValueError):
-                beat = json.loads(path.read_text())
-                if attempt is not None and beat["attempt"] == attempt.id and not beat["ended"]:
-                    beats[beat["rank"]] = beat
+                beat = heartbeat.read_beat(str(self.folder), rank)
+                if attempt is not None and beat.attempt == attempt.id and not beat.ended:
+                    beats[rank] = beat
         return beats
 
-    def at_step(self, step: int, rank: int = 0) -> dict[str, Any]:
+    def at_step(self, step: int, rank: int = 0) -> heartbeat.Beat:
         """The heartbeat of a rank that has done this many steps."""
         return self.wait_until(
             f"rank {rank} was at step {step}",
-            lambda: next((b for r, b in self.beats().items() if r == rank and b["step"] >= step), None),
+            lambda: next((b for r, b in self.beats().items() if r == rank and b.step >= step), None),
         )
 
     def saved(self, step: int) -> int:
