@@ -81,7 +81,7 @@ def _synchronize() -> None:
 
 
 def _ours(dataset: str, folder: Path, at_end: contextlib.ExitStack, *, staged: bool) -> Callable[[], None]:
-    """A step of `train.fit`'s own loop, with all that it does for each."""
+    """A step of `fit`'s own loop, with all that it does for each."""
     from pipeline.training.assembly import assemble
 
     train = TrainSettings(batch_size=BATCH, epochs=1000, bf16=True, channels_last=True)

@@ -89,7 +89,7 @@ def make_job(dataset: str, folder: Path, **changes: Any) -> Job:
 
 
 def first_step(worker: Any, job: Job) -> float:
-    """The beginning of `train.fit`, up to the end of its first step: the time then (time.time())."""
+    """The beginning of `fit`, up to the end of its first step: the time then (time.time())."""
     with _steps(worker, job) as (step, batches):
         step.take(batches)
         return time.time()
@@ -97,7 +97,7 @@ def first_step(worker: Any, job: Job) -> float:
 
 @contextlib.contextmanager
 def _steps(worker: Any, job: Job) -> Iterator[tuple[Any, Any]]:
-    """The step of `train.fit` and its batches, from the first one on."""
+    """The step of `fit` and its batches, from the first one on."""
     from pipeline.training.assembly import assemble
 
     with assemble(worker, job) as training:
@@ -168,7 +168,7 @@ def throughputs(spark: Any, dataset: str, folder: Path) -> dict[str, list[float]
 
 
 def _speed(worker: Any, job: Job) -> float:
-    """Images per second of the first steps of `train.fit`, its own loop with all that it does for each step."""
+    """Images per second of the first steps of `fit`, its own loop with all that it does for each step."""
     with _steps(worker, job) as (step, batches):
         for number in range(STEPS):
             if number == UNCOUNTED:
@@ -287,7 +287,7 @@ def restart(spark: Any, dataset: str, folder: Path) -> float:
 
 
 def _some_steps(worker: Any, job: Job) -> int:
-    """`train.fit` for 80 steps, with its checkpoints."""
+    """`fit` for 80 steps, with its checkpoints."""
     from pipeline.training.assembly import assemble
 
     with assemble(worker, job) as training:

@@ -7,7 +7,7 @@ from ranks import run_ranks
 from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.training import AugmentSettings, ModelSettings, TrainSettings
-from pipeline.data import plan
+from pipeline.data import load_manifest, plan
 from pipeline.data.loader import check_data
 from pipeline.distributed.worker import alone
 from pipeline.telemetry.events import EventReader
@@ -207,8 +207,6 @@ def test_norm_parameters_and_biases_do_not_decay(dataset, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_said_before_the_start(dataset, tmp_path, changes, world_size, message):
-    from pipeline.data import load_manifest
-
     with pytest.raises(ValueError, match=message):
         check_data(load_manifest(dataset), make_job(dataset, tmp_path, **changes).train, ReaderSettings(), world_size)
 
