@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 CONFIG ?= conf/quickstart.yaml
+INSTALL = $(BIN)/pip install --disable-pip-version-check --no-input --progress-bar off --constraint conf/constraints.txt --editable '.[dev]'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run ui check test test-all ui-test bench docs dist clean
@@ -10,16 +11,23 @@ CONFIG ?= conf/quickstart.yaml
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY) ## virtual environment with the pinned packages; checks Java
+setup: $(READY) ## a virtual environment in .venv with the tested packages; checks Python and Java
 
 $(READY): setup.cfg pyproject.toml conf/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "sparknorm needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
 	@$(PYTHON) -m pipeline.java
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint conf/constraints.txt --editable '.[dev]'
+	@echo "Installing the tested packages into .venv: about $$(grep -c == conf/constraints.txt) of them, minutes on a new machine."
+	@$(PYTHON) -m venv .venv
+	@$(INSTALL) > .venv/install.log 2>&1 & pid=$$!; seconds=0; \
+	while kill -0 $$pid 2> /dev/null; do \
+	    sleep 1; seconds=$$((seconds + 1)); \
+	    [ $$((seconds % 15)) -ne 0 ] || echo "  $$seconds s: $$(grep -c '^ *Collecting ' .venv/install.log) packages found, the last $$(sed -n 's/^ *Collecting \([^][ =<>~!(;]*\).*/\1/p' .venv/install.log | tail -n 1)$$(sed -n 's/^Installing collected.*/, now unpacking them/p' .venv/install.log)"; \
+	done; \
+	wait $$pid || { tail -n 15 .venv/install.log; echo "error: the packages could not be installed; .venv/install.log has all that pip said" >&2; exit 1; }
+	@echo "Installed; the log is .venv/install.log."
 	@touch $(READY)
 
-run: setup ## the main job: ingest Fashion-MNIST, train with and without batch norm, compare (CONFIG=conf/X.yaml for another)
+run: setup ## the main job: ingest Fashion-MNIST, train without and with batch norm, compare (CONFIG=conf/X.yaml for another)
 	$(BIN)/python -m pipeline ingest -c $(CONFIG)
 	$(BIN)/python -m pipeline compare -c $(CONFIG)
 
