@@ -28,7 +28,7 @@ def write_pages(folder: Path) -> None:
         "settings": reference_page(),
         "commands": command_line(),
         "comparison": json_schema("pipeline.report", "Comparison", "comparison.json"),
-        "manifest": json_schema("pipeline.data.manifest", "Manifest", "manifest.json"),
+        "manifest": json_schema("pipeline.data", "Manifest", "manifest.json"),
         "api": python_api(),
     }
     for name, text in pages.items():
