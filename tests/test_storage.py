@@ -58,3 +58,14 @@ def test_local_paths_become_absolute_and_urls_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("runs/x") == f"{tmp_path}/runs/x"
     assert storage.absolute("memory://bucket/x") == "memory://bucket/x"
+
+
+def test_a_file_of_another_process_is_seen_or_named(root):
+    path = storage.join(root, "driver")
+    for text in (None, b"older"):
+        if text is not None:
+            storage.publish(path, text)
+        with pytest.raises(ValueError, match=r"driver, written by rank 3, is not seen here: set `output` to a place"):
+            storage.check_seen(path, "newest", writer="rank 3")
+    storage.publish(path, b"newest")
+    storage.check_seen(path, "newest", writer="rank 3")

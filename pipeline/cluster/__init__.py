@@ -6,14 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.cluster.barrier import WorkerError
     from pipeline.cluster.elastic import run
+    from pipeline.cluster.errors import WorkerError
     from pipeline.cluster.session import get_session
 
 __all__ = ["WorkerError", "get_session", "run"]
 
 # Imported when they are asked for: executors import this package for `task` alone.
-_PLACES = {"WorkerError": "barrier", "get_session": "session", "run": "elastic"}
+_PLACES = {"WorkerError": "errors", "get_session": "session", "run": "elastic"}
 
 
 def __getattr__(name: str) -> Any:

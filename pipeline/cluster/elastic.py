@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import barrier, resources
-from pipeline.cluster.task import Facts
+from pipeline.cluster.errors import GangLostError, ShortageError, WorkerError
+from pipeline.cluster.rendezvous import Facts
 from pipeline.config.cluster import WorkerSettings
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def run(
     workers: WorkerSettings,
     sizes: Sizes = any_size,
     saved_step: Callable[[], int] = nothing_saved,
-    facts: Facts | None = None,
+    facts: Callable[..., Facts] | None = None,
     folder: str | None = None,
     stop: threading.Event | None = None,
 ) -> list[Any]:
@@ -84,12 +85,12 @@ def run(
         gang = workers.model_copy(update={"count": size})
         try:
             return barrier.run(spark, fn, args, workers=gang, facts=facts, folder=folder, stop=stop)
-        except (barrier.GangLostError, barrier.ShortageError) as error:
+        except (GangLostError, ShortageError) as error:
             if "UNAVAILABLE" in str(error.__cause__):  # the Spark Connect server is gone, and each call waits for it
                 raise
-            lost, waited = error, isinstance(error, barrier.ShortageError) or error.waited
+            lost, waited = error, isinstance(error, ShortageError) or error.waited
             next_size = _size_after_loss(spark, workers, sizes, size, waited)
-        except barrier.WorkerError as error:
+        except WorkerError as error:
             if error.final:
                 raise
             lost, next_size = error, size
@@ -109,8 +110,8 @@ def world_size(spark: SparkSession, workers: WorkerSettings, sizes: Sizes = any_
         Not even ``workers.min_count`` fit after ``workers.slots_wait_seconds``.
     """
     try:
-        barrier.wait_for_slots(spark, workers)
-    except barrier.ShortageError as error:
+        resources.wait_for_slots(spark, workers)
+    except ShortageError as error:
         fitting = [size for size in _allowed_sizes(workers, sizes) if size <= error.slots]
         if not fitting:
             raise

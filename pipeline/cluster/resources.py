@@ -1,4 +1,4 @@
-"""What a rank asks of Spark: cores and GPUs for the training stage alone, and how many ranks the cluster can run.
+"""What a rank asks of Spark: cores and GPUs for the training stage alone, and how many ranks the cluster can run now.
 
 Spark's settings (spark.task.cpus, spark.task.resource.gpu.amount) hold for every stage of a session. A rank wants a GPU
 and many cores, a task of the ETL one core and no GPU: with settings alone the ETL would leave most cores idle. So the
@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster.session import is_connect, spark_reason
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from pipeline.cluster.connect import is_connect
+from pipeline.cluster.errors import LaunchError, ShortageError, spark_reason
 from pipeline.config.cluster import WorkerSettings
 
 if TYPE_CHECKING:
@@ -55,6 +58,50 @@ def slots(spark: SparkSession, workers: WorkerSettings) -> int | None:
     if profile is None:
         return int(scala.maxNumConcurrentTasks(manager.defaultResourceProfile()))
     return int(scala.maxNumConcurrentTasks(_registered(manager, profile, workers)))
+
+
+def wait_for_slots(spark: SparkSession, workers: WorkerSettings) -> None:
+    """Return once the cluster can run all tasks at once. Spark itself would wait ten minutes in silence.
+
+    Raises
+    ------
+    ShortageError
+        It cannot, and ``workers.slots_wait_seconds`` have passed (none in local mode, where slots are fixed).
+    """
+    if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        raise LaunchError("barrier stages need fixed executors: set spark.dynamicAllocation.enabled=false")
+    again = Retrying(
+        retry=retry_if_exception_type(ShortageError),
+        stop=stop_after_delay(0 if _is_local(spark) else workers.slots_wait_seconds),
+        wait=wait_fixed(0.5),
+        reraise=True,
+    )
+    again(check_slots, spark, workers)
+
+
+def check_slots(spark: SparkSession, workers: WorkerSettings) -> None:
+    """Raise ShortageError where Spark says that there are fewer slots than workers."""
+    number = slots(spark, workers)
+    if number is None or number >= workers.count:
+        return
+    master = str(spark.sparkContext.master)
+    asked = [f"{value} {what}" for value, what in ((workers.task_cpus, "cores"), (workers.task_gpus, "GPUs")) if value]
+    each = f" of {' and '.join(asked)}" if asked else ""
+    more = f"cores (master local[{workers.count}])" if _is_local(spark) else "cores, GPUs or executors"
+    fewer = f"set workers.count to at most {number}, or " if number else ""
+    raise ShortageError(
+        f"workers.count is {workers.count}, but {master} has {number} slots{each}: {fewer}give the cluster more {more}",
+        number,
+    )
+
+
+def _is_local(spark: SparkSession) -> bool:
+    """Whether slots cannot change: executors and driver are one process."""
+    return not is_connect(spark) and _is_one_process(str(spark.sparkContext.master))
+
+
+def _is_one_process(master: str) -> bool:
+    return master.startswith("local") and not master.startswith("local-cluster")
 
 
 def idle_gpus(spark: SparkSession, workers: WorkerSettings) -> str | None:
@@ -107,7 +154,7 @@ def _registered(manager: Any, profile: ResourceProfile, workers: WorkerSettings)
 def _check(spark: SparkSession, workers: WorkerSettings) -> None:
     """Raise what Spark would say later, in words of the settings that are wrong."""
     master = str(spark.conf.get("spark.master", ""))
-    if master.startswith("local") and not master.startswith("local-cluster"):
+    if _is_one_process(master):
         raise ValueError(
             f"{_asked(workers)}, but master {master} has no resource profiles (standalone, YARN and Kubernetes have): "
             "leave workers.task_cpus and workers.task_gpus out"

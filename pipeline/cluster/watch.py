@@ -1,4 +1,4 @@
-"""The driver's eye on a gang: is it running, does every rank get on, and if not, which rank is it and where.
+"""The driver's watch over a gang: whether it runs, whether every rank makes progress, and if not, which one and where.
 
 It reads the heartbeats that ranks publish (`heartbeat.py`) and never compares clocks of two machines: a rank says how
 long it has been in its phase, and how old a heartbeat is counts from when this process saw it change.
@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 from pipeline import storage
-from pipeline.cluster import task
+from pipeline.cluster.failures import Failure, failure_path
 from pipeline.config.cluster import WorkerSettings
 from pipeline.telemetry import heartbeat
 
@@ -25,24 +25,24 @@ STACK_SECONDS = 5.0
 
 
 @dataclass
-class _Rank:
+class _RankView:
     """The newest heartbeat of one rank, and when this process saw it first (time.monotonic)."""
 
     beat: heartbeat.Beat
-    seen: float
+    seen_at: float
 
     @property
-    def age(self) -> float:
-        return time.monotonic() - self.seen
+    def age_seconds(self) -> float:
+        return time.monotonic() - self.seen_at
 
     @property
     def stuck_seconds(self) -> float:
         """Seconds without progress, as far as this process can know."""
-        return self.beat.for_seconds + self.age
+        return self.beat.for_seconds + self.age_seconds
 
     @property
-    def order(self) -> tuple[int, int, bool]:
-        """How far the rank has come."""
+    def progress(self) -> tuple[int, int, bool]:
+        """How far the rank has come, to be compared with other ranks."""
         phase = self.beat.phase
         number = heartbeat.PHASES.index(phase) if phase in heartbeat.PHASES else 0
         return self.beat.step, number, self.beat.waits
@@ -53,23 +53,26 @@ class _Rank:
 
 
 class Watch:
-    """What the heartbeats in the folder of a job say. Call `look` often; the other methods tell of the last look."""
+    """Reads the heartbeats in the folder of a job and says what they mean.
+
+    `read_heartbeats` is to be called often; the other methods speak of what the last call read.
+    """
 
     def __init__(self, folder: str, workers: WorkerSettings):
         self._folder, self._workers = folder, workers
-        self._before = heartbeat.read_attempt(folder)  # of an earlier launch: not ours
+        self._earlier_attempt = heartbeat.read_attempt(folder)  # of an earlier launch: not ours
         self._attempt = ""
-        self._ranks: dict[int, _Rank] = {}
-        self._failed_at: float | None = None
-        self._quiet_since = time.monotonic()
+        self._ranks: dict[int, _RankView] = {}
+        self._failure_seen_at: float | None = None
+        self._life_seen_at = time.monotonic()
 
-    def look(self) -> None:
-        """Read what is new. Storage errors are the caller's to bear: one look more or less does not matter."""
+    def read_heartbeats(self) -> None:
+        """Read what is new. Storage errors are raised; the caller may ignore them, and call again."""
         attempt = heartbeat.read_attempt(self._folder)
-        if attempt is None or (self._before is not None and attempt.id == self._before.id):
+        if attempt is None or (self._earlier_attempt is not None and attempt.id == self._earlier_attempt.id):
             return
         if attempt.id != self._attempt:
-            self._attempt, self._failed_at = attempt.id, None
+            self._attempt, self._failure_seen_at = attempt.id, None
             self._ranks.clear()
         for rank in range(self._workers.count):
             try:
@@ -78,70 +81,70 @@ class Watch:
                 continue
             known = self._ranks.get(rank)
             if beat.attempt == self._attempt and (known is None or known.beat.time != beat.time):
-                self._ranks[rank] = _Rank(beat, time.monotonic())
-        if self._alive():
-            self._quiet_since = time.monotonic()
+                self._ranks[rank] = _RankView(beat, time.monotonic())
+        if self._any_rank_runs():
+            self._life_seen_at = time.monotonic()
 
     @property
-    def quiet_seconds(self) -> float:
+    def silent_seconds(self) -> float:
         """Seconds since any rank of the newest attempt gave a sign of life: the stage waits, restarts, or ends."""
-        return time.monotonic() - self._quiet_since
+        return time.monotonic() - self._life_seen_at
 
     def positions(self) -> str:
         """Where each rank was last seen; empty before the first sign of life."""
-        return "; ".join(f"{rank}, {rank.age:.0f} s ago" for _, rank in sorted(self._ranks.items()))
+        return "; ".join(f"{rank}, {rank.age_seconds:.0f} s ago" for _, rank in sorted(self._ranks.items()))
 
-    def stalled(self) -> str | None:
+    def stall(self) -> str | None:
         """The message about the rank that holds all others up for longer than ``stall_seconds``, or None."""
         limit = self._workers.stall_seconds
         running = [rank for rank in self._ranks.values() if not rank.beat.ended]
-        if not self._alive() or not any(rank.stuck_seconds > limit for rank in running):
+        if not self._any_rank_runs() or not any(rank.stuck_seconds > limit for rank in running):
             return None
         # Those that wait for others are further on than the one they wait for.
-        least = min(rank.order for rank in running)
-        culprit = max((rank for rank in running if rank.order == least), key=lambda rank: rank.stuck_seconds)
+        least = min(rank.progress for rank in running)
+        culprit = max((rank for rank in running if rank.progress == least), key=lambda rank: rank.stuck_seconds)
         return f"{self._describe(culprit)}\n{self._stack(culprit.beat.rank)}"
 
-    def _describe(self, culprit: _Rank) -> str:
+    def _describe(self, culprit: _RankView) -> str:
         beat, limit = culprit.beat, self._workers.stall_seconds
         who = f"rank {beat.rank} on {beat.host} ({beat.device})"
         where = f"in {beat.phase} at step {beat.step}"
         setting = f"(workers.stall_seconds is {limit:g})"
-        if culprit.age > MISSED_BEATS * self._workers.heartbeat_seconds:
+        if culprit.age_seconds > MISSED_BEATS * self._workers.heartbeat_seconds:
             return (
-                f"{who} gave its last sign of life {culprit.age:.0f} s ago, then {where} {setting}: its process "
-                f"{beat.pid} is stopped, or hangs in native code"
+                f"{who} gave its last sign of life {culprit.age_seconds:.0f} s ago, then {where} {setting}: "
+                f"its process {beat.pid} is stopped, or hangs in native code"
             )
         hint = ""
         if beat.phase == "all-reduce":
             hint = ": all ranks wait for each other; look at the network between their hosts"
         return f"{who} has been {where} for {culprit.stuck_seconds:.0f} s {setting}{hint}"
 
-    def failure(self) -> task.Failure | None:
+    def unnoticed_failure(self) -> Failure | None:
         """The failure of one rank that the others have not noticed for `FAILURE_GRACE_SECONDS`, or None.
 
         Only where all others are well: if one of them is silent, it is its death that the rank speaks of, and Spark
         starts the gang again.
         """
-        path = task.failure_path(self._folder, self._attempt)
+        path = failure_path(self._folder, self._attempt)
         if not self._attempt or not storage.exists(path):
             return None
-        if self._failed_at is None:
-            self._failed_at = time.monotonic()
+        if self._failure_seen_at is None:
+            self._failure_seen_at = time.monotonic()
         beat = self._workers.heartbeat_seconds
-        if time.monotonic() - self._failed_at < max(FAILURE_GRACE_SECONDS, FAILURE_GRACE_BEATS * beat):
+        if time.monotonic() - self._failure_seen_at < max(FAILURE_GRACE_SECONDS, FAILURE_GRACE_BEATS * beat):
             return None
-        failure = task.Failure(**json.loads(storage.read_bytes(path)))
+        failure = Failure(**json.loads(storage.read_bytes(path)))
         others = [rank for number, rank in self._ranks.items() if number != failure.rank]
-        well = [rank for rank in others if rank.beat.ended or rank.age < (FAILURE_GRACE_BEATS - 1) * beat]
+        well = [rank for rank in others if rank.beat.ended or rank.age_seconds < (FAILURE_GRACE_BEATS - 1) * beat]
         if len(well) < self._workers.count - 1 or all(rank.beat.ended for rank in well):
             return None
         return failure
 
-    def _alive(self) -> bool:
+    def _any_rank_runs(self) -> bool:
         """Whether any rank of the newest attempt is running."""
         limit = MISSED_BEATS * self._workers.heartbeat_seconds
-        return any(not rank.beat.ended and rank.age < limit for rank in self._ranks.values())
+        return any(not rank.beat.ended and rank.age_seconds < limit for rank in self._ranks.values())
 
     def _stack(self, rank: int) -> str:
         """What faulthandler wrote on that worker; it may take a moment to arrive."""
@@ -154,7 +157,7 @@ class Watch:
             if text.strip() or time.monotonic() > deadline:
                 return _main_thread_first(text.strip()) or "(no stack arrived from that worker)"
             time.sleep(0.2)
-            self.look()
+            self.read_heartbeats()
 
 
 def _main_thread_first(text: str) -> str:

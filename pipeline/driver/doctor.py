@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline import storage
 from pipeline.cluster import barrier, resources
-from pipeline.cluster.session import spark_reason
+from pipeline.cluster.errors import spark_reason
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.settings import Settings
 from pipeline.data.manifest import Manifest

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.cluster import resources
-from pipeline.cluster.barrier import StoppedError
+from pipeline.cluster.errors import StoppedError
 from pipeline.config.cluster import WorkerSettings
 
 if TYPE_CHECKING:

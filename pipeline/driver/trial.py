@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.cluster import elastic
-from pipeline.cluster.progress import TrainingBar
 from pipeline.config.settings import Settings
 from pipeline.data.manifest import Manifest
 from pipeline.driver.checks import check_trial
 from pipeline.driver.record import Record, finished_record, unfinished_record
 from pipeline.driver.slots import TrainingSlot
+from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
 from pipeline.tracking.tracker import TrackedRun, Tracker
 

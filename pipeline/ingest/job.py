@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline import storage
+from pipeline.cluster.errors import spark_failures, spark_reason
 from pipeline.cluster.progress import spark_tasks
-from pipeline.cluster.session import spark_reason
 from pipeline.config.dataset import DatasetSettings
 from pipeline.config.settings import digest_of
 from pipeline.data import manifest, reasons
@@ -26,7 +26,7 @@ from pipeline.data.manifest import DatasetError, Ingested, Manifest, Shard, Spli
 from pipeline.ingest import existing, tasks
 from pipeline.ingest.images import ImageSpec
 from pipeline.ingest.sources.open import open_source
-from pipeline.ingest.sources.source import Source, exact_path, spark_failures
+from pipeline.ingest.sources.source import Source, exact_path
 from pipeline.ingest.tasks import QUARANTINE, Layout
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import threading
 import time
 from typing import Any
 
-from pipeline.cluster.progress import TrainingBar
 from pipeline.telemetry.events import Event, EventReader
 from pipeline.tracking.outage import AGAIN_SECONDS, TrackingError, is_outage, reason
+from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.tracker import TrackedRun, longest_call_seconds, store_name
 
 log = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ import torch
 from pyspark import cloudpickle
 
 from pipeline.cluster import barrier
+from pipeline.cluster.errors import LaunchError, WorkerError
 from pipeline.config.cluster import WorkerSettings
 
 pytestmark = pytest.mark.spark
@@ -56,7 +57,7 @@ def fail_on(worker, failing, before_the_others):
 @pytest.mark.parametrize("before_the_others", [True, False])
 def test_the_first_failure_arrives_with_rank_and_traceback(spark, failing, before_the_others):
     started = time.monotonic()
-    with pytest.raises(barrier.WorkerError) as error:
+    with pytest.raises(WorkerError) as error:
         barrier.run(spark, fail_on, (failing, before_the_others), workers=TWO)
     text = str(error.value)
     assert text.startswith(f"rank {failing} on ")
@@ -75,7 +76,7 @@ def fail_everywhere(worker):
 
 
 def test_a_failure_of_all_ranks_is_told_once(spark):
-    with pytest.raises(barrier.WorkerError) as error:
+    with pytest.raises(WorkerError) as error:
         barrier.run(spark, fail_everywhere, workers=TWO)
     assert str(error.value).count("ValueError: settings that no rank can use") <= 2  # headline and traceback
 
@@ -85,7 +86,7 @@ def leave(worker):
 
 
 def test_an_exit_of_the_users_code_is_a_failure(spark):
-    with pytest.raises(barrier.WorkerError, match="SystemExit: 3"):
+    with pytest.raises(WorkerError, match="SystemExit: 3"):
         barrier.run(spark, leave, workers=TWO)
 
 
@@ -102,20 +103,20 @@ def facts_that_fail(*_):
 
 
 def test_ranks_that_disagree_stop_before_the_start(spark):
-    with pytest.raises(barrier.WorkerError, match=r"ranks disagree about pid: rank 0 on \S+ has \d+, rank 1 on"):
+    with pytest.raises(WorkerError, match=r"ranks disagree about pid: rank 0 on \S+ has \d+, rank 1 on"):
         barrier.run(spark, introduce, ("x",), workers=TWO, facts=facts_of_pid)
 
 
 def test_a_rank_that_fails_before_the_start_is_no_hang(spark):
     started = time.monotonic()
-    with pytest.raises(barrier.WorkerError, match=r"rank 1 on .*FileNotFoundError: /data/manifest.json"):
+    with pytest.raises(WorkerError, match=r"rank 1 on .*FileNotFoundError: /data/manifest.json"):
         barrier.run(spark, introduce, ("x",), workers=TWO, facts=facts_that_fail)
     assert time.monotonic() - started < 30
 
 
 def test_too_few_slots_are_an_error_at_once(spark):
     started = time.monotonic()
-    with pytest.raises(barrier.LaunchError) as error:
+    with pytest.raises(LaunchError) as error:
         barrier.run(spark, introduce, ("x",), workers=TWO.model_copy(update={"count": 4, "slots_wait_seconds": 60}))
     assert "workers.count is 4, but local[2] has 2 slots: set workers.count to at most 2" in str(error.value)
     assert time.monotonic() - started < 5
@@ -178,23 +179,24 @@ def test_a_rank_that_ends_while_another_dies_is_part_of_the_next_gang(spark, tmp
     ]
 
 
-def test_too_few_slots_are_looked_for_again_with_a_new_plan(spark, monkeypatch):
+def same_rows(batches):
+    yield from batches
+
+
+def test_too_few_slots_are_looked_for_again_with_a_new_plan(spark):
     """An adaptive plan that has failed only repeats its failure: after the wait there must be slots to be found."""
-    looks = []
-    patiently, workers = barrier._collect_patiently, TWO.model_copy(update={"count": 3, "slots_wait_seconds": 30})
+    tries = []
 
-    def with_fewer_tasks_later(spark, stage, workers, *rest):
-        def look():
-            looks.append(time.monotonic())
-            return spark.range(0, 1).coalesce(1) if len(looks) == 3 else stage()
+    def stage():
+        tries.append(time.monotonic())
+        count = 2 if len(tries) == 3 else 3
+        tasks = spark.range(0, count, 1, count)
+        return tasks.mapInArrow(same_rows, "id long", barrier=True).repartition(1)
 
-        return patiently(spark, look, workers, *rest)
-
-    monkeypatch.setattr(barrier, "wait_for_slots", lambda *_: None)
-    monkeypatch.setattr(barrier, "_collect_patiently", with_fewer_tasks_later)
-    with pytest.raises(AttributeError, match="failed"):  # the row is not a rank's
-        barrier.run(spark, threads, workers=workers)
-    assert len(looks) == 3
+    workers = TWO.model_copy(update={"count": 3, "slots_wait_seconds": 60})
+    rows = barrier.collect_when_slots_allow(spark, stage, barrier.Guard(workers))
+    assert sorted(row.id for row in rows) == [0, 1]
+    assert len(tries) == 3
 
 
 def kill_always(worker):
@@ -205,5 +207,5 @@ def kill_always(worker):
 
 
 def test_a_worker_that_always_dies_ends_the_stage(spark):
-    with pytest.raises(barrier.LaunchError, match="Spark gave up the barrier stage of 2 workers"):
+    with pytest.raises(LaunchError, match="Spark gave up the barrier stage of 2 workers"):
         barrier.run(spark, kill_always, workers=TWO)

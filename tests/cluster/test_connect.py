@@ -13,7 +13,8 @@ import pytest
 from connect_server import REPOSITORY, code_zip, connect_server, plain_environment
 from small_data import CLASSES
 
-from pipeline.cluster.session import CONNECT_SECONDS, spark_reason
+from pipeline.cluster.connect import CONNECT_SECONDS
+from pipeline.cluster.errors import spark_reason
 from pipeline.config import SettingsError, load_settings
 from pipeline.data import load_manifest
 
@@ -69,9 +70,8 @@ def test_the_same_ingest_and_compare(address, code, dataset, idx_folder, tmp_pat
 
 
 LOST = """
-from pipeline.cluster.barrier import run
+from pipeline.cluster import get_session, run
 from pipeline.config.cluster import SparkSettings, WorkerSettings
-from pipeline.cluster.session import get_session
 
 def fails(worker):
     if worker.rank == 1:
@@ -90,7 +90,7 @@ def test_a_workers_error_arrives_with_rank_and_traceback(address, code, tmp_path
     error = done.stderr[done.stderr.rindex("WorkerError") :]
     assert "rank 1 on " in error
     assert "KeyError: 'the seventh image'" in error
-    assert 'lost.py", line 8, in fails' in error
+    assert 'lost.py", line 7, in fails' in error
 
 
 @pytest.mark.spark

@@ -17,6 +17,7 @@ from small_training import TWO, Running, equal, events, final_state, launch, mak
 from standalone_cluster import WorkerOffer, run_driver, standalone_cluster
 
 from pipeline.cluster import WorkerError, elastic
+from pipeline.cluster.errors import ShortageError
 from pipeline.config.training import ModelSettings, TrainSettings
 from pipeline.driver.trial import run_trial
 from pipeline.tracking.tracker import Tracker
@@ -161,15 +162,15 @@ def stop_at_step_60(moment):
 )
 def test_the_largest_number_that_fits_and_divides_the_lanes(monkeypatch, least, slots, expected):
     workers = TWO.model_copy(update={"count": 8, "min_count": least})
-    monkeypatch.setattr(elastic.barrier, "wait_for_slots", lambda *_: shortage(slots) if slots < 8 else None)
+    monkeypatch.setattr(elastic.resources, "wait_for_slots", lambda *_: shortage(slots) if slots < 8 else None)
     assert elastic.world_size(None, workers, sizes=divides_16) == expected
 
 
 @pytest.mark.parametrize(("least", "slots"), [(None, 7), (4, 3), (1, 0)])
 def test_too_few_for_the_least_number_is_an_error(monkeypatch, least, slots):
     workers = TWO.model_copy(update={"count": 8, "min_count": least})
-    monkeypatch.setattr(elastic.barrier, "wait_for_slots", lambda *_: shortage(slots))
-    with pytest.raises(elastic.barrier.ShortageError):
+    monkeypatch.setattr(elastic.resources, "wait_for_slots", lambda *_: shortage(slots))
+    with pytest.raises(ShortageError):
         elastic.world_size(None, workers, sizes=divides_16)
 
 
@@ -178,7 +179,7 @@ def divides_16(count):
 
 
 def shortage(slots):
-    raise elastic.barrier.ShortageError(f"there are {slots} slots", slots)
+    raise ShortageError(f"there are {slots} slots", slots)
 
 
 @contextmanager

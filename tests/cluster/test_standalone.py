@@ -25,7 +25,7 @@ def cluster(tmp_path_factory):
 
 TRAINING = """
 import json, sys
-from pipeline.cluster import barrier, resources
+from pipeline.cluster import barrier, errors, resources
 from pipeline.config.cluster import WorkerSettings
 from standalone_cluster import driver_session, shipped_properties
 
@@ -65,7 +65,7 @@ refused = []
 for asked in ({"task_gpus": 2}, {"task_cpus": 3}, {"count": 3, "task_gpus": 1, "slots_wait_seconds": 0}):
     try:
         barrier.run(spark, introduce, workers=plain.model_copy(update=asked))
-    except (ValueError, barrier.LaunchError) as error:
+    except (ValueError, errors.LaunchError) as error:
         refused.append(str(error))
 print(json.dumps({"ranks": ranks, "slots": slots, "tasks": [json.loads(row.task) for row in tasks], "refused": refused,
                   "advice": [resources.idle_gpus(spark, workers) for workers in (profiled, plain, WorkerSettings())],
@@ -119,7 +119,7 @@ def test_what_no_executor_has_is_refused_in_words_of_the_settings(seen):
 DISAGREEING = """
 import sys
 from pathlib import Path
-from pipeline.cluster import barrier
+from pipeline.cluster import WorkerError, run
 from pipeline.config.cluster import WorkerSettings
 from standalone_cluster import driver_session
 
@@ -130,8 +130,8 @@ def begin(worker, folder):
 
 workers = WorkerSettings(count=2, device="cpu", task_cpus=2, slots_wait_seconds=60)
 try:
-    barrier.run(spark, begin, (sys.argv[2],), workers=workers)
-except barrier.WorkerError as error:
+    run(spark, begin, (sys.argv[2],), workers=workers)
+except WorkerError as error:
     print("WorkerError:", str(error).splitlines()[0])
 spark.stop()
 """

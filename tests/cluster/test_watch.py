@@ -27,9 +27,9 @@ def beating(folder, statuses):
 
 def blamed(watch):
     give_up_at = time.monotonic() + 30
-    while (stall := watch.stalled()) is None and time.monotonic() < give_up_at:
+    while (stall := watch.stall()) is None and time.monotonic() < give_up_at:
         time.sleep(0.1)
-        watch.look()
+        watch.read_heartbeats()
     return stall
 
 

@@ -11,7 +11,7 @@ import yaml
 from small_training import make_job
 
 from pipeline import storage
-from pipeline.cluster import resources, task
+from pipeline.cluster import rendezvous, resources
 from pipeline.distributed.worker import alone
 from pipeline.driver import doctor
 from pipeline.driver.doctor import LITTLE_BYTES, CheckFailedError, DoubtfulError, check_disk
@@ -92,9 +92,9 @@ def test_a_disk_that_is_nearly_full_is_a_doubt_and_a_full_one_a_failure():
 
 
 def test_one_gpu_for_two_workers_of_a_host_is_a_failure():
-    task.one_gpu_each(["0", "1", "0", None, None], ["a", "a", "b", "b", "b"])
+    rendezvous.one_gpu_each(["0", "1", "0", None, None], ["a", "a", "b", "b", "b"])
     with pytest.raises(ValueError, match=r"ranks 1 and 2 on b were both assigned GPU 1: set workers\.task_gpus=1"):
-        task.one_gpu_each(["1", "1", "1"], ["a", "b", "b"])
+        rendezvous.one_gpu_each(["1", "1", "1"], ["a", "b", "b"])
 
 
 def test_executors_of_two_java_versions_are_a_failure():

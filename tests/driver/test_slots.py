@@ -9,6 +9,7 @@ import mlflow
 import pytest
 
 from pipeline.cluster import barrier
+from pipeline.cluster.errors import LaunchError, StoppedError
 from pipeline.config.cluster import WorkerSettings
 from pipeline.config.study import CompareSettings
 from pipeline.driver import slots
@@ -78,7 +79,7 @@ def test_the_next_trial_trains_while_one_logs_what_it_made(spark):
 def test_a_slot_that_comes_free_when_all_must_stop_is_not_taken():
     free, stop = threading.Semaphore(1), threading.Event()
     stop.set()
-    with pytest.raises(barrier.StoppedError, match="another trial failed"), slots.TrainingSlot(free, stop):
+    with pytest.raises(StoppedError, match="another trial failed"), slots.TrainingSlot(free, stop):
         pass
     assert free.acquire(blocking=False)  # it is still free
 
@@ -123,12 +124,12 @@ def test_the_first_error_stops_the_others_at_once(spark, settings, tmp_path, mon
             deadline = time.monotonic() + 60
             while not list(folder.glob("events/*")) and time.monotonic() < deadline:
                 time.sleep(0.1)  # the other one has made steps
-            raise barrier.LaunchError("executors were lost")
+            raise LaunchError("executors were lost")
         return launch(*args, **options)
 
     monkeypatch.setattr(barrier, "run", fail_one)
     started = time.monotonic()
-    with pytest.raises(barrier.LaunchError, match="executors were lost"):
+    with pytest.raises(LaunchError, match="executors were lost"):
         compare(spark, study)
     assert time.monotonic() - started < 150
     client = mlflow.MlflowClient(settings.tracking.uri)
@@ -157,11 +158,11 @@ def test_a_study_that_was_stopped_goes_on_with_all_that_it_had_begun(spark, sett
         watch.start()
         try:
             return launch(*args, **options | {"stop": stop})
-        except barrier.StoppedError as error:
-            raise barrier.LaunchError("executors were lost") from error
+        except StoppedError as error:
+            raise LaunchError("executors were lost") from error
 
     monkeypatch.setattr(barrier, "run", lose)
-    with pytest.raises(barrier.LaunchError, match="executors were lost"):
+    with pytest.raises(LaunchError, match="executors were lost"):
         compare(spark, study)
     monkeypatch.undo()
     reached = {folder: newest_step(f"{folder}/checkpoints") for folder in Path(study.output, "trials").glob("*/")}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyspark import cloudpickle
 
-from pipeline.cluster.barrier import WorkerError
+from pipeline.cluster.errors import WorkerError
 from pipeline.config.training import AugmentSettings, CheckpointSettings
 from pipeline.data import load_manifest
 from pipeline.driver import record, trial

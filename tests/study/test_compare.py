@@ -15,6 +15,7 @@ from mlflow.entities import RunStatus
 
 from pipeline import __main__ as commands
 from pipeline.cluster import barrier
+from pipeline.cluster.errors import LaunchError
 from pipeline.config.study import CompareSettings
 from pipeline.study.arms import arms_of
 from pipeline.study.compare import _search, _trial, compare, metrics_of
@@ -241,11 +242,11 @@ def test_a_study_that_fails_leaves_no_result_and_a_failed_run(spark, settings, t
 
     def fail_later(*args, **kwargs):
         if list((output / "trials").glob("*/checkpoints")):  # the first trial is done
-            raise barrier.LaunchError("executors were lost")
+            raise LaunchError("executors were lost")
         return collect(*args, **kwargs)
 
     monkeypatch.setattr(barrier, "run", fail_later)
-    with pytest.raises(barrier.LaunchError, match="executors were lost"):
+    with pytest.raises(LaunchError, match="executors were lost"):
         compare(spark, varied(settings, grid=NORMS))
     assert not (output / "comparison.json").exists()
     assert not (output / "report.html").exists()

@@ -38,9 +38,9 @@ from small_training import (
     steps_not_told,
 )
 
-from pipeline.cluster.progress import TrainingBar
 from pipeline.cluster.session import get_session
 from pipeline.config.training import CheckpointSettings
+from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
 from pipeline.training.job import Job
 

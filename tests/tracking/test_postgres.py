@@ -13,12 +13,12 @@ from mlflow_server import MlflowServer, free_port
 from postgres_server import PostgresServer
 from pyspark import cloudpickle
 
-from pipeline.cluster.progress import TrainingBar
 from pipeline.config.study import TrackingSettings
 from pipeline.driver import trial
 from pipeline.driver.trial import run_trial
 from pipeline.telemetry.events import EventReader, EventWriter
 from pipeline.tracking.outage import TrackingError
+from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
 from pipeline.tracking.tracker import Tracker
 

@@ -7,12 +7,12 @@ import mlflow
 import pytest
 from mlflow_server import MlflowServer, free_port
 
-from pipeline.cluster.progress import TrainingBar
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
 from pipeline.telemetry.events import EventWriter
 from pipeline.tracking import relay, tracker
 from pipeline.tracking.outage import TrackingError
+from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
 from pipeline.tracking.tracker import Tracker
 

@@ -8,11 +8,11 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException, RestException
 
-from pipeline.cluster.progress import TrainingBar
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
 from pipeline.tracking import outage
 from pipeline.tracking.outage import TrackingError, is_outage, patiently, reason
+from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.tracker import TrackedRun, Tracker
 
 STEPS = [{"kind": "step", "time": float(n), "step": n, "loss": 1.0, "learning_rate": 0.1} for n in range(1, 4)]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import storage
+from pipeline.cluster.errors import first_line, spark_failures
 from pipeline.config.dataset import SourceSettings
 from pipeline.data import reasons
 from pipeline.ingest.sources.source import (
@@ -24,10 +25,8 @@ from pipeline.ingest.sources.source import (
     SourceError,
     class_number,
     exact_path,
-    first_line,
     in_label_order,
     label_name,
-    spark_failures,
     to_batch,
 )
 

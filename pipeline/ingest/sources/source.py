@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import storage
+from pipeline.cluster.errors import spark_failures
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,24 +99,6 @@ def spark_path(path: str) -> str:
 def exact_path(path: str) -> str:
     """The same for one file whose name may have characters that Spark takes for a pattern."""
     return re.sub(r"([\[\]{}*?\\])", r"\\\1", spark_path(path))
-
-
-def spark_failures() -> tuple[type[Exception], ...]:
-    """What Spark raises; some errors of the JVM arrive as Py4J's."""
-    from pyspark.errors import PySparkException
-
-    try:
-        from py4j.protocol import Py4JError
-    except ImportError:  # a client of Spark Connect needs no JVM
-        return (PySparkException,)
-    return PySparkException, Py4JError
-
-
-def first_line(error: Exception) -> str:
-    """What a Spark error says, without its plan and stack trace."""
-    java = getattr(error, "java_exception", None)
-    text = str(java.getMessage() if java is not None else error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def to_batch(columns: dict[str, Any]) -> pa.RecordBatch:

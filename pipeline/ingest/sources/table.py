@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cluster.errors import first_line, spark_failures
 from pipeline.config.dataset import SourceSettings
 from pipeline.data import reasons
 from pipeline.ingest.sources.folder import SPLIT_NAMES
@@ -19,10 +20,8 @@ from pipeline.ingest.sources.source import (
     Source,
     SourceError,
     class_number,
-    first_line,
     in_label_order,
     label_name,
-    spark_failures,
     spark_path,
 )
 
