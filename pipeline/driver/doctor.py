@@ -155,7 +155,8 @@ class _Examination:
         return f"{model.network} with norm {model.norm}: {count:,} parameters"
 
     def tracking(self) -> str:
-        from pipeline.tracking.tracker import Tracker, store_name
+        from pipeline.tracking import Tracker
+        from pipeline.tracking.client import store_name
 
         Tracker(self.settings.tracking)
         return f"{store_name()} answers"

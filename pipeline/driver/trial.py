@@ -15,9 +15,10 @@ from pipeline.data.manifest import Manifest
 from pipeline.driver.checks import check_trial
 from pipeline.driver.record import Record, finished_record, unfinished_record
 from pipeline.driver.slots import TrainingSlot
+from pipeline.tracking import Tracker
 from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
-from pipeline.tracking.tracker import TrackedRun, Tracker
+from pipeline.tracking.run import TrackedRun
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

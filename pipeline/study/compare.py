@@ -27,7 +27,8 @@ from pipeline.report.figures import study
 from pipeline.report.names import Values, arm_name, short_name
 from pipeline.report.page import render
 from pipeline.study.arms import Arm, arms_of, candidates_of
-from pipeline.tracking.tracker import TrackedRun, Tracker
+from pipeline.tracking import Tracker
+from pipeline.tracking.run import TrackedRun
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_fixed
+from tenacity.stop import stop_base
+
 log = logging.getLogger(__name__)
 
 # Between two tries.
@@ -25,7 +28,7 @@ class RefusedError(TrackingError):
 
 def is_outage(error: BaseException) -> bool:
     """Whether the store, or the way to it, is down: the same call may succeed later. False if it refuses the call."""
-    status = getattr(error, "get_http_status_code", None)  # an MlflowException; only tracking.py imports MLflow
+    status = getattr(error, "get_http_status_code", None)  # an MlflowException; only its raisers import MLflow
     if status is not None:
         return status() >= 500 or status() in (408, 429)
     return isinstance(error, OSError)
@@ -37,7 +40,7 @@ def reason(error: BaseException) -> str:
     return (text.partition("(Caused by ")[2] or text)[:300] or type(error).__name__
 
 
-def patiently(what: str, call: Callable[[], Answer], seconds: float) -> Answer:
+def retry_during_outage(what: str, call: Callable[[], Answer], seconds: float) -> Answer:
     """The result of ``call``, made again while the store is down: for at most ``seconds``, and one call more.
 
     Parameters
@@ -52,20 +55,46 @@ def patiently(what: str, call: Callable[[], Answer], seconds: float) -> Answer:
     TrackingError
         The store is still down; a RefusedError if it refuses the call. The store's own error is its cause.
     """
-    give_up_at: float | None = None
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if not is_outage(error):
-                if hasattr(error, "get_http_status_code"):
-                    raise RefusedError(f"MLflow refuses to {what}: {reason(error)}") from error
-                raise
-            if give_up_at is None:
-                give_up_at = time.monotonic() + seconds
-                if seconds:
-                    log.warning("MLflow cannot %s now, waiting up to %g s for it: %s", what, seconds, reason(error))
-            if time.monotonic() >= give_up_at:
-                waited = f"within tracking.outage_seconds = {seconds:g}"
-                raise TrackingError(f"MLflow could not {what} {waited}: {reason(error)}") from error
-        time.sleep(AGAIN_SECONDS)
+
+    def warn_once(state: RetryCallState) -> None:
+        if state.attempt_number == 1:
+            log.warning("MLflow cannot %s now, waiting up to %g s for it: %s", what, seconds, reason(_error_of(state)))
+
+    again = Retrying(
+        retry=retry_if_exception(is_outage),
+        stop=_StopAfterOutage(seconds),
+        wait=wait_fixed(AGAIN_SECONDS),
+        before_sleep=warn_once,
+        reraise=True,
+    )
+    try:
+        return again(call)
+    except Exception as error:
+        if is_outage(error):
+            waited = f"within tracking.outage_seconds = {seconds:g}"
+            raise TrackingError(f"MLflow could not {what} {waited}: {reason(error)}") from error
+        if hasattr(error, "get_http_status_code"):
+            raise RefusedError(f"MLflow refuses to {what}: {reason(error)}") from error
+        raise
+
+
+class _StopAfterOutage(stop_base):
+    """Stops when an outage has lasted this long: tenacity would count from the start of the first call, which may
+    itself take minutes to fail.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._began_at: float | None = None
+
+    def __call__(self, state: RetryCallState) -> bool:
+        now = time.monotonic()
+        if self._began_at is None:
+            self._began_at = now
+        return now - self._began_at >= self._seconds
+
+
+def _error_of(state: RetryCallState) -> BaseException:
+    error = state.outcome.exception() if state.outcome else None
+    assert error is not None, "only what failed is tried again"
+    return error

@@ -13,9 +13,10 @@ import time
 from typing import Any
 
 from pipeline.telemetry.events import Event, EventReader
+from pipeline.tracking.client import longest_call_seconds, store_name
 from pipeline.tracking.outage import AGAIN_SECONDS, TrackingError, is_outage, reason
 from pipeline.tracking.progress import TrainingBar
-from pipeline.tracking.tracker import TrackedRun, longest_call_seconds, store_name
+from pipeline.tracking.run import TrackedRun
 
 log = logging.getLogger(__name__)
 

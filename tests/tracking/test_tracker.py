@@ -11,9 +11,10 @@ from mlflow.exceptions import MlflowException, RestException
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
 from pipeline.tracking import outage
-from pipeline.tracking.outage import TrackingError, is_outage, patiently, reason
+from pipeline.tracking.outage import TrackingError, is_outage, reason, retry_during_outage
 from pipeline.tracking.progress import TrainingBar
-from pipeline.tracking.tracker import TrackedRun, Tracker
+from pipeline.tracking.run import TrackedRun
+from pipeline.tracking.tracker import Tracker
 
 STEPS = [{"kind": "step", "time": float(n), "step": n, "loss": 1.0, "learning_rate": 0.1} for n in range(1, 4)]
 RANKS = [
@@ -238,7 +239,7 @@ def test_an_outage_is_told_from_a_refusal(error, expected):
 def test_an_error_of_ours_is_neither_repeated_nor_renamed():
     calls = []
     with pytest.raises(KeyError):
-        patiently("x", lambda: calls.append(1) or {}["missing"], 60)
+        retry_during_outage("x", lambda: calls.append(1) or {}["missing"], 60)
     assert calls == [1]
 
 

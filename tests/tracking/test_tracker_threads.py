@@ -19,7 +19,7 @@ import torch
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
 from pipeline.telemetry.events import EventWriter
-from pipeline.tracking import tracker as module
+from pipeline.tracking import client
 from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
 from pipeline.tracking.tracker import Tracker
@@ -147,15 +147,15 @@ def test_a_store_that_another_writer_locks_has_each_step_once(tracker, settings,
 
 
 def test_the_time_for_an_upload_ends_with_the_last_of_them(monkeypatch):
-    monkeypatch.setenv(module._TIMEOUT, module._CALL_SECONDS)
+    monkeypatch.setenv(client.TIMEOUT, client.CALL_SECONDS)
 
     def seconds():
-        return os.environ[module._TIMEOUT]
+        return os.environ[client.TIMEOUT]
 
     entered, leave, left = ([threading.Event() for _ in range(2)] for _ in range(3))
 
     def upload(number):
-        with module._time_to_upload():
+        with client.time_to_upload():
             entered[number].set()
             leave[number].wait(30)
         left[number].set()
@@ -164,20 +164,20 @@ def test_the_time_for_an_upload_ends_with_the_last_of_them(monkeypatch):
         for number in range(2):
             threads.submit(upload, number)
             entered[number].wait(30)
-        assert seconds() == module._UPLOAD_SECONDS
+        assert seconds() == client.UPLOAD_SECONDS
         leave[0].set()  # the one that began first ends first
         left[0].wait(30)
-        assert seconds() == module._UPLOAD_SECONDS
+        assert seconds() == client.UPLOAD_SECONDS
         leave[1].set()
         left[1].wait(30)
-        assert seconds() == module._CALL_SECONDS
+        assert seconds() == client.CALL_SECONDS
 
-    with pytest.raises(ZeroDivisionError), module._time_to_upload(), module._time_to_upload():
+    with pytest.raises(ZeroDivisionError), client.time_to_upload(), client.time_to_upload():
         raise ZeroDivisionError
-    assert seconds() == module._CALL_SECONDS
-    for own in ("77", module._UPLOAD_SECONDS):  # what the user has set stays
-        monkeypatch.setenv(module._TIMEOUT, own)
-        with module._time_to_upload():
+    assert seconds() == client.CALL_SECONDS
+    for own in ("77", client.UPLOAD_SECONDS):  # what the user has set stays
+        monkeypatch.setenv(client.TIMEOUT, own)
+        with client.time_to_upload():
             assert seconds() == own
         assert seconds() == own
 

@@ -1,0 +1,98 @@
+"""MLflow's client: imported here first, with what has to be set for it, and how its store is opened and waited for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sqlite3
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import mlflow
+
+from pipeline.tracking.outage import Answer, reason, retry_during_outage
+
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # MLflow looks for git; a machine without it is fine
+for _name, _level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("mlflow.system_metrics", 100)):
+    logging.getLogger(_name).setLevel(_level)
+# A traceback for each call to a database that is down; we get the error itself, and say it once.
+logging.getLogger("mlflow.store.db.utils").setLevel(100)
+# MLflow's own tables ask SQLAlchemy for it, whatever one does with them.
+warnings.filterwarnings("ignore", "The ``noload`` loader strategy", DeprecationWarning, module=r"mlflow\.")
+# It writes a line for each new try of each call; we say once that the server is down.
+logging.getLogger("urllib3.connectionpool").addFilter(lambda record: "/mlflow/" not in record.getMessage())
+
+# MLflow's client tries a call to a dead server 8 times, two minutes each, before it says so. Here a call ends after 2
+# tries of 6 s: what is urgent fails soon, and what can wait is offered again from this side, where a person is told
+# about it. Values that the user has set stay.
+TIMEOUT, CALL_SECONDS, UPLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", "6", "120"
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+os.environ.setdefault(TIMEOUT, CALL_SECONDS)
+os.environ.setdefault(_RETRIES, "1")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for a result's path
+
+_uploads: list[int] = []  # the threads that do it now
+_uploads_lock = threading.Lock()
+
+
+def open_database(uri: str) -> None:
+    """Make the folder of a SQLite store, and open a store that is a database once: MLflow itself tries for minutes.
+
+    Raises
+    ------
+    OSError
+        It cannot be opened.
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    try:
+        if uri.startswith("sqlite:///"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(path)) as database:
+                database.execute("PRAGMA user_version")
+        elif uri.startswith(("postgresql", "mysql", "mssql")):
+            import sqlalchemy
+
+            sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
+    except Exception as error:  # each driver raises kinds of its own, or is not installed
+        raise OSError(reason(error)) from error
+
+
+def store_name() -> str:
+    """The tracking URI in use, without a password that it may contain."""
+    return re.sub(r"//[^/@]*@", "//", mlflow.get_tracking_uri())
+
+
+def call_store(what: str, call: Callable[[], Answer], outage_seconds: float) -> Answer:
+    """`retry_during_outage`, with the name of the store in its messages."""
+    return retry_during_outage(f"{what} at {store_name()}", call, outage_seconds)
+
+
+def longest_call_seconds() -> float:
+    """The time after which a call to the store that has not ended hangs: its tries, and the pauses between them."""
+    return (1 + int(os.environ[_RETRIES])) * float(os.environ[TIMEOUT]) + 8.0
+
+
+@contextmanager
+def time_to_upload() -> Iterator[None]:
+    """Give calls within the block the time that an upload takes: the server answers when it has stored it.
+
+    MLflow reads that time from the environment of the process: with uploads in several threads, the last one to end
+    sets it back.
+    """
+    with _uploads_lock:
+        is_ours = bool(_uploads) or os.environ.get(TIMEOUT) == CALL_SECONDS  # else it is the user's own value
+        if is_ours:
+            _uploads.append(threading.get_ident())
+            os.environ[TIMEOUT] = UPLOAD_SECONDS
+    try:
+        yield
+    finally:
+        with _uploads_lock:
+            if is_ours:
+                _uploads.remove(threading.get_ident())
+                if not _uploads:
+                    os.environ[TIMEOUT] = CALL_SECONDS

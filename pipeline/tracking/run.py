@@ -1,0 +1,171 @@
+"""One open MLflow run: events and results become metrics, tags, artifacts and a model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlflow
+import numpy as np
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import infer_signature
+
+from pipeline import storage
+from pipeline.data.manifest import Manifest
+from pipeline.telemetry.events import Event, metric_values
+from pipeline.tracking.client import call_store, time_to_upload
+from pipeline.tracking.outage import Answer
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+# MLflow takes at most these many at once.
+_METRICS_AT_ONCE, _PARAMS_AT_ONCE = 1000, 100
+_DIGEST_LENGTH = 36
+# While MLflow logs a model, it and torch.export exchange functions of the whole process for others.
+_one_model_at_a_time = threading.Lock()
+
+
+class TrackedRun:
+    """One open MLflow run.
+
+    Every call but `log_events` waits up to ``outage_seconds`` for a store that is down, and then raises TrackingError.
+
+    Parameters
+    ----------
+    earlier
+        What MLflow already has of the run, if it is one that goes on.
+    """
+
+    def __init__(self, run_id: str, *, outage_seconds: float, earlier: Run | None = None):
+        self.run_id = run_id
+        self.outage_seconds = outage_seconds
+        self._client = mlflow.MlflowClient()
+        # The newest point of each metric, as MLflow itself keeps it: thousands of steps need not be read.
+        points = earlier.data.to_proto().metrics if earlier else []
+        self._last_steps = {point.key: point.step for point in points}
+        self._last_values = {point.key: point.value for point in points}
+        self._params = dict(earlier.data.params) if earlier else {}
+        self._unreadable = False
+
+    def log_events(self, events: Sequence[Event]) -> None:
+        """Log steps and evaluations as metrics, in one try.
+
+        What MLflow has already is dropped: the events of a restarted gang, those of a run that goes on, or those
+        offered again after an error.
+
+        Raises
+        ------
+        MlflowException, OSError
+            MLflow did not take all of them; offer the same events again.
+        """
+        last = dict(self._last_steps)
+        metrics: list[Metric] = []
+        for event in events:
+            for metric in self._metrics(event):
+                if metric.step > last.get(metric.key, -1):
+                    metrics.append(metric)
+                    last[metric.key] = metric.step
+        for start in range(0, len(metrics), _METRICS_AT_ONCE):
+            batch = metrics[start : start + _METRICS_AT_ONCE]
+            self._client.log_batch(self.run_id, metrics=batch)
+            self._last_steps.update((metric.key, metric.step) for metric in batch)  # only now: MLflow has them
+
+    def _metrics(self, event: Event) -> list[Metric]:
+        """The metrics of an event; none where it lacks what its kind has: no training ends for that."""
+        try:
+            stamp = int(event["time"] * 1000)
+            return [Metric(k, float(v), stamp, event["step"]) for k, v in metric_values(event).items() if v is not None]
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            if not self._unreadable:
+                log.warning("an event of kind %r cannot be logged: %s: %s", event["kind"], type(error).__name__, error)
+            self._unreadable = True
+            return []
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Log the params that the run does not have yet: MLflow never changes one."""
+        entries = [Param(key, str(value)) for key, value in params.items() if key not in self._params]
+        for start in range(0, len(entries), _PARAMS_AT_ONCE):
+            batch = entries[start : start + _PARAMS_AT_ONCE]
+            self._call("log params", partial(self._client.log_batch, self.run_id, params=batch))
+
+    def log_summary(self, values: Mapping[str, object]) -> None:
+        """Log final figures: numbers as metrics, the rest as tags; None is left out, and what the run already has."""
+        stamp = int(time.time() * 1000)
+        tags, metrics = [], []
+        for key, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+                tags.append(RunTag(key, str(value)))
+            elif value is not None and self._last_values.get(key) != value:
+                metrics.append(Metric(key, value, stamp, 0))
+        self._call("log results", lambda: self._client.log_batch(self.run_id, metrics=metrics, tags=tags))
+
+    def log_text(self, name: str, text: str) -> None:
+        """Store a text as an artifact."""
+        with time_to_upload():
+            self._call(f"store {name}", lambda: self._client.log_text(self.run_id, text, name))
+
+    def log_files(self, folder: str, files: dict[str, bytes]) -> None:
+        """Store files, by their names, as artifacts in a folder of the run."""
+        with tempfile.TemporaryDirectory() as local, time_to_upload():
+            for name, content in files.items():
+                Path(local, name).write_bytes(content)
+            store = partial(self._client.log_artifacts, self.run_id, local, folder)
+            self._call(f"store {', '.join(files)}", store)
+
+    def log_dataset(self, manifest: Manifest, path: str, context: str) -> None:
+        """Log the dataset's name, digest and place as the run's input; MLflow cuts digests, so a tag has it whole."""
+        source = json.dumps({"uri": storage.absolute(path)})
+        digest = manifest.digest.removeprefix("sha256:")[:_DIGEST_LENGTH]
+        entry = Dataset(name=manifest.name, digest=digest, source_type="local", source=source)
+        tags = [InputTag("mlflow.data.context", context)]
+        inputs = [DatasetInput(entry, tags)]
+
+        def log() -> None:
+            try:
+                self._client.log_inputs(self.run_id, inputs)
+            except MlflowException:  # another run brought the same dataset at this moment: now MLflow finds it
+                self._client.log_inputs(self.run_id, inputs)
+
+        self._call("log the dataset", log)
+        self.log_summary({"dataset_digest": manifest.digest})
+
+    def log_model(self, model: torch.nn.Module, image_shape: tuple[int, int, int]) -> None:
+        """Log the trained model, uint8 images to logits, with signature and input example, as an exported graph.
+
+        The `torch.export` format holds no pickled code and needs none of this package to be loaded.
+        """
+        import mlflow.pytorch
+        import torch
+
+        example = np.zeros((2, *image_shape), dtype=np.uint8)
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(example)).numpy()
+        versions = [f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"]
+        with _one_model_at_a_time, time_to_upload():
+            params = self._call("read params", lambda: self._client.get_run(self.run_id).data.params)
+            # It is made once, and a store that fails later gets the same one again.
+            begin = partial(mlflow.initialize_logged_model, "model", self.run_id, params=params)
+            store = partial(
+                mlflow.pytorch.log_model,
+                model,
+                model_id=self._call("begin a model", begin).model_id,
+                signature=infer_signature(example, logits),
+                input_example=example,
+                pip_requirements=versions,
+                serialization_format="pt2",
+            )
+            self._call("store the model", store)
+
+    def _call(self, what: str, call: Callable[[], Answer]) -> Answer:
+        return call_store(what, call, self.outage_seconds)
