@@ -94,22 +94,24 @@ def run(
     if advice := resources.idle_gpus(spark, workers):
         log.warning(advice)
     task = Task(fn, tuple(args), workers, facts, folder)
+    guard = Guard(workers, Watch(folder, workers) if folder is not None else None, limit_seconds, stop)
+    rows = collect_when_slots_allow(spark, lambda: _stage(spark, task), guard)
+    failures = [pickle.loads(row.payload) for row in rows if row.failed]
+    if failures:
+        raise WorkerError(describe(failures), final=first_of(failures).final)
+    return [pickle.loads(row.payload) for row in sorted(rows, key=lambda row: row.rank)]
+
+
+def _stage(spark: SparkSession, task: Task) -> DataFrame:
+    """The rows of all ranks, once it is collected."""
 
     def body(batches: Iterator[Any]) -> Iterator[Any]:
         # Only plain values are captured: neither the session nor anything that holds it.
         yield from run_task(task, batches)
 
-    def stage() -> DataFrame:
-        tasks = spark.range(0, workers.count, 1, workers.count)
-        profile = resources.training_profile(workers)
-        return tasks.mapInArrow(body, SCHEMA, barrier=True, profile=profile).repartition(1)
-
-    guard = Guard(workers, Watch(folder, workers) if folder is not None else None, limit_seconds, stop)
-    rows = collect_when_slots_allow(spark, stage, guard)
-    failures = [pickle.loads(row.payload) for row in rows if row.failed]
-    if failures:
-        raise WorkerError(describe(failures), final=first_of(failures).final)
-    return [pickle.loads(row.payload) for row in sorted(rows, key=lambda row: row.rank)]
+    tasks = spark.range(0, task.workers.count, 1, task.workers.count)
+    profile = resources.training_profile(task.workers)
+    return tasks.mapInArrow(body, SCHEMA, barrier=True, profile=profile).repartition(1)
 
 
 @dataclass(frozen=True)

@@ -79,26 +79,18 @@ def run(
         The function failed, and launched again it had saved nothing new; or it failed in a way that does not pass.
     """
     size = world_size(spark, workers, sizes)
-    lost: RuntimeError
     while True:
         step_before = saved_step()
         gang = workers.model_copy(update={"count": size})
         try:
             return barrier.run(spark, fn, args, workers=gang, facts=facts, folder=folder, stop=stop)
-        except (GangLostError, ShortageError) as error:
-            if "UNAVAILABLE" in str(error.__cause__):  # the Spark Connect server is gone, and each call waits for it
+        except (GangLostError, ShortageError, WorkerError) as error:
+            next_size = _size_after(error, spark, workers, sizes, size)
+            step = saved_step()
+            if next_size == size and step == step_before:  # it is less where the newest state was damaged
                 raise
-            lost, waited = error, isinstance(error, ShortageError) or error.waited
-            next_size = _size_after_loss(spark, workers, sizes, size, waited)
-        except WorkerError as error:
-            if error.final:
-                raise
-            lost, next_size = error, size
-        step = saved_step()
-        if next_size == size and step == step_before:  # it is less where the newest state was damaged
-            raise lost
-        log.warning("%s; going on from step %d with %d workers", str(lost).partition("\n")[0], step, next_size)
-        size = next_size
+            log.warning("%s; going on from step %d with %d workers", str(error).partition("\n")[0], step, next_size)
+            size = next_size
 
 
 def world_size(spark: SparkSession, workers: WorkerSettings, sizes: Sizes = any_size) -> int:
@@ -126,10 +118,17 @@ def _allowed_sizes(workers: WorkerSettings, sizes: Sizes) -> list[int]:
     return [size for size in range(workers.count, least - 1, -1) if sizes(size)]
 
 
-def _size_after_loss(spark: SparkSession, workers: WorkerSettings, sizes: Sizes, size: int, waited: bool) -> int:
-    """The number to go on with after a gang of ``size`` was lost; ``waited``: slots were waited for already."""
-    if resources.slots(spark, workers) is not None:
-        return world_size(spark, workers.model_copy(update={"slots_wait_seconds": 0}) if waited else workers, sizes)
-    # Over Spark Connect nobody says how many slots there are: one size less.
-    time.sleep(1)
-    return next((smaller for smaller in _allowed_sizes(workers, sizes) if smaller < size), size)
+def _size_after(error: RuntimeError, spark: SparkSession, workers: WorkerSettings, sizes: Sizes, size: int) -> int:
+    """The number of workers to go on with after a gang of ``size``; raises the error where going on is no use."""
+    if isinstance(error, WorkerError):
+        if error.final:
+            raise error
+        return size
+    if "UNAVAILABLE" in str(error.__cause__):  # the Spark Connect server is gone, and each call waits for it
+        raise error
+    if resources.slots(spark, workers) is None:
+        # Over Spark Connect nobody says how many slots there are: one size less.
+        time.sleep(1)
+        return next((smaller for smaller in _allowed_sizes(workers, sizes) if smaller < size), size)
+    has_waited = isinstance(error, ShortageError) or (isinstance(error, GangLostError) and error.waited)
+    return world_size(spark, workers.model_copy(update={"slots_wait_seconds": 0}) if has_waited else workers, sizes)

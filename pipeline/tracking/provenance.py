@@ -11,10 +11,13 @@ from typing import Any
 from pipeline.config import Settings, dotted
 
 
-def params_of(settings: Settings, varied: Mapping[str, Sequence[Any]] | None = None) -> dict[str, Any]:
+def params_of(settings: Settings, varied: Mapping[str, Sequence[Any]] | None = None) -> dict[str, object]:
     """Every effective setting by its dotted name.
 
-    varied : settings of which a comparison tries several values: they have no single one that would be true
+    Parameters
+    ----------
+    varied
+        The settings of which a comparison tries several values, with these: no single one would be true.
     """
     several = {name: ", ".join(map(str, values)) for name, values in (varied or {}).items()}
     return {**dict(dotted.leaves(settings.model_dump(mode="json"))), **several}
