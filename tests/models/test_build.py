@@ -1,53 +1,22 @@
-"""Every network with every norm, and what is special to each network against numpy or plain torch, in float64."""
-
-import math
+"""Every network with every norm: trained, saved, exported, traced, and its initial weights."""
 
 import numpy as np
 import pytest
 import torch
+from small_networks import KINDS, make, settings_of
 from torch import nn
 
-from models import NETWORKS, build_model
-from models.networks.inception import InceptionModule
-from models.networks.vision_transformer import Block
+from models import NETWORKS, NORMS, build_model
 from models.norms.batch import BatchNorm
-from models.norms.registry import NORMS, make_norm
 from pipeline.config.training import ModelSettings
 from pipeline.training import checkpoint
 
-DEPTHS = {"cnn": 3, "inception": 3, "resnet": 8, "wide_resnet": 10, "recurrent": 1, "vit": 2}
-KINDS = {
-    **{name: {"network": name, "depth": DEPTHS[name]} for name in NETWORKS},
-    "bottleneck": {"network": "resnet", "depth": 11, "block": "bottleneck"},
-    "gru": {"network": "recurrent", "depth": 2, "cell": "gru"},
-    "post": {"network": "vit", "depth": 2, "norm_place": "post"},
-}
 ARMS = {
     **{norm: {"norm": norm} for norm in NORMS},
     **{f"batch by {statistics}": {"norm": "batch", "norm_statistics": statistics} for statistics in ("lane", "world")},
 }
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), dtype=np.uint8))
 LABELS = torch.arange(8) % 5
-
-
-def settings_of(kind, norm="batch", **changes):
-    return ModelSettings(**{**KINDS[kind], "norm": norm, "width": 8, "norm_groups": 2, "heads": 2, **changes})
-
-
-def make(kind, norm="batch", *, seed=0, **changes):
-    return build_model(settings_of(kind, norm, **changes), image_shape=(3, 8, 8), num_classes=5, seed=seed)
-
-
-def randomized(module, seed=0):
-    """In float64, all parameters drawn anew: no scale is 1 and no shift 0."""
-    random = np.random.default_rng(seed)
-    for parameter in module.double().parameters():
-        parameter.data.copy_(torch.from_numpy(random.normal(size=parameter.shape)))
-    return module
-
-
-def number(tensor):
-    return tensor.detach().numpy()
 
 
 def make_arm(kind, arm, **options):
@@ -163,116 +132,6 @@ def test_every_place_has_an_activation_module_of_its_own(kind, name):
     model(IMAGES)
     counts = {"cnn": 3, "inception": 22, "resnet": 7, "bottleneck": 10, "wide_resnet": 7, "vit": 2, "post": 2}
     assert len(calls) == len(set(calls)) == counts[kind]
-
-
-def widths_of(kind, depth, **changes):
-    layers = make(kind, depth=depth, **changes).named_modules()
-    return [m.out_channels for name, m in layers if isinstance(m, nn.Conv2d) and "shortcut" not in name]
-
-
-@pytest.mark.parametrize(("depth", "counts"), [(3, [1, 1, 1]), (4, [1, 1, 2]), (5, [1, 2, 2]), (9, [3, 3, 3])])
-def test_depth_of_the_cnn(depth, counts):
-    assert [widths_of("cnn", depth).count(width) for width in (8, 16, 32)] == counts
-
-
-@pytest.mark.parametrize(("kind", "depth"), [("resnet", 8), ("resnet", 20), ("bottleneck", 11), ("bottleneck", 29)])
-def test_depth_of_the_resnet(kind, depth):
-    widths = widths_of(kind, depth)
-    assert len(widths) + 1 == depth  # and the classifier
-    assert widths[-1] == (32 if kind == "resnet" else 128)
-
-
-@pytest.mark.parametrize("depth", [10, 22])
-def test_depth_and_width_of_the_wide_resnet(depth):
-    widths = widths_of("wide_resnet", depth, widen=3)
-    assert widths == [8] + [width for width in (24, 48, 96) for _ in range((depth - 4) // 3)]
-    shortcuts = [name for name, m in make("wide_resnet", depth=depth, widen=3).named_parameters() if "shortcut" in name]
-    assert len(widths) + len(shortcuts) == depth
-
-
-@pytest.mark.parametrize("kind", ["resnet", "bottleneck"])
-def test_residual_blocks_start_as_the_identity(kind):
-    depth = {"resnet": 14, "bottleneck": 20}[kind]
-    block = make(kind, depth=depth)[1].blocks[1]
-    x = torch.rand(2, block.conv1.in_channels, 4, 4)
-    assert torch.equal(block(x), x)
-    for changes in ({"zero_init": False}, {"norm_scale": "fixed"}, {"norm_scale": "off"}, {"norm": "none"}):
-        assert not torch.equal(make(kind, depth=depth, **changes)[1].blocks[1](x), x)
-
-
-def test_the_shortcut_of_a_wide_resnet_is_left_alone():
-    block = make("wide_resnet", depth=16)[1].blocks[1]
-    x = torch.randn(2, 8, 4, 4)
-    assert not torch.equal(block(x), x)
-    nn.init.zeros_(block.conv2.weight)
-    assert torch.equal(block(x), x)
-
-
-def test_branches_of_an_inception_module_see_their_neighbourhoods():
-    module = InceptionModule(2, 3, make_norm(ModelSettings(norm="none")), "sigmoid")
-    x = torch.randn(1, 2, 9, 9, requires_grad=True)
-    out = module(x)
-    assert out.shape == (1, 12, 9, 9)
-    for branch, side in zip(out.split(3, dim=1), (1, 3, 5, 3), strict=True):
-        (seen,) = torch.autograd.grad(branch[0, :, 4, 4].sum(), x, retain_graph=True)
-        rows, columns = torch.nonzero(seen.abs().sum((0, 1)), as_tuple=True)
-        assert (len(rows), rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == (side**2, side, side)
-
-
-def block_in_numpy(block, x, pre):
-    def linear(layer, x):
-        return x @ number(layer.weight).T + (0 if layer.bias is None else number(layer.bias))
-
-    def norm(layer, x):
-        normal = (x - x.mean(2, keepdims=True)) / np.sqrt(x.var(2, keepdims=True) + 1e-5)
-        return normal * number(layer.norm.weight) + number(layer.norm.bias)
-
-    def attend(x):
-        heads = []
-        query, key, value = np.split(linear(block.attention.qkv, x), 3, axis=2)
-        for part in (slice(0, 4), slice(4, 8)):
-            scores = np.exp(query[..., part] @ key[..., part].transpose(0, 2, 1) / math.sqrt(4))
-            heads.append(scores / scores.sum(2, keepdims=True) @ value[..., part])
-        return linear(block.attention.project, np.concatenate(heads, 2))
-
-    def perceive(x):
-        x = linear(block.mlp[0], x)
-        return linear(block.mlp[2], x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2)
-
-    for layer, branch in ((block.norm1, attend), (block.norm2, perceive)):
-        x = x + branch(norm(layer, x)) if pre else norm(layer, x + branch(x))
-    return x
-
-
-@pytest.mark.parametrize("place", ["pre", "post"])
-def test_block_of_the_vision_transformer(place):
-    settings = settings_of("vit", "layer", norm_place=place)
-    block = randomized(Block(settings, make_norm(settings)))
-    x = np.random.default_rng(2).normal(size=(2, 6, 8))
-    np.testing.assert_allclose(
-        number(block(torch.from_numpy(x))), block_in_numpy(block, x, place == "pre"), rtol=0, atol=1e-10
-    )
-
-
-@pytest.mark.parametrize("norm", ["layer", "batch"])
-@pytest.mark.parametrize("place", ["pre", "post"])
-def test_gradient_of_a_block_of_the_vision_transformer(place, norm):
-    settings = settings_of("vit", norm, norm_place=place, width=4)
-    block = randomized(Block(settings, make_norm(settings)))
-    x = torch.from_numpy(np.random.default_rng(3).normal(size=(2, 3, 4))).requires_grad_()
-    torch.autograd.gradcheck(lambda x, *_: block(x), (x, *block.parameters()))
-
-
-def test_tokens_of_the_vision_transformer_are_patches_in_reading_order():
-    model = randomized(make("vit", "none")[1])
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    weight, seen = number(model.patches.weight), []
-    model.blocks.register_forward_pre_hook(lambda _, args: seen.append(number(args[0])))
-    model(x)
-    for place, (row, column) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
-        patch = number(x)[:, :, row : row + 4, column : column + 4]
-        token = np.einsum("nchw,dchw->nd", patch, weight) + number(model.patches.bias)
-        np.testing.assert_allclose(seen[0][:, place], token + number(model.positions.weight)[place], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -3,31 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from small_networks import make, number, randomized
 from torch import nn
 
-from models import build_model
 from models.networks.recurrent import GRU, LSTM
 from models.norms.registry import make_norm
 from pipeline.config.training import ModelSettings
-
-CELLS = {"recurrent": {"depth": 1, "cell": "lstm"}, "gru": {"depth": 2, "cell": "gru"}}
-
-
-def make(kind, norm="batch", **changes):
-    settings = {"network": "recurrent", **CELLS[kind], "norm": norm, "width": 8, "norm_groups": 2, **changes}
-    return build_model(ModelSettings(**settings), image_shape=(3, 8, 8), num_classes=5)
-
-
-def randomized(module, seed=0):
-    """In float64, all parameters drawn anew: no scale is 1 and no shift 0."""
-    random = np.random.default_rng(seed)
-    for parameter in module.double().parameters():
-        parameter.data.copy_(torch.from_numpy(random.normal(size=parameter.shape)))
-    return module
-
-
-def number(tensor):
-    return tensor.detach().numpy()
 
 
 @pytest.mark.parametrize(("cell", "kind"), [(nn.LSTM, LSTM), (nn.GRU, GRU)])
