@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import shutil
 import struct
 import uuid
 from pathlib import Path
@@ -18,17 +20,16 @@ from pipeline.config.study import TrackingSettings
 from pipeline.ingest.sources import fashion_mnist
 
 REPOSITORY = Path(__file__).parents[1]
-# Files that take minutes. They come first, so that the processes of `make test` end at about the same time.
-LONG = (
-    *("test_faults", "test_killed_driver", "test_side_by_side", "test_compare", "test_random_kills"),
-    *("test_spark_submit", "test_elastic", "test_folder_training", "test_standalone", "test_connect"),
-    *("test_postgres", "test_export", "test_resume", "test_commands"),
-)
+
+
+def pytest_configure():
+    """Every JVM of the tests starts in half the processor time without the second compiler and a parallel collector."""
+    os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 
 def pytest_collection_modifyitems(items):
-    place = {name: number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    """Files that are marked as long come first, so that the processes of `make test` end at about the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +62,24 @@ def dataset(spark, idx_folder, tmp_path_factory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """An SQLite file with MLflow's tables and no runs. MLflow takes seconds to make them; tests copy the file."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def settings(dataset, idx_folder, tmp_path) -> Settings:
+def store_uri(empty_store, tmp_path) -> str:
+    """The address of a new MLflow store in the test's folder, ``mlflow.db``."""
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def settings(dataset, idx_folder, store_uri, tmp_path) -> Settings:
     """Complete settings of a study that takes seconds."""
     return Settings.model_validate(
         {
@@ -72,9 +89,7 @@ def settings(dataset, idx_folder, tmp_path) -> Settings:
             "model": {"network": "cnn", "norm": "batch", "depth": 3, "width": 4, "norm_groups": 2},
             "train": {"epochs": 2, "batch_size": 32, "lanes": 4, "evaluation_batch_size": 64},
             "workers": {"count": 2, "collective_timeout_seconds": 60},
-            "tracking": TrackingSettings(
-                uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "artifacts")
-            ).model_dump(),
+            "tracking": TrackingSettings(uri=store_uri, artifacts=str(tmp_path / "artifacts")).model_dump(),
         }
     )
 

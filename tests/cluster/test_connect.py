@@ -18,6 +18,8 @@ from pipeline.cluster.errors import spark_reason
 from pipeline.config import SettingsError, load_settings
 from pipeline.data import load_manifest
 
+pytestmark = pytest.mark.long
+
 QUICKSTART = str(REPOSITORY / "conf" / "quickstart.yaml")
 SMALL = (
     "train.batch_size=32", "train.lanes=4", "train.epochs=2", "model.width=4", "workers.count=2",

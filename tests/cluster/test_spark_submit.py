@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_data import CLASSES
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.long]
 REPOSITORY = Path(__file__).parents[2]
 
 

@@ -29,7 +29,7 @@ from pipeline.data.manifest import DatasetError
 from pipeline.ingest import images, tasks
 from pipeline.ingest.job import _row_group_rows, ingest
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

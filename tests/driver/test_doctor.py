@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from small_training import make_job
 
+from pipeline import __main__ as commands
 from pipeline import storage
 from pipeline.cluster import rendezvous, resources
 from pipeline.distributed.worker import alone
@@ -18,7 +17,7 @@ from pipeline.driver.doctor import LITTLE_BYTES, CheckFailedError, DoubtfulError
 from pipeline.driver.probe import ProbeTask, WorkerReport, probe
 from pipeline.training.job import TOKEN, facts, identity
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.long]
 
 
 def states(result):
@@ -118,16 +117,15 @@ def test_each_rank_looks_at_the_folder_before_a_launch(dataset, tmp_path, monkey
         storage.check_replaces(str(tmp_path / "file" / "name"), "text")
 
 
-def test_the_command_prints_a_table_and_leaves_json(settings, tmp_path):
+def test_the_command_prints_a_table_and_leaves_json(spark, settings, tmp_path, capsys):
     config = tmp_path / "study.yaml"
     config.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-    command = [sys.executable, "-m", "pipeline", "doctor", "-c", str(config)]
-    done = subprocess.run([*command, "-o", "workers.count=1"], capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr
-    left = json.loads(Path(done.stdout.strip()).read_text())
+    commands.app(["doctor", "-c", str(config), "-o", "workers.count=1"], standalone_mode=False)
+    printed = capsys.readouterr()
+    left = json.loads(Path(printed.out.strip()).read_text())
     assert left["healthy"]
     assert {finding["check"] for finding in left["findings"]} >= {"slots", "Java", "storage", "disk", "GPUs"}
-    assert "can it train here?" in done.stderr
+    assert "can it train here?" in printed.err
 
 
 def test_the_probe_alone_tells_what_it_cannot_see(tmp_path, dataset):

@@ -12,7 +12,7 @@ import pytest
 from small_training import LOCAL_CLUSTER
 from standalone_cluster import run_driver
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.long]
 
 PROGRAM = "import sys, fault_driver; fault_driver.main(*sys.argv[1:])"
 STEPS, STEPS_OF_AN_EPOCH = 200, 25

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,15 +21,15 @@ from pipeline.driver.record import BusyError
 from pipeline.driver.trial import run_trial
 from pipeline.tracking.tracker import Tracker
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.long]
 
 EPOCHS = 24
 
 
 @pytest.fixture(scope="module")
-def tracking_uri(tmp_path_factory):
-    """One store for all: to make one takes long."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+def tracking_uri(empty_store, tmp_path_factory):
+    """One store for all tests."""
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path_factory.mktemp('mlflow'))}"
 
 
 @pytest.fixture(scope="module")

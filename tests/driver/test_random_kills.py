@@ -7,7 +7,7 @@ import pytest
 from small_training import LOCAL_CLUSTER
 from standalone_cluster import run_driver
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.long]
 
 PROGRAM = "import sys, kill_driver; kill_driver.main(*sys.argv[1:])"
 

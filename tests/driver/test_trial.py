@@ -19,7 +19,7 @@ from pipeline.telemetry.events import EventReader
 from pipeline.tracking.tracker import Tracker
 from pipeline.training import checkpoint, job
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.long]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 

@@ -16,7 +16,7 @@ from pipeline.data.manifest import DatasetError
 from pipeline.ingest import existing
 from pipeline.ingest.job import ingest
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.long]
 
 
 def shards_of(folder: Path) -> dict[str, tuple[int, str]]:

@@ -24,7 +24,7 @@ from pipeline.ingest.job import ingest
 from pipeline.ingest.sources.open import open_source
 from pipeline.ingest.sources.source import SourceError
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.long]
 
 
 def opened(spark, folder, **changes):

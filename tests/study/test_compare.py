@@ -20,7 +20,7 @@ from pipeline.config.study import CompareSettings
 from pipeline.study.arms import arms_of
 from pipeline.study.compare import _search, _trial, compare, metrics_of
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.long]
 
 REPOSITORY = Path(__file__).parents[2]
 RUN_KEYS = {

@@ -22,7 +22,7 @@ from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
 from pipeline.tracking.tracker import Tracker
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.long]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 DOWN_SECONDS = 6.0

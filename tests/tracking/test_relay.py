@@ -1,5 +1,6 @@
 """Events on their way to a real MLflow server that is killed, hangs, comes back, or never does."""
 
+import shutil
 import signal
 import time
 
@@ -16,12 +17,15 @@ from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
 from pipeline.tracking.tracker import Tracker
 
+pytestmark = pytest.mark.long
+
 EVALUATE_EVERY = 25
 
 
 @pytest.fixture(scope="module")
-def one_server(tmp_path_factory):
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
+def one_server(empty_store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    server = MlflowServer(folder, store=f"sqlite:///{shutil.copy(empty_store, folder)}")
     yield server
     server.kill()
 

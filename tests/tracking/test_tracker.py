@@ -1,6 +1,7 @@
 """Runs in a store on this machine: what is logged, each thing once, and how a run ends."""
 
 import logging
+import shutil
 import threading
 import time
 
@@ -30,9 +31,11 @@ def evaluation(step, **fields):
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A folder for one store: a new one takes MLflow seconds."""
-    return tmp_path_factory.mktemp("mlflow")
+def store(empty_store, tmp_path_factory):
+    """A folder with one store for all tests."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(empty_store, folder)
+    return folder
 
 
 @pytest.fixture

@@ -24,15 +24,15 @@ from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
 from pipeline.tracking.tracker import Tracker
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).parents[2]
 TRIALS, STEPS = 4, 400
 
 
 @pytest.fixture
-def settings(tmp_path):
-    where = TrackingSettings(
-        uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "artifacts"), outage_seconds=60
-    )
+def settings(store_uri, tmp_path):
+    where = TrackingSettings(uri=store_uri, artifacts=str(tmp_path / "artifacts"), outage_seconds=60)
     return Settings(name="threads", tracking=where)
 
 

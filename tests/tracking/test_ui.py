@@ -26,7 +26,7 @@ from selenium.webdriver.common.by import By
 from pipeline.config import load_settings
 from pipeline.study.compare import compare
 
-pytestmark = pytest.mark.ui
+pytestmark = [pytest.mark.ui, pytest.mark.long]
 
 # What MLflow remembers of a person who trains models, has closed its assistant, and points at no chart.
 MEMORY = {

@@ -17,6 +17,8 @@ from pipeline.training.job import Job, identity
 from pipeline.training.loop import fit
 from pipeline.training.step import DivergedError
 
+pytestmark = pytest.mark.long
+
 
 def make_job(dataset, folder, norm="group", **changes) -> Job:
     train = {"epochs": 2, "batch_size": 32, "lanes": 4, "learning_rate": 0.1, "evaluations_per_epoch": 2, **changes}

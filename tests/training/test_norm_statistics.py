@@ -17,6 +17,8 @@ from pipeline.training.assembly import assemble
 from pipeline.training.job import Job, identity
 from pipeline.training.loop import fit
 
+pytestmark = pytest.mark.long
+
 RUNNING = sorted(name for name in NORMS if make_norm(ModelSettings(norm=name)).keeps_statistics)
 
 

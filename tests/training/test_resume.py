@@ -16,6 +16,8 @@ from pipeline.training.assembly import assemble
 from pipeline.training.job import Job, identity
 from pipeline.training.loop import fit
 
+pytestmark = pytest.mark.long
+
 
 class Killed(BaseException):
     pass
