@@ -1,4 +1,4 @@
-"""Atomic, verified save and load of a training's state.
+"""Saves and loads the state of a training, atomically and verified.
 
 A checkpoint is two files: ``step-00000470.pt`` and, published after it, ``step-00000470.json`` with its SHA-256.
 Without a matching JSON file there is no checkpoint, so a torn or damaged one is never loaded.
@@ -56,7 +56,7 @@ def save(folder: str, state: dict[str, Any], *, step: int, identity: dict[str, A
 
 
 def newest_step(folder: str) -> int:
-    """Step of the newest checkpoint there is, whole or not; 0 where there is none. Reads no checkpoint."""
+    """The step of the newest checkpoint, whole or damaged; 0 where there is none. Nothing but names is read."""
     names = _names(folder)
     return int(names[-1].removeprefix("step-")) if names else 0
 
@@ -64,10 +64,12 @@ def newest_step(folder: str) -> int:
 def load_newest(
     folder: str, *, identity: dict[str, Any], device: torch.device, repair: bool = False
 ) -> dict[str, Any] | None:
-    """The newest whole state in the folder, or None where there is none. A damaged one is passed over with a warning.
+    """Load the newest whole state in the folder; None where there is none. A damaged one is passed over with a warning.
 
     Parameters
     ----------
+    identity : see `save`
+    device : that its tensors come to
     repair : delete what is damaged or unfinished, which would else count as the newest; what cannot be read now stays
 
     Raises
@@ -92,7 +94,7 @@ def load_newest(
 
 
 def load_step(folder: str, step: int, *, identity: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The state after ``step`` steps, which another rank has found to be the newest whole one.
+    """Load the state after ``step`` steps, the newest whole one as another rank has found.
 
     Raises
     ------
@@ -129,12 +131,12 @@ def _unpack(
     return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
 
 
-def differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
-    """Where two nested dicts differ, as ``train.learning_rate is 0.1 there, 0.2 here``."""
-    if not (isinstance(theirs, dict) and isinstance(ours, dict)):
-        return [] if theirs == ours else [f"{name} is {theirs!r} there, {ours!r} here"]
-    keys = [*ours, *(key for key in theirs if key not in ours)]
-    parts = [differences(theirs.get(key), ours.get(key), f"{name}.{key}" if name else str(key)) for key in keys]
+def differences(saved: Any, current: Any, name: str = "") -> list[str]:
+    """A text for each value in which two nested dicts differ: ``train.learning_rate is 0.1 there, 0.2 here``."""
+    if not (isinstance(saved, dict) and isinstance(current, dict)):
+        return [] if saved == current else [f"{name} is {saved!r} there, {current!r} here"]
+    keys = [*current, *(key for key in saved if key not in current)]
+    parts = [differences(saved.get(key), current.get(key), f"{name}.{key}" if name else str(key)) for key in keys]
     return [text for part in parts for text in part]
 
 

@@ -1,7 +1,7 @@
 """What goes on inside a network that trains: gradients, distributions of activations, and how smooth the loss is.
 
-A look is passes of its own over the batch of a step, on every rank. Hooks exist only while one lasts; buffers, random
-states and weights are afterwards as they were: a training that is looked into takes the same steps, bit for bit.
+An observation makes extra passes over the batch of a step, on every rank. Hooks exist only while it lasts; buffers,
+random states and weights are afterwards as they were: a training that is observed takes the same steps, bit for bit.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Part = tuple[torch.Tensor, torch.Tensor]
 
 
 class Diagnostics:
-    """Looks into a network while it trains, and tells what it saw as events of kind ``diagnostics``.
+    """Observes a network while it trains, and emits what it saw as events of kind ``diagnostics``.
 
-    An event has ``step``, ``seconds`` (how long this rank looked) and ``values``, each a float, or None where it is not
+    An event has ``step``, ``seconds`` (how long this rank took) and ``values``, each a float, or None where it is not
     finite. Their names end with that of a layer, a module's name in the network:
 
     - ``gradient_norm/``: L2 norm of the gradient, averaged over ranks, by all parameters of a layer
@@ -63,12 +63,12 @@ class Diagnostics:
         self._activations = ActivationStatistics(worker)
 
     def is_due(self, step: int) -> bool:
-        """Whether to look at the step of this number, counted from 0. The same on every rank."""
+        """Whether to observe the step of this number, counted from 0. The same on every rank."""
         every = self._settings.every_steps
         return every is not None and step % every == 0
 
-    def look(self, step: int, learning_rate: float, parts: Sequence[Part]) -> float:
-        """Look between the gradients of a step and its update; every rank does, and it takes passes of its own.
+    def observe(self, step: int, learning_rate: float, parts: Sequence[Part]) -> float:
+        """Observe the network between the gradients of a step and its update. Every rank calls it.
 
         Parameters
         ----------
@@ -93,11 +93,11 @@ class Diagnostics:
 
     @contextmanager
     def evaluation(self, step: int) -> Iterator[None]:
-        """How far the statistics of evaluation batches are from those that norm layers evaluate with.
+        """Emit how far the statistics of evaluation batches are from those that norm layers evaluate with.
 
-        Around an evaluation of the network after ``step`` steps. For each `RunningNorm` in evaluation mode, over the
-        first ``evaluation_batches`` of each rank; mean and std are what evaluation subtracts and divides by
-        (`population`, so that variances have the layer's eps in them), and means are over channels, batches and ranks::
+        The block is an evaluation of the network after ``step`` steps. The gaps are of each `RunningNorm` in evaluation
+        mode, over the first ``evaluation_batches`` of each rank. Mean and std are what evaluation subtracts and divides
+        by (`population`, so that variances have the layer's eps in them); means are over channels, batches and ranks::
 
             statistics_gap_mean     = mean(|mean_batch - mean_running| / std_running)
             statistics_gap_variance = mean(|log(var_batch / var_running)|)
@@ -120,18 +120,20 @@ class Diagnostics:
         return time.perf_counter() - began
 
     def _pass(self, parts: Sequence[Part], *, with_gradient: bool) -> _Point:
-        """Loss and gradient at the current weights, both means over ranks. Every pass of a look begins with the same
-        buffers and random states, so that it is of the same function; neither ``.grad`` nor DDP is touched."""
+        """Loss and gradient at the current weights, both means over ranks. Every pass of an observation begins with
+        the same buffers and random states, so that it is of the same function; ``.grad`` and DDP are not touched."""
         loss = torch.zeros((), dtype=torch.float64, device=self._worker.device)
         gradient = torch.zeros(0, device=self._worker.device)
         with untouched(self._model, self._worker.device):
             for images, labels in parts:
                 with torch.set_grad_enabled(with_gradient):
-                    own = self._loss(images, labels, self._model.forward) / len(parts)
-                loss += own.detach()
+                    part_loss = self._loss(images, labels, self._model.forward) / len(parts)
+                loss += part_loss.detach()
                 if with_gradient:
-                    of_part = torch.autograd.grad(own, self._parameters, allow_unused=True, materialize_grads=True)
-                    flat = torch.cat([values.reshape(-1) for values in of_part])
+                    gradients = torch.autograd.grad(
+                        part_loss, self._parameters, allow_unused=True, materialize_grads=True
+                    )
+                    flat = torch.cat([values.reshape(-1) for values in gradients])
                     gradient = gradient + flat if len(gradient) else flat
         if with_gradient:
             gradient = self._worker.all_reduce_sum(gradient) / self._worker.world_size
@@ -146,24 +148,24 @@ class Diagnostics:
             beta = max over eta of gradient_change_at / (eta |g|)
 
         The smaller the learning rate, the more of beta is the kinks of ReLU and max pooling, whose share of a change of
-        gradient does not shrink with the distance: compare it between looks at one learning rate.
+        gradient does not shrink with the distance: compare it between observations at one learning rate.
         """
-        own = [parameter.clone() for parameter in self._parameters]
+        weights = [parameter.clone() for parameter in self._parameters]
         directions = start.gradient.split([parameter.numel() for parameter in self._parameters])
         norm = start.gradient.double().norm()
         values, betas = {"smoothness/loss": start.loss}, []
         try:
             for multiple in MULTIPLES:
                 eta = multiple * learning_rate
-                for parameter, weight, direction in zip(self._parameters, own, directions, strict=True):
+                for parameter, weight, direction in zip(self._parameters, weights, directions, strict=True):
                     parameter.copy_(weight - eta * direction.view_as(weight))
-                there = self._pass(parts, with_gradient=True)
-                change = (there.gradient - start.gradient).double().norm()
-                values[f"smoothness/loss_at_{multiple:g}"] = there.loss
+                moved = self._pass(parts, with_gradient=True)
+                change = (moved.gradient - start.gradient).double().norm()
+                values[f"smoothness/loss_at_{multiple:g}"] = moved.loss
                 values[f"smoothness/gradient_change_at_{multiple:g}"] = change
                 betas.append(change / (eta * norm))
         finally:
-            for parameter, weight in zip(self._parameters, own, strict=True):
+            for parameter, weight in zip(self._parameters, weights, strict=True):
                 parameter.copy_(weight)
         values["smoothness/beta"] = torch.stack(betas).max()
         return values
@@ -178,7 +180,7 @@ class _Point(NamedTuple):
 
 @contextmanager
 def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Afterwards buffers, and the random states of torch, numpy and Python, are as before."""
+    """Leave buffers, and the random states of torch, numpy and Python, as they were before the block."""
     state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), norm_statistics.preserve_buffers(model):

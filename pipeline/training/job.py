@@ -69,11 +69,11 @@ def facts(job: Job) -> dict[str, Any]:
     """
     if job.token:
         storage.check_seen(storage.join(job.folder, TOKEN), job.token, writer="the driver")
-        own = storage.join(job.folder, f"launch-{socket.gethostname()}-{os.getpid()}")
+        probe = storage.join(job.folder, f"launch-{socket.gethostname()}-{os.getpid()}")
         try:
-            storage.check_replaces(own, job.token)
+            storage.check_replaces(probe, job.token)
         finally:
-            storage.remove(own)
+            storage.remove(probe)
         free = storage.free_bytes(job.folder)
         if free is not None and free < storage.LEAST_FREE_BYTES:
             raise ValueError(

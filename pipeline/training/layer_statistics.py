@@ -1,5 +1,5 @@
-"""What can be seen of each layer: the norm of its gradient, the distribution of what enters a nonlinearity, and how far
-the statistics of a batch are from those that a norm layer evaluates with.
+"""Statistics of each layer: the norm of its gradient, the distribution of what enters a nonlinearity, and how far the
+statistics of a batch are from those that a norm layer evaluates with.
 
 Hooks exist only inside the ``watching`` blocks, and change nothing that passes them.
 """
@@ -31,7 +31,7 @@ Values = dict[str, torch.Tensor]
 
 @torch.no_grad()
 def gradient_norms(model: nn.Module) -> Values:
-    """The L2 norm of ``.grad`` of all parameters that a module has itself, for each that has some."""
+    """The L2 norm of ``.grad`` of the parameters that a module has itself, for each module that has some."""
     gradients: dict[str, list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
@@ -40,11 +40,11 @@ def gradient_norms(model: nn.Module) -> Values:
 
 
 class ActivationStatistics:
-    """The inputs of each nonlinearity (the modules of `ACTIVATIONS`), all its calls in the passes over a batch.
+    """Sums up the inputs of each nonlinearity (the modules of `ACTIVATIONS`) over all passes of a batch.
 
     A channel is axis 1, of sequences (N, T, D) the last axis. Its mean and variance are those over all rows and
-    positions of the global batch, and so is whether it is dead: they do not depend on the number of ranks. What is told
-    of a layer is the mean over its channels:
+    positions of the global batch, and so is whether it is dead: they do not depend on the number of ranks. The values
+    of a layer are means over its channels:
 
     - ``activation_mean``, ``activation_variance``
     - ``activation_drift``: |mean - mean_before| / std_before, since the look before: the internal covariate shift of
@@ -69,15 +69,16 @@ class ActivationStatistics:
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
         self._sums, self._unit = {}, {}
-        found = [(name, module) for name, module in model.named_modules() if type(module) in ACTIVATIONS.values()]
-        hooks = [module.register_forward_pre_hook(self._seen(name or "network")) for name, module in found]
+        kinds = tuple(ACTIVATIONS.values())
+        activations = [(name, module) for name, module in model.named_modules() if type(module) in kinds]
+        hooks = [module.register_forward_pre_hook(self._adding(name or "network")) for name, module in activations]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _seen(self, name: str) -> Callable[[nn.Module, Any], None]:
+    def _adding(self, name: str) -> Callable[[nn.Module, Any], None]:
         def add(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             x = inputs[0].detach()
             x = (x if x.dtype == torch.float64 else x.float()).movedim(2 if x.ndim == 3 else 1, -1).flatten(0, -2)
@@ -95,12 +96,12 @@ class ActivationStatistics:
 
     @torch.no_grad()
     def take(self) -> Values:
-        """What was seen since `watching` began; every rank calls it."""
+        """The statistics of what passed since `watching` began, by name. Every rank calls it and gets the same."""
         values: Values = {}
         if not self._sums:
             return values
         flat = self._worker.all_reduce_sum(torch.cat(list(self._sums.values())))
-        for name, sums in zip(self._sums, flat.split([len(own) for own in self._sums.values()]), strict=True):
+        for name, sums in zip(self._sums, flat.split([len(values) for values in self._sums.values()]), strict=True):
             first, second, alive = sums[:-1].chunk(3)
             mean = first / sums[-1]
             variance = (second / sums[-1] - mean**2).clamp(min=0)
@@ -134,7 +135,7 @@ def _mean(values: torch.Tensor) -> torch.Tensor:
 
 
 class StatisticsGap:
-    """See `Diagnostics.evaluation`. Sums for each layer: the two gaps, and the number of batches."""
+    """Sums up how far batches of an evaluation are from the statistics of each norm layer: `Diagnostics.evaluation`."""
 
     def __init__(self, model: nn.Module, batches: int):
         self._layers, self._batches = norm_statistics.layers(model), batches
@@ -142,14 +143,14 @@ class StatisticsGap:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        hooks = [layer.register_forward_pre_hook(self._seen(name)) for name, layer in self._layers.items()]
+        hooks = [layer.register_forward_pre_hook(self._adding(name)) for name, layer in self._layers.items()]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _seen(self, name: str) -> Callable[[Any, Any], None]:
+    def _adding(self, name: str) -> Callable[[Any, Any], None]:
         @torch.no_grad()
         def add(layer: RunningNorm, inputs: tuple[torch.Tensor, ...]) -> None:
             x, gaps = inputs[0], self._gaps[name]
@@ -157,9 +158,9 @@ class StatisticsGap:
                 return
             mean, square = (value.double().clone() for value in layer.population())  # not the buffers themselves
             x = x if x.dtype == torch.float64 else x.float()
-            variance, own = torch.var_mean(x, [0, *range(2, x.ndim)])
+            variance, mean_of_batch = torch.var_mean(x, [0, *range(2, x.ndim)])
             with norm_statistics.preserve_buffers(layer):
-                layer.set_population(own, variance)  # in the layer's own terms
+                layer.set_population(mean_of_batch, variance)  # in the terms of this kind of layer
                 mean_batch, square_batch = (value.double() for value in layer.population())
                 far = ((mean_batch - mean).abs() / square.sqrt()).mean()
                 gaps.append(torch.stack([far, (square_batch / square).log().abs().mean()]))
@@ -167,7 +168,7 @@ class StatisticsGap:
         return add
 
     def take(self, worker: Worker) -> Values:
-        """Every rank calls it; one that saw no batch counts for nothing."""
+        """The mean gaps of each layer, by name. Every rank calls it; one that saw no batch counts for nothing."""
         if not self._layers:
             return {}
         sums = torch.zeros(len(self._layers), 3, dtype=torch.float64, device=worker.device)

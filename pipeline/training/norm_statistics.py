@@ -1,8 +1,8 @@
-"""Statistics of norm layers that training gathers rank by rank and evaluation needs of all ranks together.
+"""Statistics of norm layers, which each rank gathers in training and evaluation needs of all ranks together.
 
-Networks know no ranks: `connect` tells batch norm which rows of a batch belong together. While it trains, each rank
-keeps running statistics of its own; evaluation uses those of all ranks (`of_all_ranks`), or exact ones (`precise`), and
-leaves the rank's own untouched, so that no training depends on how often it is evaluated.
+Networks know no ranks: `connect` tells batch norm which rows of a batch belong together. In training each rank keeps
+its running statistics; evaluation uses those of all ranks (`of_all_ranks`), or exact ones (`precise`), and leaves the
+rank's untouched, so that no training depends on how often it is evaluated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.distributed.worker import Worker
 
 
 def connect(model: nn.Module, worker: Worker, *, lanes: int) -> None:
-    """Let batch norm by lane know the lanes in each of this rank's batches, and that over the world, how to sum."""
+    """Tell batch norm by lane the number of lanes in each batch of this rank, and batch norm by world how to sum."""
     for module in model.modules():
         if isinstance(module, BatchNorm):
             module.lanes = lanes
@@ -27,15 +27,15 @@ def connect(model: nn.Module, worker: Worker, *, lanes: int) -> None:
 
 
 def layers(model: nn.Module) -> dict[str, RunningNorm]:
-    """The norm layers with running statistics, by name."""
+    """The norm layers of a model that have running statistics, by the name of the module."""
     return {name: module for name, module in model.named_modules() if isinstance(module, RunningNorm)}
 
 
 def join(model: nn.Module, ranks: Sequence[Mapping[str, torch.Tensor]], rows: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Running statistics of all ranks' rows together, by the name of the buffer.
+    """The running statistics of all ranks' rows together, by the name of the buffer.
 
-    Each layer joins its own (`RunningNorm.join`): for batch norm by the law of total variance, in which the variance
-    over all ranks is the mean of theirs plus the variance of their means. Computed in float64.
+    Each layer joins those that it has (`RunningNorm.join`): for batch norm by the law of total variance, in which the
+    variance over all ranks is the mean of theirs plus the variance of their means. Computed in float64.
 
     Parameters
     ----------
@@ -45,25 +45,33 @@ def join(model: nn.Module, ranks: Sequence[Mapping[str, torch.Tensor]], rows: Se
     shares = torch.tensor(rows, dtype=torch.float64).view(-1, 1) / sum(rows)
     joint = {}
     for prefix, layer in layers(model).items():
-        own = {name: f"{prefix}.{name}" if prefix else name for name in layer.running()}
-        stacked = {name: torch.stack([rank[full].double().cpu() for rank in ranks]) for name, full in own.items()}
+        full_names = {name: f"{prefix}.{name}" if prefix else name for name in layer.running()}
+        stacked = {
+            name: torch.stack([rank[full_name].double().cpu() for rank in ranks])
+            for name, full_name in full_names.items()
+        }
         for name, value in layer.join(stacked, shares).items():
-            joint[own[name]] = value.to(layer.running()[name].dtype)
+            joint[full_names[name]] = value.to(layer.running()[name].dtype)
     return joint
 
 
 def of_all_ranks(worker: Worker, model: nn.Module, rows: int) -> None:
-    """Give every rank the running statistics of all ranks' rows together. ``rows``: of this rank in each step."""
-    own = _running(model)
-    if worker.world_size == 1 or not own:
+    """Give the model on every rank the running statistics of all ranks' rows together.
+
+    Parameters
+    ----------
+    rows : of this rank in each step
+    """
+    running = _running(model)
+    if worker.world_size == 1 or not running:
         return
-    sizes = [value.numel() for value in own.values()]
-    mine = torch.cat([value.double() for value in own.values()] + [torch.tensor([rows], device=worker.device)])
-    everyone = torch.zeros(worker.world_size, len(mine), dtype=torch.float64, device=worker.device)
-    everyone[worker.rank] = mine
-    worker.all_reduce_sum(everyone)
-    ranks = [dict(zip(own, row[:-1].split(sizes), strict=True)) for row in everyone]
-    load(model, join(model, ranks, [int(row[-1]) for row in everyone]))
+    sizes = [value.numel() for value in running.values()]
+    values = torch.cat([value.double() for value in running.values()] + [torch.tensor([rows], device=worker.device)])
+    by_rank = torch.zeros(worker.world_size, len(values), dtype=torch.float64, device=worker.device)
+    by_rank[worker.rank] = values
+    worker.all_reduce_sum(by_rank)
+    ranks = [dict(zip(running, row[:-1].split(sizes), strict=True)) for row in by_rank]
+    load(model, join(model, ranks, [int(row[-1]) for row in by_rank]))
 
 
 @torch.no_grad()
@@ -79,15 +87,15 @@ def precise(worker: Worker, model: nn.Module, batches: Iterable[torch.Tensor]) -
     batches : this rank's images, as the model takes them; as many on every rank. A model without running statistics
         reads none.
     """
-    found = layers(model)
-    if not found:
+    norms = layers(model)
+    if not norms:
         return
     modes = {module: module.training for module in model.modules()}
-    own = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    sums = {name: torch.zeros(2 * norm.channels + 1, dtype=torch.float64) for name, norm in found.items()}
-    hooks = [norm.register_forward_pre_hook(_summing(sums, name)) for name, norm in found.items()]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    sums = {name: torch.zeros(2 * norm.channels + 1, dtype=torch.float64) for name, norm in norms.items()}
+    hooks = [norm.register_forward_pre_hook(_summing(sums, name)) for name, norm in norms.items()]
     model.eval()
-    for norm in found.values():
+    for norm in norms.values():
         norm.train()
     try:
         for images in batches:
@@ -97,10 +105,10 @@ def precise(worker: Worker, model: nn.Module, batches: Iterable[torch.Tensor]) -
             hook.remove()
         for module, mode in modes.items():
             module.training = mode
-        load(model, own)
+        load(model, buffers)
     flat = worker.all_reduce_sum(torch.cat([value.to(worker.device) for value in sums.values()]))
     parts = flat.split([len(value) for value in sums.values()])
-    for norm, part in zip(found.values(), parts, strict=True):
+    for norm, part in zip(norms.values(), parts, strict=True):
         first, second, count = part.split([norm.channels, norm.channels, 1])
         mean = first / count
         norm.set_population(mean, (second / count - mean**2).clamp(min=0) * (count / (count - 1).clamp(min=1)))
@@ -135,9 +143,9 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def load(model: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
     """Copy values into the buffers of these names."""
-    own = dict(model.named_buffers())
+    targets = dict(model.named_buffers())
     for name, value in buffers.items():
-        own[name].copy_(value)
+        targets[name].copy_(value)
 
 
 def _running(model: nn.Module) -> dict[str, torch.Tensor]:

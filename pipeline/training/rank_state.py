@@ -1,7 +1,7 @@
-"""What differs between the ranks of a training: buffers of norms, and random states.
+"""The state in which the ranks of a training differ: buffers of norms, and random states.
 
-Saved for every rank in every checkpoint, so that a restarted gang goes on with the same bits. A gang of another size
-cannot: it gets the statistics of all ranks together, and random states of its own.
+A checkpoint holds it for every rank, so that a restarted gang goes on with the same bits. A gang of another size
+cannot: it gets the statistics of all ranks together, and new random states.
 """
 
 from __future__ import annotations
@@ -37,24 +37,30 @@ def capture(worker: Worker, model: nn.Module) -> dict[str, Any]:
 
 
 def restore(worker: Worker, model: nn.Module, ranks: list[dict[str, Any]], *, seed: int, step: int) -> None:
-    """Take up this rank's part of what all ranks captured, or a part of the whole where the number of ranks changed."""
+    """Take up what this rank has captured; where the number of ranks changed, the statistics of all ranks together.
+
+    Parameters
+    ----------
+    ranks : what `capture` returned, in rank order
+    seed, step : of the training, for new random states where the number of ranks changed
+    """
     if len(ranks) != worker.world_size:
         norm_statistics.load(model, joint_buffers(model, [rank["buffers"] for rank in ranks]))
         seed_all(worker, seed, step)
         return
-    mine = ranks[worker.rank]
-    norm_statistics.load(model, mine["buffers"])
-    torch.set_rng_state(mine["torch"].cpu())
-    if mine["cuda"] is not None and worker.device.type == "cuda":
-        torch.cuda.set_rng_state(mine["cuda"].cpu(), worker.device)
-    version, words, gauss = mine["python"]
+    state = ranks[worker.rank]
+    norm_statistics.load(model, state["buffers"])
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and worker.device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), worker.device)
+    version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = mine["numpy"]
+    name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
 
 
 def seed_all(worker: Worker, seed: int, step: int = 0) -> None:
-    """Random states of their own for each rank: dropout must not drop the same units everywhere.
+    """Seed each rank otherwise: dropout must not drop the same units everywhere.
 
     Python workers are used for one training after the other, so that without this the state would depend on the past.
     """
@@ -65,6 +71,8 @@ def seed_all(worker: Worker, seed: int, step: int = 0) -> None:
 
 
 def joint_buffers(model: nn.Module, ranks: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Buffers of all ranks' rows together, each rank counting alike, since each has seen as many. What is no running
-    statistic is the same on all ranks and taken from the first."""
+    """Buffers of all ranks' rows together, by name. Each rank counts alike, since each has seen as many rows.
+
+    A buffer that is no running statistic is the same on all ranks, and taken from the first.
+    """
     return {**ranks[0], **norm_statistics.join(model, ranks, [1] * len(ranks))}

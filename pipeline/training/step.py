@@ -118,7 +118,7 @@ class TrainStep:
             self._diverge(step, rate, rank_loss)
             return False
         if self.diagnostics.is_due(step):
-            times.leave_out(self.diagnostics.look(step, rate, self.data.parts(batch, step)))
+            times.leave_out(self.diagnostics.observe(step, rate, self.data.parts(batch, step)))
         self.worker.status.enter("optimizer step")
         optimizer.step()
         self._count(loss, rate)

@@ -24,13 +24,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after ``step`` optimizer steps."""
+        """Add the weights after ``step`` optimizer steps to the average."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self._average.values()), list(self._weights.values()), 1 - decay)
 
     @contextmanager
     def in_place_of_weights(self) -> Iterator[None]:
-        """The model's parameters are the average inside."""
+        """Make the model's parameters the average within the block."""
         self._swap()
         try:
             yield
@@ -40,11 +40,12 @@ class WeightAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         for name, weight in self._weights.items():
-            own = weight.clone()
+            trained = weight.clone()
             weight.copy_(self._average[name])
-            self._average[name].copy_(own)
+            self._average[name].copy_(trained)
 
     def state(self) -> dict[str, torch.Tensor]:
+        """The average of each parameter, by its name; not copies."""
         return self._average
 
     @torch.no_grad()

@@ -71,7 +71,7 @@ def train(worker, norm, statistics, diagnostics, steps=10):
                 loss.backward()
         gradients = [parameter.grad.clone() for parameter in model.parameters()]
         if seer.is_due(step):
-            seer.look(step, 0.02, parts)
+            seer.observe(step, 0.02, parts)
         assert all(map(torch.equal, gradients, [parameter.grad for parameter in model.parameters()]))
         optimizer.step()
         with seer.evaluation(step + 1), torch.inference_mode():
@@ -143,7 +143,7 @@ CURVATURES = torch.tensor([[[5.0, 1.0], [1.0, 2.0]], [[1.0, 0.0], [0.0, 4.0]]], 
 def look_at_a_quadratic(worker, start, learning_rate, curvatures):
     model = Point(start)
     seer, told = make(model, worker, smoothness=True, loss=lambda a, _, forward: quadratic(a, forward))
-    seer.look(0, learning_rate, [(curvatures[worker.rank], None)])
+    seer.observe(0, learning_rate, [(curvatures[worker.rank], None)])
     assert model.weights.tolist() == start
     assert model.weights.grad is None
     return told[0]["values"]

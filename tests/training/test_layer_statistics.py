@@ -53,7 +53,7 @@ def look_twice(worker):
     seer, told = make(model, worker)
     for step in range(2):
         images, labels = data_of(step, worker.rank, worker.world_size)
-        seer.look(step, 0.1, list(zip(images.chunk(3), labels.chunk(3), strict=True)))
+        seer.observe(step, 0.1, list(zip(images.chunk(3), labels.chunk(3), strict=True)))
         with torch.no_grad():
             model.conv.weight.mul_(1.5).add_(0.01)
     return [event["values"] for event in told]
@@ -110,7 +110,7 @@ def test_dead_units_are_those_that_no_row_wakes(activation, dead, alive):
     images = torch.tensor([dead * 2, dead * 2, dead * 2]).T.repeat(1, 2)[:, :4].contiguous()
     images[:2, 3] = torch.tensor(alive)
     seer, told = make(model)
-    seer.look(0, 0.1, [(images, torch.zeros(4, dtype=torch.int64))])
+    seer.observe(0, 0.1, [(images, torch.zeros(4, dtype=torch.int64))])
     assert told[0]["values"]["dead_units/1"] == 0.75
 
 
@@ -175,6 +175,6 @@ def test_the_recurrent_cell_is_seen_over_all_its_steps():
     model = build_model(settings, image_shape=(1, 8, 8), num_classes=3)
     seer, told = make(model)
     images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
-    seer.look(0, 0.1, [(images, torch.zeros(6, dtype=torch.int64))])
+    seer.observe(0, 0.1, [(images, torch.zeros(6, dtype=torch.int64))])
     names = [name for name in told[0]["values"] if name.startswith("dead_units/")]
     assert [name.rpartition(".")[2] for name in names] == ["forget", "admit", "candidate", "emit", "squash"]
