@@ -74,7 +74,7 @@ class GradientExchange:
         return future.then(lambda done: buffer.copy_(done.value()[0]))
 
 
-def _without_buffer_sync() -> dict[str, Any]:
-    """The setting of DDP under its current name, or the one that it had before torch 2.13."""
+def _without_buffer_sync() -> Any:
+    """The setting as a keyword argument, under its current name or the one that it had before torch 2.13."""
     known = inspect.signature(DistributedDataParallel).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}

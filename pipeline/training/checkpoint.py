@@ -13,23 +13,38 @@ import logging
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from pipeline import storage
+from pipeline.config.frozen import FrozenModel
+from pipeline.training.job import Identity
 
 log = logging.getLogger(__name__)
+
+
+# Nested dicts and lists of numbers, strings and tensors: what ``torch.load(weights_only=True)`` reads back.
+State = dict[str, Any]
 
 
 class CheckpointError(ValueError):
     """A checkpoint belongs to another run."""
 
 
-def save(folder: str, state: dict[str, Any], *, step: int, identity: dict[str, Any], keep: int) -> tuple[str, int]:
+class _Seal(FrozenModel):
+    """The JSON file of a checkpoint; the digest and the number of bytes are those of its other file."""
+
+    step: int
+    bytes: int
+    sha256: str
+    identity: Identity
+
+
+def save(folder: str, state: State, *, step: int, identity: Identity, keep: int) -> tuple[str, int]:
     """Publish the state after ``step`` optimizer steps and delete all but the newest ``keep``.
 
     Parameters
     ----------
-    state : nested dicts, lists, numbers, strings and tensors (what ``torch.load(weights_only=True)`` reads back)
-    identity : settings and digests, nested dicts of JSON values; `load_newest` refuses a checkpoint with others
+    identity : of the training; `load_newest` refuses a checkpoint with another
 
     Returns
     -------
@@ -43,13 +58,8 @@ def save(folder: str, state: dict[str, Any], *, step: int, identity: dict[str, A
     name = f"step-{step:08d}"
     path = storage.join(folder, f"{name}.pt")
     storage.publish(path, data)
-    seal = {
-        "step": step,
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "identity": identity,
-    }
-    storage.publish(storage.join(folder, f"{name}.json"), json.dumps(seal).encode())
+    seal = _Seal(step=step, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), identity=identity)
+    storage.publish(storage.join(folder, f"{name}.json"), json.dumps(seal.model_dump()).encode())
     for old in _names(folder)[:-keep]:
         _remove(folder, old)
     return path, len(data)
@@ -61,9 +71,7 @@ def newest_step(folder: str) -> int:
     return int(names[-1].removeprefix("step-")) if names else 0
 
 
-def load_newest(
-    folder: str, *, identity: dict[str, Any], device: torch.device, repair: bool = False
-) -> dict[str, Any] | None:
+def load_newest(folder: str, *, identity: Identity, device: torch.device, repair: bool = False) -> State | None:
     """Load the newest whole state in the folder; None where there is none. A damaged one is passed over with a warning.
 
     Parameters
@@ -84,16 +92,16 @@ def load_newest(
     for name in reversed(sealed):
         try:
             seal, data = _read(folder, name)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             log.warning("checkpoint %s/%s cannot be used (%s); trying the one before it", folder, name, error)
-            if repair and isinstance(error, (FileNotFoundError, ValueError, KeyError)):
+            if repair and isinstance(error, (FileNotFoundError, ValueError)):
                 _remove(folder, name)
             continue
         return _unpack(folder, name, seal, data, identity, device)
     return None
 
 
-def load_step(folder: str, step: int, *, identity: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def load_step(folder: str, step: int, *, identity: Identity, device: torch.device) -> State:
     """Load the state after ``step`` steps, the newest whole one as another rank has found.
 
     Raises
@@ -104,25 +112,26 @@ def load_step(folder: str, step: int, *, identity: dict[str, Any], device: torch
     name = f"step-{step:08d}"
     try:
         seal, data = _read(folder, name)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {folder}/{name}, which rank 0 reads, cannot be read here: {error}"
         ) from error
     return _unpack(folder, name, seal, data, identity, device)
 
 
-def _read(folder: str, name: str) -> tuple[dict[str, Any], bytes]:
-    seal = json.loads(storage.read_bytes(storage.join(folder, f"{name}.json")))
+def _read(folder: str, name: str) -> tuple[_Seal, bytes]:
+    try:
+        seal = _Seal.model_validate_json(storage.read_bytes(storage.join(folder, f"{name}.json")))
+    except ValidationError as error:
+        raise ValueError("its JSON file is damaged") from error
     data = storage.read_bytes(storage.join(folder, f"{name}.pt"))
-    if hashlib.sha256(data).hexdigest() != seal["sha256"]:
+    if hashlib.sha256(data).hexdigest() != seal.sha256:
         raise ValueError("it does not match its SHA-256")
     return seal, data
 
 
-def _unpack(
-    folder: str, name: str, seal: dict[str, Any], data: bytes, identity: dict[str, Any], device: torch.device
-) -> dict[str, Any]:
-    different = differences(seal["identity"], identity)
+def _unpack(folder: str, name: str, seal: _Seal, data: bytes, identity: Identity, device: torch.device) -> State:
+    different = differences(seal.identity, identity)
     if different:
         raise CheckpointError(
             f"checkpoint {folder}/{name} belongs to another run: {'; '.join(different)}. "

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from pipeline.training import checkpoint
+from pipeline.training.checkpoint import State
 from pipeline.training.hooks import CallHook
+from pipeline.training.job import Identity
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +28,7 @@ class CheckpointWriter:
     hook : called at ``before_write`` and ``after_write``
     """
 
-    def __init__(
-        self, folder: str, identity: dict[str, Any], *, keep: int, emit: Callable[..., None], hook: CallHook = None
-    ):
+    def __init__(self, folder: str, identity: Identity, *, keep: int, emit: Callable[..., None], hook: CallHook = None):
         self._folder, self._identity, self._keep, self._emit, self._hook = folder, identity, keep, emit, hook
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -39,7 +39,7 @@ class CheckpointWriter:
     def busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def begin(self, state: dict[str, Any], step: int) -> None:
+    def begin(self, state: State, step: int) -> None:
         """Copy the state and write it in the background, when the one before is written."""
         self.wait()
         copy = on_cpu(state)
@@ -64,7 +64,7 @@ class CheckpointWriter:
             reason = f"{type(self._error).__name__}: {self._error}"
             raise OSError(f"the last checkpoint could not be written to {self._folder}: {reason}") from self._error
 
-    def _write(self, state: dict[str, Any], step: int) -> None:
+    def _write(self, state: State, step: int) -> None:
         started = time.perf_counter()
         try:
             # A training that goes on from this state does not do its steps again: their events must outlive us.
@@ -80,7 +80,7 @@ class CheckpointWriter:
             self._error, self._warned, self.path = None, False, path
             self._emit("checkpoint", step=step, seconds=time.perf_counter() - started, bytes=size)
 
-    def _save(self, state: dict[str, Any], step: int) -> tuple[str, int]:
+    def _save(self, state: State, step: int) -> tuple[str, int]:
         if self._hook is None:
             return checkpoint.save(self._folder, state, step=step, identity=self._identity, keep=self._keep)
         try:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 TOKEN = "launch-token"
 
+# Settings and digests that two trainings must share, as nested dicts of JSON values.
+Identity = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -44,8 +47,8 @@ class Job:
             object.__setattr__(self, "train", self.train.model_copy(update={"rank_batch_size": None}))
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """What two trainings must share for one to go on from the other's checkpoint, as nested dicts of JSON values.
+def identity(job: Job) -> Identity:
+    """What two trainings must share for one to go on from the other's checkpoint.
 
     That is all that changes a result, but for the number of workers, which may change on the way.
     """
@@ -57,8 +60,8 @@ def identity(job: Job) -> dict[str, Any]:
     }
 
 
-def facts(job: Job) -> dict[str, Any]:
-    """What every rank must see alike before step one, as nested dicts of JSON values; a launcher compares the ranks'.
+def facts(job: Job) -> Identity:
+    """What every rank must see alike before step one; a launcher compares the ranks'.
 
     Raises
     ------

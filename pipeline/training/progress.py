@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.training.checkpoint import State
 from pipeline.training.result import EvaluationPoint
 from pipeline.training.timing import StepTimes
 from pipeline.training.weight_average import WeightAverage
@@ -64,12 +64,12 @@ class Progress:
     def data_wait_share(self) -> float | None:
         return self.data_wait_seconds / self.timed_seconds if self.timed_seconds else None
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> State:
         """The fields as plain values, as a checkpoint keeps them."""
         return {**vars(self), "curve": [point.model_dump() for point in self.curve]}
 
     @classmethod
-    def from_values(cls, values: dict[str, Any]) -> Progress:
+    def from_values(cls, values: State) -> Progress:
         return cls(**{**values, "curve": [EvaluationPoint(**point) for point in values["curve"]]})
 
 

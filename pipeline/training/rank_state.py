@@ -7,7 +7,6 @@ cannot: it gets the statistics of all ranks together, and new random states.
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +14,10 @@ from torch import nn
 
 from pipeline.distributed.worker import Worker
 from pipeline.training import norm_statistics
+from pipeline.training.checkpoint import State
 
 
-def capture(worker: Worker, model: nn.Module) -> dict[str, Any]:
+def capture(worker: Worker, model: nn.Module) -> State:
     """This rank's buffers and random states, as `torch.load(weights_only=True)` can read them back."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
@@ -36,7 +36,7 @@ def capture(worker: Worker, model: nn.Module) -> dict[str, Any]:
     }
 
 
-def restore(worker: Worker, model: nn.Module, ranks: list[dict[str, Any]], *, seed: int, step: int) -> None:
+def restore(worker: Worker, model: nn.Module, ranks: list[State], *, seed: int, step: int) -> None:
     """Take up what this rank has captured; where the number of ranks changed, the statistics of all ranks together.
 
     Parameters
