@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 from pathlib import Path
+from types import GenericAlias
 
 import click
 from typer.cli import get_docs_for_click
@@ -71,6 +72,8 @@ def _directive(name: str, thing: object) -> str:
     if isinstance(thing, dict):
         keys = ", ".join(f"`{key}`" for key in thing)
         return f"**`{name}`** is a dictionary with the keys {keys}."
+    if isinstance(thing, GenericAlias):
+        return f"**`{name}`** stands for `{thing}`."
     kind = "class" if inspect.isclass(thing) else "function"
     if inspect.isclass(thing) and issubclass(thing, Exception):
         kind = "exception"
