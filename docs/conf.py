@@ -7,6 +7,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from generate import write_pages  # noqa: E402
+from pydantic import BaseModel  # noqa: E402
 
 from pipeline import __version__  # noqa: E402
 
@@ -23,18 +24,25 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-autodoc_class_signature = "separated"
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
 default_role = "code"  # `name` in a docstring is code
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"sparknorm {version}"
 html_show_sphinx = False
 html_copy_source = False
 html_show_copyright = False
 
 
+def signature(app, what, name, thing, options, arguments, returns):
+    """Show no arguments of pydantic classes: generate.py lists their fields, and the defaults would fill a page."""
+    return ("", None) if what == "class" and issubclass(thing, BaseModel) else None
+
+
 def setup(app):
     """Write the generated pages before Sphinx reads any."""
     app.connect("builder-inited", lambda _: write_pages(HERE / "reference" / "generated"))
+    app.connect("autodoc-process-signature", signature)

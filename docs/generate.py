@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 from pathlib import Path
 from types import GenericAlias
 
 import click
+from pydantic import BaseModel
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
@@ -77,4 +79,9 @@ def _directive(name: str, thing: object) -> str:
     kind = "class" if inspect.isclass(thing) else "function"
     if inspect.isclass(thing) and issubclass(thing, Exception):
         kind = "exception"
-    return f"```{{eval-rst}}\n.. auto{kind}:: {name}\n```"
+    text = f"```{{eval-rst}}\n.. auto{kind}:: {name}\n```"
+    if inspect.isclass(thing) and issubclass(thing, BaseModel):
+        types = {key: inspect.formatannotation(field.annotation) for key, field in thing.model_fields.items()}
+        types = {key: re.sub(r"\b(?:pipeline|typing)\.(?:\w+\.)*", "", text) for key, text in types.items()}
+        text += "\n\nFields: " + ", ".join(f"`{key}` ({text})" for key, text in types.items()) + "."
+    return text
