@@ -1,5 +1,6 @@
 """How `make docs` builds the site: MyST pages, and pages that follow from the code. No network is used."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from generate import write_pages  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
 
 from pipeline import __version__  # noqa: E402
+
+PARAMETER = re.compile(r"[a-z_]\w*(, \w+)* : \S")
 
 project = "sparknorm"
 author = "the maintainers of sparknorm"
@@ -42,7 +45,15 @@ def signature(app, what, name, thing, options, arguments, returns):
     return ("", None) if what == "class" and issubclass(thing, BaseModel) else None
 
 
+def parameters(app, what, name, thing, options, lines):
+    """Give lines ``name : what it is`` that stand without a heading one that napoleon knows."""
+    for at in reversed(range(1, len(lines))):
+        if PARAMETER.match(lines[at]) and not lines[at - 1].strip():
+            lines[at:at] = ["Parameters", "----------"]
+
+
 def setup(app):
     """Write the generated pages before Sphinx reads any."""
     app.connect("builder-inited", lambda _: write_pages(HERE / "reference" / "generated"))
     app.connect("autodoc-process-signature", signature)
+    app.connect("autodoc-process-docstring", parameters, priority=400)  # before napoleon
