@@ -15,7 +15,7 @@ import shlex
 
 from pipeline import storage
 from pipeline.config import load_settings
-from pipeline.study.compare import compare
+from pipeline.study import compare
 
 settings = load_settings(dbutils.widgets.get("config"), shlex.split(dbutils.widgets.get("overrides")))
 

@@ -20,6 +20,8 @@ from rich.text import Text
 from pipeline import storage
 from pipeline.config import Settings, load_settings
 from pipeline.console import console
+from pipeline.report.comparison import Comparison
+from pipeline.report.names import setting_words
 
 app = typer.Typer(
     help="Train batch-normalized CNNs inside Spark, and compare normalizations with evidence.",
@@ -90,15 +92,15 @@ def export(config: Config, override: Overrides = None) -> None:
 @app.command()
 def compare(config: Config, override: Overrides = None) -> None:
     """Train every arm with every seed, and report which settings did best and what they cost."""
-    from pipeline.report.page import verdict
-    from pipeline.study.compare import compare as job
+    from pipeline.report.verdict import verdict
+    from pipeline.study import compare as job
 
     settings = load_settings(config, override or [])
     comparison = job(_session(settings), settings)
     console.print(_table(comparison))
     for line in verdict(comparison):
         _say(line)
-    for line in comparison["warnings"]:
+    for line in comparison.warnings:
         _say(f"note: {line}")
     _say(f"report: {settings.output}/report.html")
     sys.stdout.write(f"{settings.output}/comparison.json\n")
@@ -149,19 +151,19 @@ def _session(settings: Settings, *, trains: bool = True) -> Any:
     return get_session(settings.spark, f"sparknorm {settings.name}", trains=trains)
 
 
-def _table(comparison: dict[str, Any]) -> Table:
-    tuned = comparison["tuned"]
-    table = Table(title=f"{comparison['name']}: accuracy on {comparison['evaluated_on']}")
+def _table(comparison: Comparison) -> Table:
+    tuned = comparison.tuned
+    table = Table(title=f"{comparison.name}: accuracy on {comparison.evaluated_on}")
     headings = ("runs", "best", "final", "steps to target", "images/s", "diverged")
-    for heading in ("arm", *(name.rpartition(".")[2].replace("_", " ") for name in tuned), *headings):
+    for heading in ("arm", *(setting_words(name) for name in tuned), *headings):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
-    for arm in comparison["arms"]:
-        reached, speed = arm["steps_to_target_mean"], arm["images_per_second_mean"]
-        spread = f" ± {100 * arm['best_accuracy_std']:.2f}" if arm["best_accuracy_std"] is not None else ""
+    for arm in comparison.arms:
+        reached, speed = arm.steps_to_target_mean, arm.images_per_second_mean
+        spread = f" ± {100 * arm.best_accuracy_std:.2f}" if arm.best_accuracy_std is not None else ""
         table.add_row(
-            arm["arm"], *(f"{arm['tuned'][name]}" for name in tuned), str(arm["n"]),
-            f"{arm['best_accuracy_mean']:.2%}{spread}", f"{arm['final_accuracy_mean']:.2%}",
-            f"{reached:,.0f}" if reached else "never", f"{speed:,.0f}" if speed else "-", str(arm["diverged"] or "no"),
+            arm.arm, *(f"{arm.tuned[name]}" for name in tuned), str(arm.n),
+            f"{arm.best_accuracy_mean:.2%}{spread}", f"{arm.final_accuracy_mean:.2%}",
+            f"{reached:,.0f}" if reached else "never", f"{speed:,.0f}" if speed else "-", str(arm.diverged or "no"),
         )  # fmt: skip
     return table
 

@@ -121,7 +121,7 @@ def _log_result(run: TrackedRun, job: Job, result: dict[str, Any]) -> dict[str, 
         return {}
     events = EventReader(storage.join(job.folder, "events")).new()
     run.log_files("diagnostics", draw(events))
-    return {"gradient_norms": gradient_norms(events)}
+    return {"gradient_norms": [entry.model_dump() for entry in gradient_norms(events)]}
 
 
 def _begin(settings: Settings, manifest: Manifest, name: str, parent: str | None) -> tuple[Record, Job]:

@@ -5,7 +5,8 @@ Fields that do not apply are left unset, and absent from the file.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -42,14 +43,18 @@ class StudyTrial(FrozenModel):
     seed: int = Field(description="train.seed")
 
 
+class StudyRun(TrialResult, StudyTrial):
+    """One training of a study."""
+
+
 class SearchTrial(TrainSummary, StudyTrial):
     """One short training that tried values of the tuned settings for an arm, without its curves."""
 
     run_id: str = Field(description="the MLflow run")
 
-
-class StudyRun(TrialResult, StudyTrial):
-    """One training of an arm with one seed."""
+    @classmethod
+    def of(cls, run: StudyRun) -> SearchTrial:
+        return cls(**run.model_dump(include=set(cls.model_fields)))
 
 
 class ComparedRun(StudyRun):
@@ -175,9 +180,14 @@ class Comparison(FrozenModel):
         """Runs of an arm."""
         return max(arm.n for arm in self.arms)
 
-    def runs_by_arm(self) -> dict[str, list[ComparedRun]]:
-        """The runs by the name of their arm, in the order in which they were trained."""
-        runs: dict[str, list[ComparedRun]] = {}
-        for run in self.runs:
-            runs.setdefault(run.arm, []).append(run)
-        return runs
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
+
+
+def by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items by what ``key`` says of each, in their order."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # A value of a setting that a study varies, and such values by the setting's dotted name.
 SettingValue = str | int | float | bool | None
 Values = dict[str, SettingValue]
 
 LEARNING_RATE = "train.learning_rate"
 BATCH_SIZES = ("train.rank_batch_size", "train.batch_size")
+# More arms than this are told, and drawn, in groups.
+MANY_ARMS = 8
+_MOST_GROUPS = 9
 # Settings whose values speak for themselves.
 _SPEAKING = ("model.norm", "model.network")
 _NORMS = {
@@ -61,6 +66,26 @@ def values_words(values: Values) -> str:
 def arm_words(name: str, values: Values) -> str:
     """An arm in words. One without values has the name of its norm."""
     return values_words(values) or norm_words(name)
+
+
+def group_setting(arms: Sequence[Values]) -> str | None:
+    """The first setting whose values cut many arms into few groups.
+
+    Parameters
+    ----------
+    arms : the values of each
+
+    Returns
+    -------
+    The setting's dotted name; None where the arms are few or no setting does.
+    """
+    if len(arms) <= MANY_ARMS:
+        return None
+    for setting in arms[0]:
+        groups = {repr(values[setting]) for values in arms}
+        if 1 < len(groups) <= min(_MOST_GROUPS, len(arms) // 2):
+            return setting
+    return None
 
 
 def _text(value: SettingValue) -> str:

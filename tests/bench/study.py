@@ -46,7 +46,7 @@ def study(
     spark: Any, dataset: str, folder: Path, *, epochs: int, batch: int, at_once: int | None
 ) -> tuple[float, float]:
     """Seconds of the whole `compare`, report and all, and of its trials' training and evaluation in sum."""
-    from pipeline.study.compare import compare as job
+    from pipeline.study import compare as job
 
     settings = Settings.model_validate(
         {

@@ -13,7 +13,7 @@ from pipeline.cluster.errors import LaunchError, StoppedError
 from pipeline.config.cluster import WorkerSettings
 from pipeline.config.study import CompareSettings
 from pipeline.driver import slots
-from pipeline.study.compare import compare
+from pipeline.study import compare
 from pipeline.telemetry.events import EventReader
 from pipeline.training.checkpoint import newest_step
 
@@ -95,19 +95,19 @@ def test_a_study_side_by_side_has_the_results_of_one_after_the_other(spark, sett
             update={"output": str(tmp_path / "single")}
         ),
     )
-    assert (both["side_by_side"], single["side_by_side"]) == (2, 1)
-    for one, other in zip(both["runs"], single["runs"], strict=True):
+    assert (both.side_by_side, single.side_by_side) == (2, 1)
+    for one, other in zip(both.runs, single.runs, strict=True):
         for key in ("arm", "seed", "tuned", "curve", "train_loss", "steps_to_target"):
-            assert one[key] == other[key]
+            assert getattr(one, key) == getattr(other, key)
     client = mlflow.MlflowClient(settings.tracking.uri)
     for comparison, overlap in ((both, True), (single, False)):
         spans = sorted(
-            (client.get_run(run["run_id"]).info.start_time, client.get_run(run["run_id"]).info.end_time)
-            for run in comparison["runs"]
+            (client.get_run(run.run_id).info.start_time, client.get_run(run.run_id).info.end_time)
+            for run in comparison.runs
         )
         assert any(late[0] < early[1] for early, late in itertools.pairwise(spans)) is overlap
-        parents = {client.get_run(run["run_id"]).data.tags["mlflow.parentRunId"] for run in comparison["runs"]}
-        assert parents == {comparison["mlflow"]["parent_run_id"]}
+        parents = {client.get_run(run.run_id).data.tags["mlflow.parentRunId"] for run in comparison.runs}
+        assert parents == {comparison.mlflow.parent_run_id}
 
 
 @pytest.mark.spark
@@ -173,14 +173,12 @@ def test_a_study_that_was_stopped_goes_on_with_all_that_it_had_begun(spark, sett
         starts = [event["restored_from"] for event in events if event["kind"] == "start"]
         assert len(starts) == 2
         assert starts[1] >= step > starts[0] == 0  # Spark needs a moment to end what it was told to end
-        assert {event["step"] for event in events if event["kind"] == "step"} == set(
-            range(1, done["runs"][0]["steps"] + 1)
-        )
+        assert {event["step"] for event in events if event["kind"] == "step"} == set(range(1, done.runs[0].steps + 1))
     client = mlflow.MlflowClient(settings.tracking.uri)
     (experiment,) = [e for e in client.search_experiments() if e.name == settings.tracking.experiment]
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.run_id for run in runs} == {
-        done["mlflow"]["parent_run_id"], *(run["run_id"] for run in done["runs"])
+        done.mlflow.parent_run_id, *(run.run_id for run in done.runs)
     }  # fmt: skip
     assert {run.info.status for run in runs} == {"FINISHED"}
 

@@ -6,11 +6,11 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from PIL import Image
-from small_comparisons import comparison_of, many_arms
+from small_comparisons import comparison_of, many_arms, with_runs
 
 from pipeline.report.figures.rates import _heat
 from pipeline.report.figures.study import figures_of
-from pipeline.report.figures.style import COLORS, DASHES, MARKERS, looks_of
+from pipeline.report.figures.style import COLORS, DASHES, MARKERS, line_styles
 from pipeline.report.names import LEARNING_RATE
 
 COMMON = ["learning_curves", "training_loss"]
@@ -106,29 +106,29 @@ def records(comparison, name):
 def test_curves_are_means_over_seeds_between_the_worst_and_the_best():
     comparison = comparison_of(seeds=3)
     found = [record for record in records(comparison, "learning_curves") if record["arm"] == "batch"]
-    runs = [run for run in comparison["runs"] if run["arm"] == "batch"]
+    runs = [run for run in comparison.runs if run.arm == "batch"]
     for number, record in enumerate(found):
-        accuracies = [run["curve"][number]["accuracy"] for run in runs]
-        assert record["steps"] == runs[0]["curve"][number]["step"]
+        accuracies = [run.curve[number].accuracy for run in runs]
+        assert record["steps"] == runs[0].curve[number].step
         assert math.isclose(record["accuracy_mean"], sum(accuracies) / 3)
         assert (record["accuracy_min"], record["accuracy_max"]) == (min(accuracies), max(accuracies))
-    base = [run["best_accuracy"] for run in comparison["runs"] if run["arm"] == "none"]
+    base = [run.best_accuracy for run in comparison.runs if run.arm == "none"]
     assert math.isclose(found[0]["target_mean"], sum(base) / 3)
 
 
 def test_curves_of_steps_of_different_size_are_over_images():
     comparison = comparison_of({"train.rank_batch_size": [8, 64]})
     found = records(comparison, "learning_curves")
-    ends = {run["arm"]: run["curve"][-1]["step"] * run["global_batch"] for run in comparison["runs"]}
+    ends = {run.arm: run.curve[-1].step * run.global_batch for run in comparison.runs}
     assert {record["arm"]: record["images"] for record in found} == ends
     assert "the axis counts images" in drawing_of(comparison, "learning_curves").caption
     assert "images_mean" in drawing_of(comparison, "steps_to_target").columns
 
 
 def test_runs_of_one_evaluation_have_no_curves():
-    comparison = comparison_of()
-    for run in comparison["runs"]:
-        run["curve"], run["train_loss"] = run["curve"][-1:], run["train_loss"][-1:]
+    comparison = with_runs(
+        comparison_of(), curve=lambda run: run.curve[-1:], train_loss=lambda run: run.train_loss[-1:]
+    )
     names = {drawing.name for drawing in figures_of(comparison)}
     assert not names & set(COMMON)
     assert "learning_rates" in names
@@ -147,12 +147,12 @@ def test_the_search_shows_what_was_tried_chosen_and_diverged():
     comparison = comparison_of()
     found = {(record["arm"], record["learning_rate"]): record for record in records(comparison, "learning_rates")}
     assert len(found) == 6
-    for trial in comparison["search"]:
-        record = found[trial["arm"], trial["learning_rate"]]
-        assert record["accuracy"] == trial["best_accuracy"]
-        assert record["diverged"] == trial["diverged"]
+    for trial in comparison.search:
+        record = found[trial.arm, trial.learning_rate]
+        assert record["accuracy"] == trial.best_accuracy
+        assert record["diverged"] == trial.diverged
     chosen = {arm: rate for (arm, rate), record in found.items() if record["chosen"]}
-    assert chosen == {arm["arm"]: arm["tuned"][LEARNING_RATE] for arm in comparison["arms"]}
+    assert chosen == {arm.arm: arm.tuned[LEARNING_RATE] for arm in comparison.arms}
     svg = drawing_of(comparison, "learning_rates").svg()
     assert "diverged" in svg
     assert "87.0" in svg
@@ -164,7 +164,7 @@ def test_learning_rates_that_make_arms_are_shown_from_the_runs():
     assert [(record["arm"], record["learning_rate"]) for record in found] == [
         (norm, rate) for norm in ("no normalization", "batch norm") for rate in (0.01, 0.1, 1.0)
     ]
-    assert [record["accuracy"] for record in found] == [arm["best_accuracy_mean"] for arm in comparison["arms"]]
+    assert [record["accuracy"] for record in found] == [arm.best_accuracy_mean for arm in comparison.arms]
     assert [record["chosen"] for record in found] == [True, False, False] * 2
 
 
@@ -186,19 +186,22 @@ def test_error_is_drawn_against_batch_size_for_each_norm():
     assert list(dict.fromkeys(record["line"] for record in found)) == [
         "no normalization", "batch norm", "group norm", "layer norm",
     ]  # fmt: skip
-    for record, arm in zip(found, comparison["arms"], strict=True):
-        assert record["batch_size"] == arm["values"]["train.rank_batch_size"]
-        assert record["error_mean"] == 1 - arm["best_accuracy_mean"]
-        assert record["error_std"] == arm["best_accuracy_std"]
+    for record, arm in zip(found, comparison.arms, strict=True):
+        assert record["batch_size"] == arm.values["train.rank_batch_size"]
+        assert record["error_mean"] == 1 - arm.best_accuracy_mean
+        assert record["error_std"] == arm.best_accuracy_std
     assert found[0]["diverged"] == 1
 
 
 def test_gradient_norms_are_geometric_means_and_zero_stays_zero():
-    comparison = comparison_of()
-    layers = [run["gradient_norms"] for run in comparison["runs"] if run["arm"] == "batch"]
-    layers[0][0]["median"], layers[1][0]["median"] = 0.5, 0.02
-    layers[0][1]["median"] = 0.0
-    layers[0][2]["median"] = layers[1][2]["median"] = None
+    medians = {0: (0.5, 0.0, None), 1: (0.02, 1.0, None)}  # of the first three layers, by seed
+
+    def changed(run):
+        first = zip(run.gradient_norms, medians[run.seed] if run.arm == "batch" else (), strict=False)
+        layers = [layer.model_copy(update={"median": median}) for layer, median in first]
+        return (*layers, *run.gradient_norms[len(layers) :])
+
+    comparison = with_runs(comparison_of(), gradient_norms=changed)
     found = records(comparison, "gradient_norms")
     batch = {record["layer"]: record for record in found if record["arm"] == "batch"}
     assert math.isclose(batch["0"]["gradient_norm"], 0.1)
@@ -211,9 +214,10 @@ def test_gradient_norms_are_geometric_means_and_zero_stays_zero():
 
 
 def test_gradient_norms_that_are_all_zero_can_be_drawn():
-    comparison = comparison_of()
-    for run in comparison["runs"]:
-        run["gradient_norms"] = [{**layer, "median": 0.0} for layer in run["gradient_norms"]]
+    comparison = with_runs(
+        comparison_of(),
+        gradient_norms=lambda run: tuple(layer.model_copy(update={"median": 0.0}) for layer in run.gradient_norms),
+    )
     assert drawing_of(comparison, "gradient_norms").png()
 
 
@@ -225,18 +229,17 @@ def test_an_arm_that_never_arrived_is_named_so():
 
 @pytest.mark.parametrize("name", ["norms", "many"])
 def test_colour_is_never_the_only_sign(name):
-    looks = looks_of(STUDIES[name][0]["arms"])
-    panels = {look.panel for look in looks.values()}
+    styles = line_styles({arm.arm: arm.values for arm in STUDIES[name][0].arms})
+    panels = {style.panel for style in styles.values()}
     assert len(panels) == (4 if name == "many" else 1)
     for panel in panels:
-        lines = [look for look in looks.values() if look.panel == panel]
-        assert len({look.color for look in lines}) == len({(look.marker, str(look.dash)) for look in lines})
-        assert len({look.label for look in lines}) == len(lines)
+        lines = [style for style in styles.values() if style.panel == panel]
+        assert len({style.color for style in lines}) == len({(style.marker, str(style.dash)) for style in lines})
+        assert len({style.label for style in lines}) == len(lines)
 
 
-def test_thirty_arms_of_one_setting_keep_looks_of_their_own():
-    arms = [{"arm": f"width {n}", "values": {"model.width": n}} for n in range(30)]
-    looks = looks_of(arms).values()
-    assert {look.panel for look in looks} == {""}
-    assert len({look.color for look in looks}) == 30
+def test_thirty_arms_of_one_setting_have_styles_of_their_own():
+    styles = line_styles({f"width {n}": {"model.width": n} for n in range(30)}).values()
+    assert {style.panel for style in styles} == {""}
+    assert len({style.color for style in styles}) == 30
     assert len(COLORS) == len(MARKERS) > len(DASHES)

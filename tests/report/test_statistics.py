@@ -1,22 +1,27 @@
-"""The numbers of a comparison against ones computed by hand or by scipy."""
+"""The numbers of a comparison against ones computed by hand."""
 
 import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from pipeline.report import statistics
+from pipeline.report.comparison import ArmSummary, Difference, StudyRun
+from pipeline.training.result import EvaluationPoint
+
+# Student's t of 0.975, from a printed table.
+T_975 = {1: 12.706204736, 6: 2.446911851}
 
 
 def run(arm, seed, accuracies, *, speed=100.0, diverged=False, rate=0.1):
-    curve = [{"step": 10 * (n + 1), "epoch": n + 1, "accuracy": a, "loss": 1.0} for n, a in enumerate(accuracies)]
-    return {
-        "arm": arm, "values": {"model.norm": arm}, "tuned": {"train.learning_rate": rate}, "learning_rate": rate,
-        "global_batch": 32, "seed": seed, "best_accuracy": max(accuracies), "final_accuracy": accuracies[-1],
-        "steps": 10 * len(accuracies), "images_per_second": speed, "diverged": diverged, "curve": curve,
-        "train_loss": [1.0] * len(curve), "train_seconds": [2.0 * (n + 1) for n in range(len(curve))],
-    }  # fmt: skip
+    curve = [EvaluationPoint(step=10 * (n + 1), epoch=n + 1, accuracy=a, loss=1.0) for n, a in enumerate(accuracies)]
+    return StudyRun(
+        arm=arm, values={"model.norm": arm}, tuned={"train.learning_rate": rate}, learning_rate=rate, global_batch=32,
+        seed=seed, best_accuracy=max(accuracies), final_accuracy=accuracies[-1], steps=10 * len(accuracies),
+        images_per_second=speed, data_wait_share=None, diverged=diverged, curve=tuple(curve),
+        train_loss=(1.0,) * len(curve), train_seconds=tuple(2.0 * (n + 1) for n in range(len(curve))),
+        checkpoint="", world_size=1, attempts=1, ranks=(), run_id="",
+    )  # fmt: skip
 
 
 BASE = [run("none", 0, [0.5, 0.6, 0.7]), run("none", 1, [0.5, 0.6, 0.55])]
@@ -25,48 +30,67 @@ BATCH = [run("batch", 0, [0.6, 0.75, 0.8], speed=80.0), run("batch", 1, [0.65, 0
 
 def summarized(base, runs, search=(), **options):
     runs = statistics.with_targets([*base, *runs], "none", options.get("target"))
-    of_base, of_arm = [r for r in runs if r["arm"] == "none"], [r for r in runs if r["arm"] != "none"]
+    of_base, of_arm = [r for r in runs if r.arm == "none"], [r for r in runs if r.arm != "none"]
     return statistics.summary_of(of_arm, of_base, list(search), chance=0.1)
 
 
 def test_the_target_is_the_best_of_the_baseline_with_the_same_seed():
-    found = statistics.with_targets([*BASE, *BATCH], "none", None)
-    assert [r["target"] for r in found] == [0.7, 0.6, 0.7, 0.6]
-    assert [r["steps_to_target"] for r in found] == [30, 20, 20, 10]
-    assert [r["images_to_target"] for r in found] == [960, 640, 640, 320]
-    assert [r["seconds_to_target"] for r in found] == [6.0, 4.0, 4.0, 2.0]
+    compared = statistics.with_targets([*BASE, *BATCH], "none", None)
+    assert [r.target for r in compared] == [0.7, 0.6, 0.7, 0.6]
+    assert [r.steps_to_target for r in compared] == [30, 20, 20, 10]
+    assert [r.images_to_target for r in compared] == [960, 640, 640, 320]
+    assert [r.seconds_to_target for r in compared] == [6.0, 4.0, 4.0, 2.0]
+    assert [StudyRun(**r.model_dump(include=set(StudyRun.model_fields) - {"gradient_norms"})) for r in compared] == [
+        *BASE, *BATCH,
+    ]  # fmt: skip
 
 
 def test_a_target_of_the_users_choice_may_never_be_reached():
-    found = statistics.with_targets([*BASE, *BATCH], "none", 0.75)
-    assert [r["steps_to_target"] for r in found] == [None, None, 20, None]
-    arm = statistics.summary_of(found[2:], found[:2], [], chance=0.1)
-    assert (arm["reached_target"], arm["steps_to_target_mean"], arm["steps_ratio"]) == (1, 20, None)
+    compared = statistics.with_targets([*BASE, *BATCH], "none", 0.75)
+    assert [r.steps_to_target for r in compared] == [None, None, 20, None]
+    arm = statistics.summary_of(compared[2:], compared[:2], [], chance=0.1)
+    assert (arm.reached_target, arm.steps_to_target_mean, arm.steps_ratio) == (1, 20, None)
 
 
 def test_paired_differences_have_students_interval():
     rng = np.random.default_rng(0)
-    base = [run("none", seed, [float(a)]) for seed, a in enumerate(rng.normal(0.6, 0.05, 7))]
-    arm = [run("batch", seed, [float(a)]) for seed, a in enumerate(rng.normal(0.65, 0.05, 7))]
-    found = statistics.paired_difference(arm, base[::-1], lambda r: r["best_accuracy"])
-    reference = stats.ttest_rel([r["best_accuracy"] for r in arm], [r["best_accuracy"] for r in base])
-    interval = reference.confidence_interval(0.95)
-    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high), abs=1e-12)
-    assert found["n"] == 7
+    base, accuracies = rng.normal(0.6, 0.05, 7), rng.normal(0.65, 0.05, 7)
+    difference = statistics.paired_difference(
+        [run("batch", seed, [float(a)]) for seed, a in enumerate(accuracies)],
+        [run("none", seed, [float(a)]) for seed, a in enumerate(base)][::-1],
+    )
+    differences = accuracies - base
+    mean, half = differences.mean(), T_975[6] * differences.std(ddof=1) / math.sqrt(7)
+    assert difference.mean == pytest.approx(mean, abs=1e-15)
+    assert (difference.low, difference.high) == pytest.approx((mean - half, mean + half), abs=1e-9)
+    assert difference.n == 7
+
+
+@pytest.mark.filterwarnings("error")
+def test_differences_that_hardly_vary_have_a_short_interval():
+    difference = statistics.paired_difference(BATCH, [run("none", 0, [0.7]), run("none", 1, [0.6])])
+    assert (difference.low, difference.high) == pytest.approx((difference.mean, difference.mean), abs=1e-12)
+    assert difference.mean == pytest.approx(0.1)
 
 
 def test_one_seed_says_nothing_about_chance():
-    assert statistics.paired_difference(BATCH[:1], BASE[:1], lambda r: r["best_accuracy"]) == {
-        "mean": pytest.approx(0.1), "low": None, "high": None, "n": 1,
-    }  # fmt: skip
-    assert summarized(BASE[:1], BATCH[:1])["best_accuracy_std"] is None
+    assert statistics.paired_difference(BATCH[:1], BASE[:1]) == Difference(
+        mean=BATCH[0].best_accuracy - BASE[0].best_accuracy, low=None, high=None, n=1
+    )
+    assert summarized(BASE[:1], BATCH[:1]).best_accuracy_std is None
 
 
 def test_ratios_and_overhead_are_against_the_baseline():
     arm = summarized(BASE, BATCH)
-    assert arm["steps_ratio"] == (30 + 20) / (20 + 10)
-    assert arm["seconds_ratio"] == (6 + 4) / (4 + 2)
-    assert arm["overhead"] == pytest.approx(np.median([100 / 80, 100 / 90]) - 1)
+    assert arm.steps_ratio == (30 + 20) / (20 + 10)
+    assert arm.seconds_ratio == (6 + 4) / (4 + 2)
+    assert arm.overhead == pytest.approx(np.median([100 / 80, 100 / 90]) - 1)
+
+
+def test_the_baseline_is_not_compared_with_itself():
+    runs = statistics.with_targets(BASE, "none", None)
+    arm = statistics.summary_of(runs, runs, [], chance=0.1)
+    assert not {"difference", "steps_ratio", "seconds_ratio", "overhead"} & arm.model_dump(exclude_unset=True).keys()
 
 
 @pytest.mark.parametrize(
@@ -74,11 +98,9 @@ def test_ratios_and_overhead_are_against_the_baseline():
 )
 def test_an_arm_that_diverged_is_counted_and_its_unknowns_are_none(runs):
     arm = summarized(BASE, runs)
-    assert (arm["diverged"], arm["reached_target"]) == (1, 0)
-    assert [arm[key] for key in ("steps_to_target_mean", "images_per_second_mean", "steps_ratio", "overhead")] == [
-        None
-    ] * 4
-    assert all(value is None or not isinstance(value, float) or math.isfinite(value) for value in arm.values())
+    assert (arm.diverged, arm.reached_target) == (1, 0)
+    assert (arm.steps_to_target_mean, arm.images_per_second_mean, arm.steps_ratio, arm.overhead) == (None,) * 4
+    assert all(math.isfinite(value) for _, value in arm if isinstance(value, float))
 
 
 def rates(*results):
@@ -97,13 +119,11 @@ def rates(*results):
     ids=["diverges", "all stable", "collapses in between", "none stable", "one rate"],
 )
 def test_the_highest_stable_rate(trials, highest, is_bound):
-    assert statistics.stable_rates(trials, chance=0.1) == {
-        "highest_stable_rate": highest, "highest_stable_is_bound": is_bound,
-    }  # fmt: skip
+    assert statistics.stable_rates(trials, chance=0.1) == (highest, is_bound)
 
 
 def chosen(name, rate, diverged=0):
-    return {"arm": name, "tuned": {"train.learning_rate": rate}, "diverged": diverged, "n": 3}
+    return ArmSummary.model_construct(arm=name, tuned={"train.learning_rate": rate}, diverged=diverged, n=3)
 
 
 def test_a_choice_at_the_edge_of_the_grid_is_said():

@@ -1,4 +1,4 @@
-"""What a comparison finds, made up, with the statistics of the real ones."""
+"""What a comparison shows, made up, with the statistics of the real ones."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ import math
 import random
 from typing import Any
 
+from pipeline.report.comparison import (
+    ComparedDataset,
+    Comparison,
+    ComparisonRun,
+    LayerGradient,
+    SearchTrial,
+    StudyRun,
+    by,
+)
 from pipeline.report.names import LEARNING_RATE, arm_name
 from pipeline.report.statistics import not_measured, summary_of, warnings_of, with_targets
+from pipeline.training.result import EvaluationPoint
 
 ROWS, WORKERS, CHANCE = 54_000, 2, 0.1
 LAYERS = ("0", "1.stem.0", "1.stem.1", "1.stages.0.0", "1.stages.1.0", "2")
@@ -25,7 +35,7 @@ def comparison_of(
     gradient_norms: bool = True,
     speed: bool = True,
     level: dict[str, float] | None = None,
-) -> dict[str, Any]:
+) -> Comparison:
     """A comparison of every combination of ``varied`` (norms none and batch where it is None).
 
     rates : of the search; one of them is no search
@@ -43,33 +53,44 @@ def comparison_of(
         fallen = seed < (diverged or {}).get(arm, 0)
         rate = values.get(LEARNING_RATE, _chosen(search, arm, rates))
         runs.append(_run(values, rate, seed, best, epochs, tune, fallen=fallen, speed=speed, gradients=gradient_norms))
-    baseline = runs[0]["arm"]
-    runs = with_targets(runs, baseline, target_accuracy)
-    grid = varied | ({LEARNING_RATE: list(rates)} if tune else {})
-    base = [run for run in runs if run["arm"] == baseline]
+    baseline = runs[0].arm
+    compared = with_targets(runs, baseline, target_accuracy)
+    runs_of, trials_of = by(compared, lambda run: run.arm), by(search, lambda trial: trial.arm)
     summaries = [
-        summary_of([r for r in runs if r["arm"] == arm], base, [t for t in search if t["arm"] == arm], CHANCE)
-        for arm in dict.fromkeys(run["arm"] for run in runs)
+        summary_of(of_arm, runs_of[baseline], trials_of.get(arm, []), CHANCE) for arm, of_arm in runs_of.items()
     ]
-    return {
-        "name": "quickstart", "evaluated_on": "test", "baseline": baseline, "varied": list(varied), "tuned": tune,
-        "grid": grid, "target_accuracy": target_accuracy, "side_by_side": 2,
-        "dataset": {"name": "fashion_mnist", "digest": "sha256:" + 32 * "6a", "classes": 10,
-                    "rows": {"test": 10_000, "train": ROWS, "validation": 6_000}},
-        "settings": {
+    grid = {name: tuple(values) for name, values in varied.items()} | ({LEARNING_RATE: rates} if tune else {})
+    return Comparison(
+        name="quickstart", evaluated_on="test", baseline=baseline, varied=tuple(varied), tuned=tuple(tune), grid=grid,
+        target_accuracy=target_accuracy, side_by_side=2,
+        dataset=ComparedDataset(name="fashion_mnist", digest="sha256:" + 32 * "6a", classes=10,
+                                rows={"test": 10_000, "train": ROWS, "validation": 6_000}),
+        settings={
             "model": {"network": "cnn", "norm": "batch", "depth": 3, "width": 16},
             "train": {"batch_size": None, "rank_batch_size": 128, "epochs": epochs, "schedule": "cosine"},
             "workers": {"count": WORKERS},
             "compare": {"seeds": list(range(seeds)), "search_epochs": 1, "search_on": "validation"},
         },
-        "runs": runs, "arms": summaries, "search": search,
-        "warnings": warnings_of(summaries, grid, tune),
-        "not_measured": not_measured(grid, seeds, gradient_norms=gradient_norms),
-        "mlflow": {"parent_run_id": "f4c70096e85440fb8b917ec4b5efa297", "experiment": "sparknorm"},
-    }  # fmt: skip
+        runs=tuple(compared), arms=tuple(summaries), search=tuple(search),
+        warnings=tuple(warnings_of(summaries, grid, tune)),
+        not_measured=tuple(not_measured(grid, seeds, gradient_norms=gradient_norms)),
+        mlflow=ComparisonRun(parent_run_id="f4c70096e85440fb8b917ec4b5efa297", experiment="sparknorm"),
+    )  # fmt: skip
 
 
-def many_arms(**options: Any) -> dict[str, Any]:
+def with_arms(comparison: Comparison, *changes: dict[str, Any]) -> Comparison:
+    """The comparison with these changes to its arms, in their order."""
+    arms = (arm.model_copy(update=change) for arm, change in zip(comparison.arms, changes, strict=True))
+    return comparison.model_copy(update={"arms": tuple(arms)})
+
+
+def with_runs(comparison: Comparison, **changes: Any) -> Comparison:
+    """The comparison with changes to its runs: functions of a run, by the name of the field that they are for."""
+    runs = (run.model_copy(update={key: change(run) for key, change in changes.items()}) for run in comparison.runs)
+    return comparison.model_copy(update={"runs": tuple(runs)})
+
+
+def many_arms(**options: Any) -> Comparison:
     """28: four norms with seven batch sizes."""
     varied = {"model.norm": ["none", "batch", "group", "layer"], "train.rank_batch_size": [2, 4, 8, 16, 32, 64, 128]}
     level = {}
@@ -80,53 +101,56 @@ def many_arms(**options: Any) -> dict[str, Any]:
     return comparison_of(varied, level=level, **options)
 
 
-def _trial(values: dict[str, Any], rate: float) -> dict[str, Any]:
+def _trial(values: dict[str, Any], rate: float) -> SearchTrial:
     arm = arm_name(values) or "batch"
     best = 0.1 if values.get("model.norm") == "batch" else 0.03
     accuracy = 0.87 - 0.05 * math.log10(rate / best) ** 2
     fallen = rate > 10 * best
-    return {
-        "arm": arm, "values": values, "tuned": {LEARNING_RATE: rate}, "learning_rate": rate,
-        "global_batch": 256, "seed": 1000,
-        "best_accuracy": 0.31 if fallen else accuracy, "final_accuracy": 0.1 if fallen else accuracy,
-        "diverged": fallen, "steps": 200, "images_per_second": 4000.0, "run_id": f"search-{arm}-{rate:g}",
-    }  # fmt: skip
+    return SearchTrial(
+        arm=arm, values=values, tuned={LEARNING_RATE: rate}, learning_rate=rate, global_batch=256, seed=1000,
+        best_accuracy=0.31 if fallen else accuracy, final_accuracy=0.1 if fallen else accuracy,
+        diverged=fallen, steps=200, images_per_second=4000.0, data_wait_share=0.01, world_size=WORKERS, attempts=1,
+        run_id=f"search-{arm}-{rate:g}",
+    )  # fmt: skip
 
 
-def _chosen(search: list[dict[str, Any]], arm: str, rates: tuple[float, ...]) -> float:
-    trials = [trial for trial in search if trial["arm"] == arm]
-    return max(trials, key=lambda t: (not t["diverged"], t["best_accuracy"]))["learning_rate"] if trials else rates[0]
+def _chosen(search: list[SearchTrial], arm: str, rates: tuple[float, ...]) -> float:
+    trials = [trial for trial in search if trial.arm == arm]
+    return max(trials, key=lambda t: (not t.diverged, t.best_accuracy)).learning_rate if trials else rates[0]
 
 
 def _run(
     values: dict[str, Any], rate: float, seed: int, best: float, epochs: int, tune: list[str],
     *, fallen: bool, speed: bool, gradients: bool,
-) -> dict[str, Any]:  # fmt: skip
+) -> StudyRun:  # fmt: skip
     arm = arm_name(values) or "batch"
     noise = random.Random(f"{arm} {seed}")
     batch = WORKERS * values.get("train.rank_batch_size", 128)
     total, looks = ROWS * epochs // batch, 4 * epochs
-    curve: list[dict[str, Any]] = []
+    curve: list[EvaluationPoint] = []
     for look in range(1, looks + 1):
         rise = 1 - math.exp(-(7 + 5 * (values.get("model.norm") == "batch")) * look / looks)
         accuracy = round((best + noise.gauss(0, 0.001)) * (rise - noise.uniform(0, 0.02) * (1 - look / looks)), 4)
         step, gone = total * look // looks, fallen and look == looks // 2
         point = {"step": step - 3 - seed, "accuracy": 0.1, "loss": None} if gone else {"step": step}
-        curve.append({"epoch": epochs * look / looks, "accuracy": accuracy, "loss": 2.3 * (1 - accuracy), **point})
+        numbers = {"epoch": epochs * look / looks, "accuracy": accuracy, "loss": 2.3 * (1 - accuracy), **point}
+        curve.append(EvaluationPoint(**numbers))
         if gone:
             break
-    accuracies = [point["accuracy"] for point in curve]
+    accuracies = [point.accuracy for point in curve]
     per_second = (5800.0 - 1200 * (values.get("model.norm") != "none")) * noise.uniform(0.9, 1.1)
     vanish = 0.5 if values.get("model.norm") == "none" else 0.95
     layers = [name for name in LAYERS if values.get("model.norm") != "none" or name != "1.stem.1"]
-    norms = [{"layer": name, "first": 1.0, "median": 0.6 * vanish ** (len(layers) - n) * noise.uniform(0.8, 1.2)}
-             for n, name in enumerate(layers)]  # fmt: skip
-    return {
-        "arm": arm, "values": values, "tuned": dict.fromkeys(tune, rate), "learning_rate": rate, "global_batch": batch,
-        "seed": seed, "best_accuracy": max(accuracies), "final_accuracy": accuracies[-1], "steps": curve[-1]["step"],
-        "images_per_second": per_second if speed else None, "diverged": fallen, "curve": curve,
-        "train_loss": [None if point["loss"] is None else point["loss"] + 0.05 for point in curve],
-        "train_seconds": [point["step"] * batch / per_second for point in curve],
-        "run_id": f"{arm} {seed}".replace(",", "").replace(" ", "-"),
+    norms = tuple(
+        LayerGradient(layer=name, first=1.0, median=0.6 * vanish ** (len(layers) - n) * noise.uniform(0.8, 1.2))
+        for n, name in enumerate(layers)
+    )
+    return StudyRun(
+        arm=arm, values=values, tuned=dict.fromkeys(tune, rate), learning_rate=rate, global_batch=batch, seed=seed,
+        best_accuracy=max(accuracies), final_accuracy=accuracies[-1], steps=curve[-1].step,
+        images_per_second=per_second if speed else None, data_wait_share=0.01 if speed else None, diverged=fallen,
+        curve=tuple(curve), train_loss=tuple(None if point.loss is None else point.loss + 0.05 for point in curve),
+        train_seconds=tuple(point.step * batch / per_second for point in curve), checkpoint="step.pt",
+        world_size=WORKERS, attempts=1, ranks=(), run_id=f"{arm} {seed}".replace(",", "").replace(" ", "-"),
         **({"gradient_norms": norms} if gradients else {}),
-    }  # fmt: skip
+    )  # fmt: skip

@@ -24,7 +24,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from pipeline.config import load_settings
-from pipeline.study.compare import compare
+from pipeline.study import compare
 
 pytestmark = [pytest.mark.ui, pytest.mark.long]
 

@@ -15,6 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
+from pipeline.report.comparison import LayerGradient
 from pipeline.report.figures.style import STYLE
 from pipeline.telemetry.events import Event
 
@@ -69,7 +70,7 @@ _FEW_POWERS = 1_000
 
 
 def draw(events: Iterable[Event]) -> dict[str, bytes]:
-    """PNG files by name, those that there are values for.
+    """The plots that there are values for, as PNG files by name.
 
     Parameters
     ----------
@@ -79,9 +80,9 @@ def draw(events: Iterable[Event]) -> dict[str, bytes]:
     values = _by_step(events)
     drawn: dict[str, bytes] = {}
     for name, diagrams in _BY_LAYER.items():
-        there = [diagram for diagram in diagrams if curves_of(values, diagram.prefix)]
-        if there:
-            drawn[name] = _png(len(there), partial(_draw_by_layer, values=values, diagrams=there))
+        known = [diagram for diagram in diagrams if curves_of(values, diagram.prefix)]
+        if known:
+            drawn[name] = _png(len(known), partial(_draw_by_layer, values=values, diagrams=known))
     if curves_of(values, "smoothness"):
         drawn["smoothness.png"] = _png(3, partial(_draw_smoothness, values=values))
     if units := _percentiles(values):
@@ -89,20 +90,20 @@ def draw(events: Iterable[Event]) -> dict[str, bytes]:
     return drawn
 
 
-def gradient_norms(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """For each layer, in the network's order: the norm of its gradient at the first look, and the median over all."""
+def gradient_norms(events: Iterable[Event]) -> tuple[LayerGradient, ...]:
+    """The norms of the gradient of each layer, in the network's order, from the events of a run."""
     curves = curves_of(_by_step(events), "gradient_norm")
-    return [{"layer": name, "first": norms[0], "median": median(norms)} for name, (_, norms) in curves.items()]
+    return tuple(LayerGradient(layer=name, first=norms[0], median=median(norms)) for name, (_, norms) in curves.items())
 
 
 def _by_step(events: Iterable[Event]) -> Looks:
-    """In the order of steps."""
-    found: Looks = {}
+    """The values that are numbers, in the order of steps."""
+    looks: Looks = {}
     for event in events:
         if event["kind"] == "diagnostics":
             numbers = {name: value for name, value in event["values"].items() if value is not None}
-            found.setdefault(event["step"], {}).update(numbers)
-    return dict(sorted(found.items()))
+            looks.setdefault(event["step"], {}).update(numbers)
+    return dict(sorted(looks.items()))
 
 
 def curves_of(values: Looks, prefix: str) -> Curves:
@@ -215,11 +216,11 @@ def _draw_smoothness(figure: Figure, axes: list[Axes], values: Looks) -> None:
 def _range_of(values: Looks, prefix: str) -> tuple[list[int], list[float], list[float]]:
     """Steps, and the least and largest of the values whose names begin so."""
     ranges = {
-        step: found
+        step: numbers
         for step, at_step in values.items()
-        if (found := [value for name, value in at_step.items() if name.startswith(prefix)])
+        if (numbers := [value for name, value in at_step.items() if name.startswith(prefix)])
     }
-    return list(ranges), [min(found) for found in ranges.values()], [max(found) for found in ranges.values()]
+    return list(ranges), [min(numbers) for numbers in ranges.values()], [max(numbers) for numbers in ranges.values()]
 
 
 def _log_where_wide(axis: Axes, numbers: list[float]) -> None:

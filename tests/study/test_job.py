@@ -17,8 +17,9 @@ from pipeline import __main__ as commands
 from pipeline.cluster import barrier
 from pipeline.cluster.errors import LaunchError
 from pipeline.config.study import CompareSettings
-from pipeline.study.arms import arms_of
-from pipeline.study.compare import _search, _trial, compare, metrics_of
+from pipeline.report.comparison import ArmSummary, Comparison
+from pipeline.study import compare
+from pipeline.study.summary import metrics_of
 
 pytestmark = [pytest.mark.spark, pytest.mark.long]
 
@@ -61,7 +62,13 @@ def study(spark, fashion_mnist_part, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def comparison(study):
+    """As the file has it: what a user's own program reads."""
     return json.loads((study / "comparison.json").read_text())
+
+
+def test_the_file_is_what_its_types_say(study, comparison):
+    read = Comparison.model_validate_json((study / "comparison.json").read_text())
+    assert read.model_dump(mode="json", exclude_unset=True) == comparison
 
 
 def test_every_arm_and_seed_has_its_run(comparison):
@@ -132,7 +139,7 @@ def test_page_json_and_mlflow_have_the_same_numbers(study, comparison, runs):
     for arm in comparison["arms"]:
         for key in ("best_accuracy_mean", "best_accuracy_std", "final_accuracy_mean", "images_per_second_mean"):
             assert float(cells[arm["arm"], key]) == arm[key] == metrics[f"{arm['arm']}/{key}"]
-        logged = metrics_of({"arms": [arm]})
+        logged = metrics_of([ArmSummary.model_validate(arm)])
         assert {name: metrics[name] for name in logged} == logged
     for run in comparison["runs"]:
         assert f'data-run="{run["run_id"]}"' in page
@@ -262,20 +269,3 @@ def test_a_learning_rate_is_not_chosen_on_the_split_that_judges_it(spark, settin
     with pytest.raises(ValueError, match=r"search_on and train\.evaluate_on are both 'test'.*use `validation`"):
         compare(spark, varied(settings, grid=grid, search_on="test"))
     assert not (tmp_path / "mlflow.db").exists()
-
-
-def test_arms_differ_in_the_settings_varied_alone(settings):
-    study = varied(settings, grid={**NORMS, "model.depth": (2, 3), "train.learning_rate": (0.1, 0.2)})
-    arms = arms_of(study)
-    trees = [_trial(study, arm, 7, {"train.learning_rate": 0.2}).settings.model_dump() for arm in arms]
-    for tree, arm in zip(trees, arms, strict=True):
-        assert (tree["model"].pop("norm"), tree["model"].pop("depth")) == tuple(arm.values.values())
-    assert all(tree == trees[0] for tree in trees)
-    assert (trees[0]["train"]["seed"], trees[0]["train"]["learning_rate"]) == (7, 0.2)
-
-
-@pytest.mark.parametrize(("warmup", "expected"), [(3.0, 0.5), (0.25, 0.25), (0.0, 0.0)])
-def test_a_trial_of_the_search_reaches_the_rate_that_it_tries(settings, warmup, expected):
-    study = varied(settings.with_values({"train.warmup_epochs": warmup}), grid=NORMS, search_epochs=1)
-    short = _search(study, arms_of(study)[0], {"train.learning_rate": 0.5}).settings.train
-    assert (short.warmup_epochs, short.epochs) == (expected, 1)

@@ -1,0 +1,158 @@
+"""A study: arms x seeds -> runs -> a comparison and its report.
+
+Each arm gets its own best values of the tuned settings (the learning rate), chosen on the validation split with a seed
+of its own. Then each arm is trained with each seed and judged on the test split. Arms differ in the settings varied and
+those tuned alone: one seed gives all of them the same order of rows and the same initial weights where they share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pipeline import storage
+from pipeline.config import Settings
+from pipeline.console import console
+from pipeline.data import Manifest
+from pipeline.driver import slots
+from pipeline.driver.checks import check_trial
+from pipeline.driver.record import Record, unfinished_record
+from pipeline.driver.trial import run_trial
+from pipeline.report.comparison import Comparison, SearchTrial, StudyRun, TrialResult
+from pipeline.report.figures.study import figures_of
+from pipeline.report.page import render
+from pipeline.study.arms import Arm, arms_of, candidates_of
+from pipeline.study.summary import metrics_of, summarize
+from pipeline.study.trials import Trial, compared_trials, search_trials
+from pipeline.tracking import Tracker
+from pipeline.tracking.run import TrackedRun
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# What a study leaves in its output folder, and with its MLflow run: files, and a folder of figures.
+RESULT, PAGE, FIGURES = "comparison.json", "report.html", "report"
+
+
+def compare(spark: SparkSession, settings: Settings) -> Comparison:
+    """Run a study and publish its comparison: ``comparison.json``, ``report.html`` and ``report/`` in the output folder
+    and in MLflow.
+
+    The same command after a driver that was killed goes on with the trials it was at; finished ones are not repeated.
+
+    Parameters
+    ----------
+    settings : of the study; ``compare.grid`` says what varies
+
+    Raises
+    ------
+    ValueError
+        Something about the settings, the dataset or the cluster does not fit; nothing was launched.
+    """
+    arms, candidates = arms_of(settings), candidates_of(settings)
+    search = search_trials(settings, arms, candidates)
+    manifest = _check(spark, settings, arms, search)
+    at_once = slots.trials_at_once(spark, [arm.settings.workers for arm in arms], settings.compare.side_by_side)
+    tracker = Tracker(settings.tracking)
+    record = _begin(settings, manifest)
+    for stale in (RESULT, PAGE, FIGURES):  # a study that fails must not look like the one before it
+        storage.remove(storage.join(settings.output, stale))
+    varied = {**settings.compare.grid, "train.seed": settings.compare.seeds}
+    run_id = record.content.run_id
+    with tracker.run(settings.name, settings=settings, varied=varied, run_id=run_id, kind="comparison") as parent:
+        record.update(run_id=parent.run_id)
+        parent.log_dataset(manifest, settings.dataset.path, context="comparison")
+        _say_begin(arms, search, settings, at_once)
+        train = partial(_train, spark, tracker, manifest, parent.run_id, at_once)
+        searched = [SearchTrial.of(run) for run in train(search)]
+        runs = train(compared_trials(settings, arms, candidates, searched))
+        comparison = summarize(settings, manifest, runs, searched, side_by_side=at_once, parent_run_id=parent.run_id)
+        _publish(settings.output, parent, comparison)
+    record.update(result=storage.join(settings.output, RESULT))
+    return comparison
+
+
+def _check(spark: SparkSession, settings: Settings, arms: Sequence[Arm], search: Sequence[Trial]) -> Manifest:
+    """Every arm can be trained, and nothing is chosen on the split that judges it. Returns the dataset's manifest."""
+    options = settings.compare
+    if search and options.search_on == settings.train.evaluate_on:
+        raise ValueError(
+            f"compare.search_on and train.evaluate_on are both {options.search_on!r}: a learning rate chosen "
+            "on the split that judges it makes the comparison unfair; use `validation`"
+        )
+    manifest = check_trial(spark, arms[0].settings)
+    for others in (*(arm.settings for arm in arms[1:]), *(trial.settings for trial in search[:1])):
+        check_trial(spark, others, manifest)
+    return manifest
+
+
+def _begin(settings: Settings, manifest: Manifest) -> Record:
+    """What was begun of this very study and not finished, or a new record; claimed for this process."""
+    parts = settings.model_dump(mode="json", include={"model", "train", "reader", "compare"})
+    parts["compare"].pop("side_by_side")
+    studies = storage.join(storage.absolute(settings.output), "studies")
+    record = unfinished_record(studies, settings.name, {**parts, "dataset": manifest.digest})
+    record.claim(settings.name)
+    return record
+
+
+def _train(
+    spark: SparkSession, tracker: Tracker, manifest: Manifest, parent: str, at_once: int, trials: Sequence[Trial]
+) -> list[StudyRun]:
+    """Train them all, in MLflow runs below the parent's."""
+    train_one = partial(_train_one, spark, tracker, manifest, parent)
+    return slots.run_all(spark, [partial(train_one, trial) for trial in trials], at_once)
+
+
+def _train_one(
+    spark: SparkSession, tracker: Tracker, manifest: Manifest, parent: str, trial: Trial, slot: slots.TrainingSlot
+) -> StudyRun:
+    result = TrialResult.model_validate(
+        run_trial(
+            spark, trial.settings, tracker, name=trial.name, parent=parent, log_model=trial.kind == "arm",
+            slot=slot, manifest=manifest, **trial.tags,
+        )
+    )  # fmt: skip
+    _say_end(trial.name, result)
+    train = trial.settings.train
+    return StudyRun(
+        arm=trial.arm.name,
+        values=trial.arm.values,
+        tuned=trial.tuned,
+        learning_rate=train.learning_rate,
+        global_batch=train.global_batch,
+        seed=train.seed,
+        **result.model_dump(exclude_unset=True),
+    )
+
+
+def _publish(output: str, parent: TrackedRun, comparison: Comparison) -> None:
+    """Write the files, and the same files and the arms' numbers to MLflow."""
+    storage.publish_json(storage.join(output, RESULT), comparison)
+    storage.publish(storage.join(output, PAGE), render(comparison).encode())
+    for file in (RESULT, PAGE):
+        parent.log_text(file, storage.read_bytes(storage.join(output, file)).decode())
+    figures: dict[str, bytes] = {}
+    for drawing in figures_of(comparison):
+        figures |= {f"{drawing.name}.png": drawing.png(), f"{drawing.name}.csv": drawing.csv().encode()}
+    for file, content in figures.items():
+        storage.publish(storage.join(output, FIGURES, file), content)
+    parent.log_files(FIGURES, figures)
+    parent.log_summary(metrics_of(comparison.arms))
+
+
+def _say_begin(arms: Sequence[Arm], search: Sequence[Trial], settings: Settings, at_once: int) -> None:
+    number = len(arms) * len(settings.compare.seeds)
+    searched = f"{len(search)} short trials to choose {', '.join(settings.compare.tune)}, then " if search else ""
+    console.print(
+        f"{settings.name}: {len(arms)} arms x {len(settings.compare.seeds)} seeds: {searched}{number} trials, "
+        f"{at_once} at once",
+        highlight=False, soft_wrap=True, markup=False,
+    )  # fmt: skip
+
+
+def _say_end(name: str, result: TrialResult) -> None:
+    state = "diverged" if result.diverged else f"accuracy {result.best_accuracy:.2%}"
+    speed = f", {result.images_per_second:,.0f} images/s" if result.images_per_second else ""
+    console.print(f"{name}: {state} after {result.steps} steps{speed}", highlight=False, markup=False)
