@@ -5,11 +5,11 @@ Everything that a report, MLflow or a person reads of a comparison is computed h
 
 from __future__ import annotations
 
+import math
 import statistics
-import warnings
 from collections.abc import Iterable, Sequence
 
-from scipy.stats import ttest_rel
+from scipy.special import stdtrit
 
 from pipeline.report.comparison import ArmSummary, ComparedRun, Difference, SearchTrial, StudyRun
 from pipeline.report.names import BATCH_SIZES, LEARNING_RATE, SettingValue
@@ -117,14 +117,13 @@ def paired_difference(runs: Sequence[ComparedRun], base: Sequence[ComparedRun]) 
     Runs of one seed share the order of rows and the initial weights, so pairs vary less than runs do. The interval is
     for one arm: it is not corrected for the number of arms. A single seed has none.
     """
-    pairs = [(run.best_accuracy, baseline.best_accuracy) for run, baseline in _paired(runs, base)]
-    mean = statistics.fmean(accuracy - of_base for accuracy, of_base in pairs)
-    if len(pairs) < 2:
-        return Difference(mean=mean, low=None, high=None, n=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # scipy's, where all seeds have nearly the same difference
-        interval = ttest_rel(*zip(*pairs, strict=True)).confidence_interval(CONFIDENCE)
-    return Difference(mean=mean, low=float(interval.low), high=float(interval.high), n=len(pairs))
+    differences = [run.best_accuracy - baseline.best_accuracy for run, baseline in _paired(runs, base)]
+    mean, n = statistics.fmean(differences), len(differences)
+    if n < 2:
+        return Difference(mean=mean, low=None, high=None, n=n)
+    # scipy.stats.ttest_rel gives the same to the last digit but one, and takes two seconds more to import.
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(differences) / math.sqrt(n)
+    return Difference(mean=mean, low=mean - half, high=mean + half, n=n)
 
 
 def _ratio(pairs: Iterable[tuple[float | None, float | None]]) -> float | None:
