@@ -16,13 +16,13 @@ dbutils.widgets.text("overrides", "", "Overrides: section.key=value section.key=
 import shlex
 
 from pipeline.config import load_settings
-from pipeline.ingest.job import ingest
+from pipeline.ingest.job import ingest_dataset
 
 settings = load_settings(dbutils.widgets.get("config"), shlex.split(dbutils.widgets.get("overrides")))
 
 # COMMAND ----------
 
-manifest, written = ingest(spark, settings.dataset, cache=f"{settings.output}/cache")
+manifest, written = ingest_dataset(spark, settings.dataset, cache=f"{settings.output}/cache")
 
 # COMMAND ----------
 

@@ -36,7 +36,7 @@ Overrides = Annotated[list[str] | None, typer.Option("-o", "--override", help="s
 @app.command()
 def ingest(config: Config, override: Overrides = None) -> None:
     """Check, shuffle and shard the images of a source into a dataset."""
-    from pipeline.ingest.job import ingest as job
+    from pipeline.ingest.job import ingest_dataset as job
 
     settings = _start("ingest", config, override)
     manifest, written = job(_session(settings, trains=False), settings.dataset, cache=f"{settings.output}/cache")

@@ -55,10 +55,10 @@ def spark(tmp_path_factory):
 @pytest.fixture(scope="session")
 def dataset(spark, idx_folder, tmp_path_factory) -> str:
     """The path of an ingested dataset; tests must not change it."""
-    from pipeline.ingest.job import ingest
+    from pipeline.ingest.job import ingest_dataset
 
     path = tmp_path_factory.mktemp("datasets") / "halves"
-    ingest(spark, dataset_settings(path, idx_folder), cache=str(path.parent))
+    ingest_dataset(spark, dataset_settings(path, idx_folder), cache=str(path.parent))
     return str(path)
 
 

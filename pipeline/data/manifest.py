@@ -128,6 +128,11 @@ class Manifest(FrozenModel):
     sources: tuple[Ingested, ...]
     splits: dict[str, Split]
 
+    @property
+    def shards(self) -> list[Shard]:
+        """The shards of all splits."""
+        return [shard for split in self.splits.values() for shard in split.shards]
+
     def split(self, name: str) -> Split:
         """One split by its name.
 

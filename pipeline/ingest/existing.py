@@ -1,4 +1,4 @@
-"""What is at a dataset's path already: the same, something to add to, another dataset, or what a dead job left."""
+"""What is at a dataset's path already: the same, a version to add to, another dataset, or what a dead job left."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pipeline import storage
 from pipeline.config.dataset import DatasetSettings
 from pipeline.config.settings import digest_of
 from pipeline.data import load_manifest, manifest
-from pipeline.data.manifest import DatasetError, Manifest
+from pipeline.data.manifest import QUARANTINE, SPLITS, DatasetError, Manifest
 from pipeline.ingest.images import ImageSpec
-from pipeline.ingest.sources.source import NO_SPLIT, Source, exact_path
-from pipeline.ingest.tasks import QUARANTINE
+from pipeline.ingest.sources.source import Source, exact_path, rows_by_split
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -31,30 +30,36 @@ def published(dataset: str) -> Manifest | None:
 
 
 def settings_digest(settings: DatasetSettings, source: Source) -> str:
-    """Of what decides the content: the source's fingerprint instead of its place, nothing of where the dataset is."""
-    nowhere: Any = {"path": True, "version": True, "append": True, "max_bad_share": True, "source": {"path", "labels"}}
-    content = settings.model_dump(mode="json", exclude=nowhere)
+    """The digest of what decides the content: the source's fingerprint instead of its place, no path of the dataset."""
+    elsewhere: Any = {
+        "path": True,
+        "version": True,
+        "append": True,
+        "max_bad_share": True,
+        "source": {"path", "labels"},
+    }
+    content = settings.model_dump(mode="json", exclude=elsewhere)
     return digest_of({**content, "fingerprint": source.fingerprint, "format": manifest.FORMAT})
 
 
-def is_there(dataset: str, found: Manifest, settings_digest: str, source: Source) -> bool:
-    """Whether this input went into the dataset with these settings, and the dataset is whole.
+def holds(dataset: str, published: Manifest, settings_digest: str, source: Source) -> bool:
+    """Whether this input went into the published dataset with these settings, and the dataset is whole.
 
     Raises
     ------
     DatasetError
         It went in, but files of the source were written again since, or shards of several versions are gone.
     """
-    made = [ingested for ingested in found.sources if ingested.settings_digest == settings_digest]
-    if not made:
+    same_input = [ingested for ingested in published.sources if ingested.settings_digest == settings_digest]
+    if not same_input:
         return False
-    if made[-1].state != source.state:
+    if same_input[-1].state != source.state:
         raise DatasetError(
             f"{dataset} was ingested from this source, but files of the source were written again since: delete that "
             "folder to ingest it anew, or choose another dataset.path"
         )
-    if missing := missing_shard(dataset, found):
-        if found.version > 1:
+    if missing := missing_shard(dataset, published):
+        if published.version > 1:
             raise DatasetError(
                 f"{missing} is missing or cut: restore it, or delete {dataset} and ingest its sources anew"
             )
@@ -64,47 +69,59 @@ def is_there(dataset: str, found: Manifest, settings_digest: str, source: Source
 
 
 def check_append(
-    dataset: str, found: Manifest, settings: DatasetSettings, source: Source, image: ImageSpec, settings_digest: str
+    dataset: str, published: Manifest, settings: DatasetSettings, source: Source, image: ImageSpec, settings_digest: str
 ) -> None:
-    """Something else is at this path: only `append` may add to it, and only images and classes of its kind."""
+    """Check that a source which the published dataset does not hold may be ingested to its path.
+
+    Raises
+    ------
+    DatasetError
+        ``append`` is not set, images or classes are of another kind, the images are in it already, or a shard is gone.
+    """
     if not settings.append:
-        if settings_digest == found.settings_digest:
+        if settings_digest == published.settings_digest:
             return  # the same one, cut
         raise DatasetError(
-            f"{dataset} holds {found.name}, ingested from other input or with other settings "
-            f"({found.settings_digest[:15]}..., these are {settings_digest[:15]}...): "
+            f"{dataset} holds {published.name}, ingested from other input or with other settings "
+            f"({published.settings_digest[:15]}..., these are {settings_digest[:15]}...): "
             "choose another dataset.path, delete that folder first, or set dataset.append to add what is new"
         )
-    if (found.image.shape, found.image.encoding) != (image.shape, image.encoding):
+    if (published.image.shape, published.image.encoding) != (image.shape, image.encoding):
         raise DatasetError(
-            f"{dataset} has {found.image.encoding} images of shape {list(found.image.shape)}, these would be "
+            f"{dataset} has {published.image.encoding} images of shape {list(published.image.shape)}, these would be "
             f"{image.encoding} of {list(image.shape)}: set dataset.image alike, or choose another dataset.path"
         )
-    if found.classes != source.classes:
+    if published.classes != source.classes:
         raise DatasetError(
-            f"{dataset} has the classes {', '.join(found.classes)}; the source has {', '.join(source.classes)}: "
+            f"{dataset} has the classes {', '.join(published.classes)}; the source has {', '.join(source.classes)}: "
             "set dataset.source.classes to those of the dataset (images of others are then set aside)"
         )
-    if source.numbered and any(ingested.state == source.state for ingested in found.sources):
+    if source.numbered and any(ingested.state == source.state for ingested in published.sources):
         raise DatasetError(
             f"{dataset} has all images of {settings.source.kind} {settings.source.path or ''} already, ingested with "
             "other settings: they would be in it twice"
         )
-    if missing := missing_shard(dataset, found):
+    if missing := missing_shard(dataset, published):
         raise DatasetError(f"{missing} is missing or cut: restore it before anything is appended to {dataset}")
 
 
-def only_new(spark: SparkSession, source: Source, dataset: str, before: Manifest) -> tuple[Source, int]:
-    """The source without the images that the dataset has or has set aside, and how many those are."""
-    from pyspark.sql import functions as F
+def only_new(spark: SparkSession, source: Source, dataset: str, base: Manifest | None) -> tuple[Source, int]:
+    """The source without the images that the version before has or has set aside, and how many those are.
 
-    there = [shard.path for split in before.splits.values() for shard in split.shards] + list(before.quarantine)
-    files = [exact_path(storage.join(dataset, path)) for path in there]
-    known = spark.read.schema("id long").parquet(*files).distinct()
-    new = source.items.join(known, "id", "left_anti")
-    key = F.coalesce(F.col("split"), F.lit(NO_SPLIT)) if source.own_splits else F.lit("")
-    counts = {row["key"]: row["count"] for row in new.groupBy(key.alias("key")).count().collect()}
-    if not counts:
+    Ids of numbered images go on from the version before, so that all of them are new.
+
+    Raises
+    ------
+    DatasetError
+        Nothing is new.
+    """
+    if base is None or source.numbered:
+        return source, 0
+    paths = [*(shard.path for shard in base.shards), *base.quarantine]
+    known = spark.read.schema("id long").parquet(*(exact_path(storage.join(dataset, path)) for path in paths))
+    new = source.items.join(known.distinct(), "id", "left_anti")
+    counts = rows_by_split(new) if source.own_splits else {"": new.count()}
+    if not any(counts.values()):
         raise DatasetError(
             f"{dataset} already has all {sum(source.rows.values())} images of the source: nothing to append"
         )
@@ -113,9 +130,9 @@ def only_new(spark: SparkSession, source: Source, dataset: str, before: Manifest
     return replace(source, items=new, rows=rows), sum(source.rows.values()) - sum(rows.values())
 
 
-def missing_shard(dataset: str, made: Manifest) -> str | None:
-    """The first shard that is not there with all its bytes, as the driver sees it."""
-    for name, split in made.splits.items():
+def missing_shard(dataset: str, listed: Manifest) -> str | None:
+    """The path of the first shard that the driver does not see with all its bytes; None where all are whole."""
+    for name, split in listed.splits.items():
         sizes = _sizes(storage.join(dataset, name))
         for shard in split.shards:
             if sizes.get(shard.path.rpartition("/")[2]) != shard.bytes:
@@ -133,16 +150,17 @@ def _sizes(folder: str) -> dict[str, int]:
         return {}
 
 
-def remove_leftovers(dataset: str, found: Manifest | None, *, keep_quarantine: bool = False) -> None:
-    """Delete what a job that did not finish has left, nothing that ingest does not write, and nothing published."""
-    kept = set(found.quarantine) if found else set()
-    if found is None:
+def remove_leftovers(dataset: str, base: Manifest | None, *, keep_quarantine: bool = False) -> None:
+    """Delete what a job that did not finish has left: nothing that ingest does not write, and nothing of ``base``.
+
+    Without a ``base`` its manifest goes first, so that nobody finds a dataset whose shards are being deleted.
+    """
+    listed = {*(shard.path for shard in base.shards), *base.quarantine} if base else set()
+    if base is None:
         storage.remove(storage.join(dataset, manifest.FILE_NAME))
-    else:
-        kept |= {shard.path for split in found.splits.values() for shard in split.shards}
-    for folder in manifest.SPLITS if keep_quarantine else (*manifest.SPLITS, QUARANTINE):
+    for folder in SPLITS if keep_quarantine else (*SPLITS, QUARANTINE):
         for name in storage.names(storage.join(dataset, folder)):
-            if _SHARD_NAME.fullmatch(name) and f"{folder}/{name}" not in kept:
+            if _SHARD_NAME.fullmatch(name) and f"{folder}/{name}" not in listed:
                 storage.remove(storage.join(dataset, folder, name))
 
 

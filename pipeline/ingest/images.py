@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.config.dataset import ImageSettings
 from pipeline.data import reasons
 from pipeline.data.codec import BadImageError, damage_of, load_pixels, mode_of, open_image, pixels_of
 
@@ -31,9 +32,10 @@ class ImageSpec:
 
     shape : (C, H, W); C is 1 or 3 (any number for images that are stored raw in this very shape)
     resize : none, crop or letterbox
-    background : grey value, 0 to 255
+    background : grey value, 0 to 255, that fills a letterbox and shows through transparency
     max_pixels : an image of more is refused by its header
     encoding : raw, png or jpeg
+    jpeg_quality : 1 to 100
     """
 
     shape: tuple[int, int, int]
@@ -48,8 +50,15 @@ class ImageSpec:
         return int(np.prod(self.shape))
 
 
+def image_spec(settings: ImageSettings, source_shape: tuple[int, int, int] | None) -> ImageSpec:
+    """What the settings ask for; where they name no shape, images keep the one that all of the source have."""
+    shape = settings.shape or source_shape
+    assert shape is not None, "config checks this"
+    return ImageSpec(shape=shape, **settings.model_dump(exclude={"shape"}))
+
+
 def from_file(payload: bytes | None, spec: ImageSpec) -> bytes:
-    """The content of a JPEG, PNG, WebP or BMP file -> a stored image of ``spec``.
+    """Make a stored image of ``spec`` from the content of a JPEG, PNG, WebP or BMP file.
 
     Raises
     ------
@@ -66,7 +75,13 @@ def from_file(payload: bytes | None, spec: ImageSpec) -> bytes:
 
 
 def from_spark_image(value: dict[str, Any] | None, spec: ImageSpec) -> bytes:
-    """The struct of Spark's image source (height, width, mode, data: rows of BGR pixels) -> a stored image."""
+    """Make a stored image from the struct of Spark's image source: height, width, mode, data (rows of BGR pixels).
+
+    Raises
+    ------
+    BadImageError
+        It is not whole, its pixels are of an unknown kind, or it cannot be made into this shape.
+    """
     from PIL import Image
 
     if value is None or value["data"] is None:
@@ -87,7 +102,13 @@ def from_spark_image(value: dict[str, Any] | None, spec: ImageSpec) -> bytes:
 
 
 def from_pixels(pixels: np.ndarray, spec: ImageSpec) -> bytes:
-    """uint8 C x H x W -> a stored image of ``spec``; pixels of that shape already are kept as they are."""
+    """Make a stored image from uint8 (C, H, W); pixels that have the spec's shape already stay as they are.
+
+    Raises
+    ------
+    BadImageError
+        They are neither grey nor colour, or cannot be made into this shape.
+    """
     from PIL import Image
 
     if pixels.shape == spec.shape and spec.encoding == "raw":
@@ -99,7 +120,7 @@ def from_pixels(pixels: np.ndarray, spec: ImageSpec) -> bytes:
 
 
 def channel_sums(pixels: np.ndarray) -> np.ndarray:
-    """Per channel the sum of values and of their squares: uint8 (rows, C, H, W) -> int64 (2, C), exact."""
+    """Sum the values of each channel, and their squares: uint8 (rows, C, H, W) -> int64 (2, C), exact."""
     values = np.arange(256, dtype=np.int64)
     counts = [np.bincount(pixels[:, c].ravel(), minlength=256) for c in range(pixels.shape[1])]
     return np.array([[count @ values for count in counts], [count @ values**2 for count in counts]])

@@ -1,4 +1,4 @@
-"""What executors do in the ingest job: check images, make deformed copies, write shards. Plain functions over Arrow.
+"""What executors do in the ingest job: check images, make deformed copies, write shards. Functions over Arrow batches.
 
 A task publishes each shard whole under its final name and reports it; a shard's bytes depend on its rows alone.
 """
@@ -8,28 +8,28 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from pipeline import storage
-from pipeline.config.dataset import DeformSettings
+from pipeline.config.frozen import FrozenModel
 from pipeline.data import reasons
 from pipeline.data.codec import BadImageError, as_binary, as_rows, decode_stored
+from pipeline.data.manifest import QUARANTINE, Shard
 from pipeline.ingest import images
 from pipeline.ingest.deform import deform
 from pipeline.ingest.images import ImageSpec
+from pipeline.ingest.layout import Layout
 
-QUARANTINE = "quarantine"
-# Bytes of images that one record batch holds, about; and rows that are deformed at once, few enough for the caches.
-BATCH_BYTES = 16 << 20
+# Rows that are deformed at once, few enough for the processor's caches.
 _DEFORMED_ROWS = 128
 # One page for each row group, so that a row group's images lie in one piece of the file.
 _WHOLE_ROW_GROUP = 1 << 30
@@ -44,45 +44,40 @@ _QUARANTINE_SCHEMA = pa.schema([("id", pa.int64()), ("origin", pa.string()), ("r
 _CHECKED = ("id", "split", "label", "image", "origin", "reason")
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a task must know; plain values, since it is pickled.
+class WrittenShard(FrozenModel):
+    """What a task reports of a shard that it published.
 
-    splits : (name, shards) of each split; shards are numbered through all splits in this order, quarantine last
-    form, pixel_shape : what payloads are (see `sources.Source`)
-    expand : images that each training image becomes, itself and deformed copies
+    originals : rows that are no deformed copies
+    label_counts : rows of each class
+    pixel_sums : per channel the sum of pixel values (0 to 255), and of their squares; exact
     """
 
-    dataset: str
-    prefix: str
-    splits: tuple[tuple[str, int], ...]
-    form: str
-    pixel_shape: tuple[int, int, int] | None
-    image: ImageSpec
-    num_classes: int
-    row_group_rows: int
-    compression: str
-    expand: int
-    deform: DeformSettings
-    seed: int
+    split: str
+    shard: Shard
+    originals: int
+    label_counts: tuple[int, ...]
+    pixel_sums: tuple[tuple[int, ...], tuple[int, ...]]
 
-    def split_of(self, shard: int) -> tuple[str, int]:
-        """The split that a shard belongs to, and its number inside it."""
-        for name, count in self.splits:
-            if shard < count:
-                return name, shard
-            shard -= count
-        raise AssertionError(f"shard {shard} is past the last split")
 
-    @property
-    def batch_rows(self) -> int:
-        return max(1, min(10_000, BATCH_BYTES // self.image.raw_bytes))
+class WrittenQuarantine(FrozenModel):
+    """What a task reports of a file of rows that were set aside: its path in the dataset, and rows by reason."""
+
+    path: str
+    reasons: dict[str, int]
+
+
+_RECORD: TypeAdapter[WrittenShard | WrittenQuarantine] = TypeAdapter(WrittenShard | WrittenQuarantine)
+
+
+def read_record(text: str) -> WrittenShard | WrittenQuarantine:
+    """What a task has reported of one file, from its JSON."""
+    return _RECORD.validate_json(text)
 
 
 def check(
     batches: Iterator[pa.RecordBatch], read: Callable[[pa.RecordBatch], Iterator[pa.RecordBatch]], layout: Layout
 ) -> Iterator[pa.RecordBatch]:
-    """Items of a source -> images of one shape, or a reason to set the row aside and no image."""
+    """Items of a source -> rows whose images have one shape, or a reason to set the row aside and no image."""
     # A source that is expanded stays raw until its copies are made.
     spec = replace(layout.image, encoding="raw") if layout.expand > 1 else layout.image
     for items in batches:
@@ -103,7 +98,7 @@ def _checked(rows: pa.RecordBatch, layout: Layout, spec: ImageSpec) -> pa.Record
     if layout.form == "pixels" and spec.encoding == "raw" and layout.pixel_shape == spec.shape:
         stored, bad_image = _as_they_are(rows.column("payload"), spec)
     else:
-        stored, bad_image = _made(rows, layout, spec)
+        stored, bad_image = _made_one_by_one(rows, layout, spec)
     reason = pc.coalesce(rows.column("problem"), bad_image, bad_label)
     usable = pc.if_else(reason.is_null(), stored, pa.scalar(None, pa.binary()))
     return pa.RecordBatch.from_arrays(
@@ -119,8 +114,9 @@ def _as_they_are(payloads: pa.Array, spec: ImageSpec) -> tuple[pa.Array, pa.Arra
     )
 
 
-def _made(rows: pa.RecordBatch, layout: Layout, spec: ImageSpec) -> tuple[pa.Array, pa.Array]:
-    images_made: list[bytes | None] = []
+def _made_one_by_one(rows: pa.RecordBatch, layout: Layout, spec: ImageSpec) -> tuple[pa.Array, pa.Array]:
+    """Stored images, and for those that cannot be made the reason."""
+    stored: list[bytes | None] = []
     problems: list[str | None] = []
     for payload, problem in zip(rows.column("payload"), rows.column("problem").to_pylist(), strict=True):
         image, reason = None, problem
@@ -129,13 +125,17 @@ def _made(rows: pa.RecordBatch, layout: Layout, spec: ImageSpec) -> tuple[pa.Arr
                 image = make_image(payload.as_py(), layout, spec)
             except BadImageError as error:
                 reason = str(error)
-        images_made.append(image)
+        stored.append(image)
         problems.append(reason)
-    return pa.array(images_made, pa.binary()), pa.array(problems, pa.string())
+    return pa.array(stored, pa.binary()), pa.array(problems, pa.string())
 
 
 def make_image(payload: Any, layout: Layout, spec: ImageSpec) -> bytes:
-    """One payload -> a stored image.
+    """Make a stored image of one payload.
+
+    Parameters
+    ----------
+    payload : bytes, or for ``layout.form`` spark_image the struct as a dictionary; None where it is missing
 
     Raises
     ------
@@ -153,7 +153,7 @@ def make_image(payload: Any, layout: Layout, spec: ImageSpec) -> bytes:
 
 
 def expand(batches: Iterator[pa.RecordBatch], layout: Layout) -> Iterator[pa.RecordBatch]:
-    """Every row, as copy 0, and deformed copies 1, 2, ... of the training images."""
+    """Yield every row as copy 0, and deformed copies 1, 2, ... of the training images."""
     for batch in batches:
         for start in range(0, batch.num_rows, layout.batch_rows):
             rows = batch.slice(start, layout.batch_rows)
@@ -184,26 +184,26 @@ def encode(raw: bytes | None, spec: ImageSpec) -> bytes | None:
 
 def _deformed(pixels: np.ndarray, ids: np.ndarray, copy: int, layout: Layout) -> pa.Array:
     """One deformed copy of each row, in blocks that fit the processor's caches."""
-    made = np.empty_like(pixels)
+    deformed = np.empty_like(pixels)
     for start in range(0, len(pixels), _DEFORMED_ROWS):
         block = slice(start, start + _DEFORMED_ROWS)
         copies = np.full(len(ids[block]), copy)
         shaped = pixels[block].reshape(-1, *layout.image.shape)
-        made[block] = deform(shaped, ids[block], copies, seed=layout.seed, settings=layout.deform).reshape(
-            len(copies), -1
-        )
-    return _encoded(as_binary(made), layout.image)
+        block_of_copies = deform(shaped, ids[block], copies, seed=layout.seed, settings=layout.deform)
+        deformed[block] = block_of_copies.reshape(len(copies), -1)
+    return _encoded(as_binary(deformed), layout.image)
 
 
 def write(batches: Iterator[pa.RecordBatch], layout: Layout) -> Iterator[pa.RecordBatch]:
-    """Rows sorted by shard -> published files, one record (JSON) of each."""
+    """Publish a file for each shard of rows that are sorted by shard, and yield a record (JSON) of each."""
     for shard, rows in _by_shard(batches):
-        split, number = layout.split_of(shard)
-        path = f"{split}/{layout.prefix}-{number:05d}.parquet"
-        where = storage.join(layout.dataset, path)
-        record = _write_quarantine(where, rows) if split == QUARANTINE else _write_shard(where, rows, layout)
-        text = json.dumps({"split": split, "path": path, **record})
-        yield pa.RecordBatch.from_pydict({"record": pa.array([text], pa.string())})
+        split, path = layout.file_of(shard)
+        written: WrittenShard | WrittenQuarantine
+        if split == QUARANTINE:
+            written = _write_quarantine(layout.dataset, path, rows)
+        else:
+            written = write_shard(split, path, rows, layout)
+        yield pa.RecordBatch.from_pydict({"record": pa.array([written.model_dump_json()], pa.string())})
 
 
 def _by_shard(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
@@ -225,11 +225,17 @@ def _by_shard(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table
         yield current, pa.Table.from_batches(parts)
 
 
-def _write_shard(path: str, rows: pa.Table, layout: Layout) -> dict[str, Any]:
-    """Write and publish one shard; its record, with exact integer sums for the statistics of the split."""
+def write_shard(split: str, path: str, rows: pa.Table, layout: Layout) -> WrittenShard:
+    """Write and publish one shard.
+
+    Parameters
+    ----------
+    path : in the dataset
+    rows : columns of `SHARD_SCHEMA` and ``copy``, in the order of the shard
+    """
     buffer = io.BytesIO()
-    sums = np.zeros((2, layout.image.shape[0]), dtype=np.int64)
-    groups = []
+    pixel_sums = np.zeros((2, layout.image.shape[0]), dtype=np.int64)
+    row_groups = []
     compression = {"id": "none", "label": "none", "image": layout.compression}
     # No statistics and no dictionary on `image`: they would copy whole images into the footer.
     with pq.ParquetWriter(
@@ -239,21 +245,20 @@ def _write_shard(path: str, rows: pa.Table, layout: Layout) -> dict[str, Any]:
         for start in range(0, rows.num_rows, layout.row_group_rows):
             group = rows.slice(start, layout.row_group_rows).select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA)
             writer.write_table(group, row_group_size=layout.row_group_rows)
-            groups.append(group.num_rows)
+            row_groups.append(group.num_rows)
             for chunk in group.column("image").chunks:
-                sums += images.channel_sums(_pixels(chunk, layout.image))
+                pixel_sums += images.channel_sums(_pixels(chunk, layout.image))
     data = buffer.getvalue()
-    storage.publish(path, data)
-    counts = np.bincount(rows.column("label").to_numpy(), minlength=layout.num_classes)
-    return {
-        "rows": rows.num_rows,
-        "originals": pc.sum(pc.equal(rows.column("copy"), 0)).as_py(),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "row_groups": groups,
-        "label_counts": counts.tolist(),
-        "sums": sums.tolist(),
-    }
+    storage.publish(storage.join(layout.dataset, path), data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    sums, squares = pixel_sums.tolist()
+    return WrittenShard(
+        split=split,
+        shard=Shard(path=path, rows=rows.num_rows, bytes=len(data), sha256=sha256, row_groups=tuple(row_groups)),
+        originals=pc.sum(pc.equal(rows.column("copy"), 0)).as_py(),
+        label_counts=tuple(np.bincount(rows.column("label").to_numpy(), minlength=layout.num_classes).tolist()),
+        pixel_sums=(tuple(sums), tuple(squares)),
+    )
 
 
 def _pixels(stored: pa.Array, spec: ImageSpec) -> np.ndarray:
@@ -265,8 +270,8 @@ def _pixels(stored: pa.Array, spec: ImageSpec) -> np.ndarray:
     return np.stack([decode_stored(value.as_py(), spec.encoding, spec.shape) for value in stored])
 
 
-def _write_quarantine(path: str, rows: pa.Table) -> dict[str, Any]:
+def _write_quarantine(dataset: str, path: str, rows: pa.Table) -> WrittenQuarantine:
     buffer = io.BytesIO()
     pq.write_table(rows.select(_QUARANTINE_SCHEMA.names).cast(_QUARANTINE_SCHEMA), buffer)
-    storage.publish(path, buffer.getvalue())
-    return {"rows": rows.num_rows, "reasons": Counter(rows.column("reason").to_pylist())}
+    storage.publish(storage.join(dataset, path), buffer.getvalue())
+    return WrittenQuarantine(path=path, reasons=Counter(rows.column("reason").to_pylist()))

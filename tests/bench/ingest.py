@@ -24,7 +24,7 @@ from pipeline import storage
 from pipeline.cluster.session import get_session
 from pipeline.config.cluster import SparkSettings
 from pipeline.config.dataset import DatasetSettings, ImageSettings, SourceSettings
-from pipeline.ingest.job import ingest
+from pipeline.ingest.job import ingest_dataset
 from pipeline.ingest.sources.fashion_mnist import CLASSES, locate
 from pipeline.ingest.sources.open import open_source
 
@@ -43,7 +43,7 @@ def start() -> Any:
 def fashion_mnist(spark: Any, work: Path) -> str:
     """The dataset that `make run` trains on."""
     dataset = work / "fashion_mnist"
-    ingest(spark, _fashion(dataset), cache=CACHE)
+    ingest_dataset(spark, _fashion(dataset), cache=CACHE)
     return str(dataset)
 
 
@@ -90,7 +90,7 @@ def run_scale(spark: Any, work: Path) -> None:
         seconds = []
         for _ in range(passes):
             shutil.rmtree(work / name, ignore_errors=True)
-            seconds.append(_timed(lambda settings=settings: ingest(spark, settings, cache=CACHE)))
+            seconds.append(_timed(lambda settings=settings: ingest_dataset(spark, settings, cache=CACHE)))
         title = f"{images:,} images"
         results += [
             Result(f"ingest of {title}", "µs/image", [1e6 * value / images for value in seconds]),
@@ -114,7 +114,7 @@ def _timed(job: Callable[[], Any]) -> float:
 def _ingested(spark: Any, settings: DatasetSettings) -> float:
     """Seconds of one job, whose dataset is deleted."""
     shutil.rmtree(settings.path, ignore_errors=True)
-    seconds = _timed(lambda: ingest(spark, settings, cache=CACHE))
+    seconds = _timed(lambda: ingest_dataset(spark, settings, cache=CACHE))
     shutil.rmtree(settings.path)
     return seconds
 

@@ -23,7 +23,7 @@ from pipeline.data import plan, reader
 from pipeline.data.manifest import DatasetError
 from pipeline.data.shards import SplitFiles
 from pipeline.ingest.images import ImageSpec, from_file
-from pipeline.ingest.job import ingest
+from pipeline.ingest.job import ingest_dataset
 
 SPEC = ImageSpec((3, 24, 24))
 FILES = {
@@ -157,7 +157,7 @@ def test_damaged_images_are_set_aside_and_good_ones_kept(spark, tmp_path):
         labels = [f"class {row % 3}" for row in part]
         table = pa.table({"id": part, "label": labels, "image": pa.array([rows[row][1] for row in part], pa.binary())})
         pq.write_table(table, tmp_path / "table" / f"{number}.parquet")
-    made, _ = ingest(
+    made, _ = ingest_dataset(
         spark,
         DatasetSettings(
             path=str(tmp_path / "data"),

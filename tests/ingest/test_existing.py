@@ -14,7 +14,7 @@ from pipeline.config.dataset import SourceSettings
 from pipeline.data import load_manifest
 from pipeline.data.manifest import DatasetError
 from pipeline.ingest import existing
-from pipeline.ingest.job import ingest
+from pipeline.ingest.job import ingest_dataset
 
 pytestmark = [pytest.mark.spark, pytest.mark.long]
 
@@ -35,7 +35,7 @@ def ready(spark, tmp_path_factory):
     """``data``, a dataset of 30 pictures, and ``in``, its folder, which has got 12 more since."""
     path = tmp_path_factory.mktemp("ready")
     folder = write_folder(path / "in", 30)
-    ingest(spark, folder_settings(path / "data", folder), cache="unused")
+    ingest_dataset(spark, folder_settings(path / "data", folder), cache="unused")
     write_folder(folder, 12, first=30)
     return path
 
@@ -44,7 +44,7 @@ def ready(spark, tmp_path_factory):
 def undisturbed(spark, ready):
     """The folder of the dataset to which the 12 were added."""
     shutil.copytree(ready / "data", ready / "undisturbed")
-    ingest(spark, appended(folder_settings(ready / "undisturbed", ready / "in")), cache="unused")
+    ingest_dataset(spark, appended(folder_settings(ready / "undisturbed", ready / "in")), cache="unused")
     return ready / "undisturbed"
 
 
@@ -59,7 +59,7 @@ def test_only_what_is_new_comes_in(spark, grown, tmp_path):
     settings, first = grown
     data = tmp_path / "data"
     old_rows, old_shards = rows_of(data), shards_of(data)
-    second, written = ingest(spark, settings, cache="unused")
+    second, written = ingest_dataset(spark, settings, cache="unused")
     assert written
     assert (second.version, second.previous, second.input_rows) == (2, first.digest, 42)
     assert [(source.rows, source.already_there) for source in second.sources] == [(30, 0), (12, 30)]
@@ -75,15 +75,15 @@ def test_only_what_is_new_comes_in(spark, grown, tmp_path):
 
 def test_appending_the_same_again_changes_nothing(spark, grown, tmp_path):
     settings, _ = grown
-    second, _ = ingest(spark, settings, cache="unused")
+    second, _ = ingest_dataset(spark, settings, cache="unused")
     before = shards_of(tmp_path / "data")
-    again, written = ingest(spark, settings, cache="unused")
+    again, written = ingest_dataset(spark, settings, cache="unused")
     assert (again, written) == (second, False)
     assert shards_of(tmp_path / "data") == before
 
 
 def test_it_does_not_matter_when_a_row_came(spark, ready, undisturbed, tmp_path):
-    whole, _ = ingest(spark, folder_settings(tmp_path / "whole", ready / "in"), cache="unused")
+    whole, _ = ingest_dataset(spark, folder_settings(tmp_path / "whole", ready / "in"), cache="unused")
     assert rows_of(tmp_path / "whole") == rows_of(undisturbed)
     for name, split in load_manifest(str(undisturbed)).splits.items():
         other = whole.split(name)
@@ -93,9 +93,9 @@ def test_it_does_not_matter_when_a_row_came(spark, ready, undisturbed, tmp_path)
 
 def test_a_third_version_and_versions_that_are_not_there(spark, grown, tmp_path):
     settings, first = grown
-    second, _ = ingest(spark, settings, cache="unused")
+    second, _ = ingest_dataset(spark, settings, cache="unused")
     write_picture(tmp_path / "in" / "cat" / "one more.png", 99)  # a single row is in one split, whichever it is
-    third, _ = ingest(spark, settings, cache="unused")
+    third, _ = ingest_dataset(spark, settings, cache="unused")
     assert (third.version, third.previous, third.input_rows) == (3, second.digest, 43)
     assert [load_manifest(str(tmp_path / "data"), version) for version in (1, 2, 3)] == [first, second, third]
     with pytest.raises(DatasetError, match=r"has versions 1 to 3; dataset\.version is 4"):
@@ -136,11 +136,11 @@ def test_a_job_that_dies_can_be_run_again(spark, grown, undisturbed, tmp_path, m
     if not cleans_up:
         monkeypatch.setattr(existing, "clean_up", lambda dataset: None)
     with pytest.raises(KilledError):
-        ingest(spark, settings, cache="unused")
+        ingest_dataset(spark, settings, cache="unused")
     monkeypatch.undo()
     published = call == 2 and done
     assert load_manifest(str(tmp_path / "data")).digest == (want if published else first).digest
-    again, written = ingest(spark, settings, cache="unused")
+    again, written = ingest_dataset(spark, settings, cache="unused")
     assert written == (not published)
     assert again.digest == want.digest
     assert sorted(shards_of(tmp_path / "data")) == sorted(shards_of(undisturbed))
@@ -156,7 +156,7 @@ def test_what_a_killed_job_left_is_removed_and_other_peoples_files_are_not(spark
     for path in left + others:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     assert found.input_rows == 42
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in others)
@@ -166,11 +166,11 @@ def test_what_was_set_aside_does_not_come_again(spark, tmp_path):
     folder = write_folder(tmp_path / "in", 20)
     (folder / "cat" / "empty.png").touch()
     settings = folder_settings(tmp_path / "data", folder, max_bad_share=0.2)
-    ingest(spark, settings, cache="unused")
+    ingest_dataset(spark, settings, cache="unused")
     write_folder(folder, 4, first=20)
     (folder / "dog" / "empty.png").touch()
     write_picture(folder / "bird" / "1.png", 50)  # of a class that the dataset does not have
-    found, _ = ingest(spark, appended(settings, max_bad_share=0.5), cache="unused")
+    found, _ = ingest_dataset(spark, appended(settings, max_bad_share=0.5), cache="unused")
     assert (found.input_rows, found.set_aside) == (27, {"empty": 2, "unknown_label": 1})
     assert found.classes == ("cat", "dog")
     assert found.sources[1].already_there == 21
@@ -183,7 +183,7 @@ def test_too_many_bad_rows_leave_the_earlier_version_as_it_was(spark, grown, tmp
         (tmp_path / "in" / "cat" / f"empty{number}.png").touch()
     before = shards_of(tmp_path / "data")
     with pytest.raises(DatasetError, match=r"3 of 15 rows cannot be used \(empty 3\)"):
-        ingest(spark, settings, cache="unused")
+        ingest_dataset(spark, settings, cache="unused")
     assert load_manifest(str(tmp_path / "data")) == first
     after = shards_of(tmp_path / "data")
     assert {name for name in after.keys() - before.keys() if not name.startswith("quarantine/")} == set()
@@ -195,9 +195,9 @@ def test_the_sources_own_splits_hold_though_nothing_new_is_in_one(spark, tmp_pat
     for number, split in enumerate(("train", "validation", "test")):
         write_folder(folder / split, 10, first=100 * number)
     settings = folder_settings(tmp_path / "data", folder, source={"split_folders": True}, validation_share=0.5)
-    ingest(spark, settings, cache="unused")
+    ingest_dataset(spark, settings, cache="unused")
     write_folder(folder / "train", 20, first=1000)
-    found, _ = ingest(spark, appended(settings), cache="unused")
+    found, _ = ingest_dataset(spark, appended(settings), cache="unused")
     assert {name: split.rows for name, split in found.splits.items()} == {"train": 30, "validation": 10, "test": 10}
 
 
@@ -205,9 +205,9 @@ def test_ids_of_numbered_images_go_on(spark, tmp_path):
     one = write_idx_folder(tmp_path / "one", train_rows=60, test_rows=20)
     two = write_idx_folder(tmp_path / "two", train_rows=45, test_rows=15)
     settings = dataset_settings(tmp_path / "data", one)
-    ingest(spark, settings, cache="unused")
+    ingest_dataset(spark, settings, cache="unused")
     more = appended(settings, source=SourceSettings(kind="idx", path=str(two), classes=CLASSES))
-    found, _ = ingest(spark, more, cache="unused")
+    found, _ = ingest_dataset(spark, more, cache="unused")
     rows = rows_of(tmp_path / "data")
     assert sorted(rows) == list(range(140))
     for first_id, count, seed, test in ((0, 60, 1, False), (60, 20, 2, True), (80, 45, 1, False), (125, 15, 2, True)):
@@ -218,10 +218,10 @@ def test_ids_of_numbered_images_go_on(spark, tmp_path):
             assert (row["split"] == "test") == test
     check_statistics(tmp_path / "data")
     assert found.version == 2
-    assert not ingest(spark, more, cache="unused")[1]
-    assert not ingest(spark, settings, cache="unused")[1]  # the first one is in it, too
+    assert not ingest_dataset(spark, more, cache="unused")[1]
+    assert not ingest_dataset(spark, settings, cache="unused")[1]  # the first one is in it, too
     with pytest.raises(DatasetError, match=r"has all images of idx .*one already, .*: they would be in it twice"):
-        ingest(spark, appended(settings, shard_bytes=1000), cache="unused")
+        ingest_dataset(spark, appended(settings, shard_bytes=1000), cache="unused")
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(spark, grown, tmp_path):
@@ -235,7 +235,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(spark, grown, t
         if image:
             changed = changed.model_copy(update={"image": settings.image.model_copy(update=image)})
         with pytest.raises(DatasetError, match=message) as error:
-            ingest(spark, changed, cache="unused")
+            ingest_dataset(spark, changed, cache="unused")
         assert "\n" not in str(error.value)
 
     refused("holds pictures, ingested from other input .* or set dataset.append to add what is new", append=False)
@@ -255,9 +255,9 @@ def test_a_shard_that_is_gone_is_said_before_anything_is_added(spark, grown, tmp
     content = lost.read_bytes()
     lost.unlink()
     with pytest.raises(DatasetError, match=rf"{lost.name} is missing or cut: restore it before anything is appended"):
-        ingest(spark, settings, cache="unused")
+        ingest_dataset(spark, settings, cache="unused")
     lost.write_bytes(content)
-    ingest(spark, settings, cache="unused")
+    ingest_dataset(spark, settings, cache="unused")
     lost.write_bytes(content[:-1])
     with pytest.raises(DatasetError, match=rf"{lost.name} is missing or cut: restore it, or delete .* ingest its"):
-        ingest(spark, settings, cache="unused")
+        ingest_dataset(spark, settings, cache="unused")

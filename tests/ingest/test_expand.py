@@ -10,8 +10,8 @@ from small_data import dataset_settings, write_idx_folder
 from pipeline.config.dataset import DeformSettings
 from pipeline.data import load_manifest
 from pipeline.data.codec import decode_stored
-from pipeline.ingest import tasks
-from pipeline.ingest.job import ingest
+from pipeline.ingest import layout
+from pipeline.ingest.job import ingest_dataset
 from pipeline.ingest.sources import records
 
 pytestmark = pytest.mark.spark
@@ -32,14 +32,14 @@ def expanded_settings(path, folder, expand=COPIES, **changes):
 @pytest.fixture(scope="module")
 def base(spark, folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("base") / "data"
-    ingest(spark, expanded_settings(path, folder, expand=1), cache="unused")
+    ingest_dataset(spark, expanded_settings(path, folder, expand=1), cache="unused")
     return path
 
 
 @pytest.fixture(scope="module")
 def expanded(spark, folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("expanded") / "data"
-    ingest(spark, expanded_settings(path, folder), cache="unused")
+    ingest_dataset(spark, expanded_settings(path, folder), cache="unused")
     return path
 
 
@@ -82,8 +82,8 @@ def test_a_copy_is_like_its_original(spark, base, expanded):
 def test_copies_do_not_hang_on_how_the_work_is_cut(spark, folder, expanded, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "SLICE_ROWS", 60)
     monkeypatch.setattr(records, "_FEWEST_ROWS", 20)
-    monkeypatch.setattr(tasks, "BATCH_BYTES", 13 * 144)
-    again, _ = ingest(spark, expanded_settings(tmp_path / "data", folder), cache="unused")
+    monkeypatch.setattr(layout, "BATCH_BYTES", 13 * 144)
+    again, _ = ingest_dataset(spark, expanded_settings(tmp_path / "data", folder), cache="unused")
     assert again.digest == load_manifest(str(expanded)).digest
 
 
@@ -92,7 +92,7 @@ def test_copies_that_may_not_differ_are_the_originals(spark, folder, tmp_path):
     settings = expanded_settings(tmp_path / "still", folder, expand=2)
     still = DeformSettings(shift=0, rotation=0, scale=0, elastic=0)
     source = settings.source.model_copy(update={"deform": still})
-    ingest(spark, settings.model_copy(update={"source": source}), cache="unused")
+    ingest_dataset(spark, settings.model_copy(update={"source": source}), cache="unused")
     rows = rows_of(tmp_path / "still")
     train = [row for key, row in rows.items() if key in originals and row["split"] == "train"]
     copies = [row for key, row in rows.items() if key not in originals]
@@ -104,7 +104,9 @@ def test_copies_are_made_of_pixels_and_then_encoded(spark, tmp_path):
     made = {}
     for kind in ("raw", "png", "jpeg"):
         image = {"encoding": kind, "jpeg_quality": 100}
-        ingest(spark, folder_settings(tmp_path / kind, folder, image=image, source={"expand": 2}), cache="unused")
+        ingest_dataset(
+            spark, folder_settings(tmp_path / kind, folder, image=image, source={"expand": 2}), cache="unused"
+        )
         decode = functools.partial(decode_stored, encoding=kind, shape=(3, 8, 8))
         made[kind] = {key: decode(row["image"]).astype(int) for key, row in rows_of(tmp_path / kind).items()}
         check_statistics(tmp_path / kind, decode)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline.config.dataset import SourceSettings
 from pipeline.data.manifest import DatasetError
-from pipeline.ingest.job import ingest
+from pipeline.ingest.job import ingest_dataset
 from pipeline.ingest.sources.open import open_source
 from pipeline.ingest.sources.source import SourceError
 
@@ -50,7 +50,7 @@ def test_files_of_every_format_and_size_become_images_of_one_shape(spark, tmp_pa
     write_picture(folder / ".cache" / "x.png", 51)
     write_picture(folder / "small" / ".thumbnails" / "x.png", 52)
     settings = folder_settings(tmp_path / "data [1]", folder)
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     assert found.classes == ("big", "small")
     assert (found.input_rows, found.set_aside) == (12, {})
     images = {row["image"] for row in rows_of(tmp_path / "data [1]").values()}
@@ -58,7 +58,7 @@ def test_files_of_every_format_and_size_become_images_of_one_shape(spark, tmp_pa
     check_statistics(tmp_path / "data [1]")
     # Adding reads the dataset's own files, whose path has characters that Spark takes for a pattern.
     write_picture(folder / "big" / "new.png", 7)
-    grown, _ = ingest(spark, settings.model_copy(update={"append": True}), cache="unused")
+    grown, _ = ingest_dataset(spark, settings.model_copy(update={"append": True}), cache="unused")
     assert (grown.input_rows, grown.version) == (13, 2)
 
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_used_is_set_aside_with_its_reason(spark, tmp_path):
     write_picture(folder / "dog" / "a folder.jpg" / "inside.png", 71)
     with open(os.fsencode(folder / "cat") + b"/not-utf8-\xff.png", "wb") as file:  # noqa: PTH123
         file.write(encoded(picture(72)))
-    found, _ = ingest(spark, folder_settings(tmp_path / "data", folder, max_bad_share=0.5), cache="unused")
+    found, _ = ingest_dataset(spark, folder_settings(tmp_path / "data", folder, max_bad_share=0.5), cache="unused")
     reasons = {row["origin"].removeprefix(f"{folder}/"): row["reason"] for row in set_aside(tmp_path / "data")}
     assert reasons.pop("dog/cut.jpg") in ("truncated", "undecodable")
     assert reasons == {
@@ -109,7 +109,7 @@ def test_the_source_may_name_the_split(spark, tmp_path):
         write_folder(folder / split, count, first=100 * count)
     write_picture(folder / "stray.png", 5)
     settings = folder_settings(tmp_path / "data", folder, source={"split_folders": True}, max_bad_share=0.5)
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     assert {name: split.rows for name, split in found.splits.items()} == {"train": 12, "validation": 4, "test": 3}
     assert found.set_aside == {"unknown_split": 3}
     assert found.classes == ("cat", "dog")
@@ -156,7 +156,7 @@ def test_images_and_labels_without_each_other_are_set_aside(spark, tmp_path):
         validation_share=0,
         test_share=0,
     )
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     assert found.set_aside == {"missing_image": 1, "missing_label": 4, "unknown_label": 1}
     assert found.input_rows == 9
     assert {row["image"]: row["label"] for row in rows_of(tmp_path / "data").values()} == {
@@ -211,21 +211,21 @@ def test_a_folder_without_images_is_an_error(spark, tmp_path):
 
 def test_what_was_kept_for_the_job_is_let_go(spark, tmp_path):
     source = opened(spark, write_folder(tmp_path / "in", 4))
-    assert source.kept.is_cached
+    assert source.persisted.is_cached
     source.close()
-    assert not source.kept.is_cached
+    assert not source.persisted.is_cached
     write_folder(tmp_path / "in", 2, first=4)
     assert opened(spark, tmp_path / "in").rows == {"": 6}  # listed anew
 
 
 def test_a_split_is_for_ever_and_a_copy_is_the_same_dataset(spark, tmp_path):
     folder = write_folder(tmp_path / "in", 60)
-    first, _ = ingest(spark, folder_settings(tmp_path / "first", folder), cache="unused")
+    first, _ = ingest_dataset(spark, folder_settings(tmp_path / "first", folder), cache="unused")
     shutil.copytree(folder, tmp_path / "moved", copy_function=shutil.copyfile)
-    copied, _ = ingest(spark, folder_settings(tmp_path / "second", tmp_path / "moved"), cache="unused")
+    copied, _ = ingest_dataset(spark, folder_settings(tmp_path / "second", tmp_path / "moved"), cache="unused")
     assert copied.digest == first.digest
     write_folder(folder, 40, first=60)
-    ingest(spark, folder_settings(tmp_path / "third", folder), cache="unused")
+    ingest_dataset(spark, folder_settings(tmp_path / "third", folder), cache="unused")
     before, after = rows_of(tmp_path / "first"), rows_of(tmp_path / "third")
     assert len(after) == 100
     assert {key: row["split"] for key, row in before.items()} == {key: after[key]["split"] for key in before}
@@ -237,11 +237,11 @@ def test_a_file_that_was_replaced_is_noticed(spark, tmp_path):
     for number in range(12):
         write_picture(folder / "cat" / f"{number}.bmp", number, "BMP")  # all of one size
     settings = folder_settings(tmp_path / "data", folder)
-    ingest(spark, settings, cache="unused")
-    assert not ingest(spark, settings, cache="unused")[1]
+    ingest_dataset(spark, settings, cache="unused")
+    assert not ingest_dataset(spark, settings, cache="unused")[1]
     write_picture(folder / "cat" / "3.bmp", 99, "BMP")
     with pytest.raises(DatasetError, match="files of the source were written again since: delete that folder"):
-        ingest(spark, settings, cache="unused")
+        ingest_dataset(spark, settings, cache="unused")
 
 
 def test_photographs(spark, tmp_path):
@@ -256,7 +256,7 @@ def test_photographs(spark, tmp_path):
     settings = folder_settings(
         tmp_path / "data", tmp_path / "in", image={"shape": (3, 64, 96)}, validation_share=0, test_share=0
     )
-    ingest(spark, settings, cache="unused")
+    ingest_dataset(spark, settings, cache="unused")
     made = [np.frombuffer(row["image"], np.uint8).reshape(3, 64, 96) for row in rows_of(tmp_path / "data").values()]
     for pixels in photos.images:
         want = np.asarray(Image.fromarray(pixels).resize((96, 64), Image.Resampling.BILINEAR)).transpose(2, 0, 1)

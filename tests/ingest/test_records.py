@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from small_data import CLASSES, dataset_settings, make_images, write_idx, write_idx_folder
 
 from pipeline.config.dataset import DatasetSettings, SourceSettings
-from pipeline.ingest.job import ingest
+from pipeline.ingest.job import ingest_dataset
 from pipeline.ingest.sources import records
 from pipeline.ingest.sources.open import open_source
 from pipeline.ingest.sources.source import SourceError
@@ -50,7 +50,7 @@ def cifar_settings(dataset, folder, kind, **changes):
 
 def test_cifar10_arrives_as_published(spark, tmp_path):
     data = write_cifar10(tmp_path / "cifar")
-    found, _ = ingest(spark, cifar_settings(tmp_path / "data", tmp_path / "cifar", "cifar10"), cache="unused")
+    found, _ = ingest_dataset(spark, cifar_settings(tmp_path / "data", tmp_path / "cifar", "cifar10"), cache="unused")
     assert found.classes == records.CIFAR10_CLASSES
     assert found.image.shape == (3, 32, 32)
     assert (found.input_rows, found.split("test").rows) == (120, 20)
@@ -64,7 +64,7 @@ def test_cifar10_arrives_as_published(spark, tmp_path):
 
 def test_the_fine_label_of_cifar100_counts(spark, tmp_path):
     data = write_cifar100(tmp_path / "cifar")
-    found, _ = ingest(spark, cifar_settings(tmp_path / "data", tmp_path / "cifar", "cifar100"), cache="unused")
+    found, _ = ingest_dataset(spark, cifar_settings(tmp_path / "data", tmp_path / "cifar", "cifar100"), cache="unused")
     assert found.classes == tuple(FINE)
     rows = rows_of(tmp_path / "data")
     assert [rows[number]["label"] for number in range(60)] == data[:, 1].tolist()
@@ -129,7 +129,7 @@ def test_large_images_are_read_in_small_slices(spark, tmp_path, monkeypatch):
 def test_idx_images_become_larger_and_coloured(spark, tmp_path):
     folder = write_idx_folder(tmp_path / "idx", train_rows=40, test_rows=10)
     settings = dataset_settings(tmp_path / "data", folder, image={"shape": (3, 16, 18), "resize": "letterbox"})
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     assert found.image.shape == (3, 16, 18)
     images, labels = make_images(40, seed=1)
     rows = rows_of(tmp_path / "data")
@@ -146,7 +146,7 @@ def test_sizes_are_kept_where_resizing_is_off(spark, tmp_path):
     image = {"shape": (1, 8, 8), "resize": "none"}
     settings = dataset_settings(tmp_path / "data", folder, image=image, max_bad_share=0.1)
     with pytest.raises(ValueError, match=r"50 of 50 rows cannot be used \(wrong_size 50\)"):
-        ingest(spark, settings, cache="unused")
+        ingest_dataset(spark, settings, cache="unused")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from image_files import (
 
 from pipeline.config.dataset import SourceSettings
 from pipeline.data.manifest import DatasetError
-from pipeline.ingest.job import ingest
+from pipeline.ingest.job import ingest_dataset
 from pipeline.ingest.sources.open import open_source
 from pipeline.ingest.sources.source import SourceError
 
@@ -43,7 +43,7 @@ def test_files_in_a_parquet_column(spark, tmp_path):
     settings = table_settings(
         tmp_path / "data", table, image_column="content", label_column="kind of", max_bad_share=0.5
     )
-    found, written = ingest(spark, settings, cache="unused")
+    found, written = ingest_dataset(spark, settings, cache="unused")
     assert written
     assert found.classes == ("cat", "dog")
     assert found.set_aside == {"missing_image": 1, "missing_label": 2, "undecodable": 1}
@@ -53,7 +53,7 @@ def test_files_in_a_parquet_column(spark, tmp_path):
     assert {row["image"]: row["label"] for row in rows} == {stored(n): int(n % 2 == 0) for n in good}
     assert {row["split"] for row in rows} == {"train", "validation", "test"}
     check_statistics(tmp_path / "data")
-    assert not ingest(spark, settings, cache="unused")[1]
+    assert not ingest_dataset(spark, settings, cache="unused")[1]
 
 
 def test_numbers_are_classes_by_themselves_and_places_among_given_names(spark, tmp_path):
@@ -76,7 +76,7 @@ def test_ids_and_splits_from_columns(spark, tmp_path):
     columns = {"image": FILES, "label": ["a", "b"] * 15, "key": ids, "part": splits}
     table = write_table(tmp_path / "table", columns)
     settings = table_settings(tmp_path / "data", table, id_column="key", split_column="part", max_bad_share=0.1)
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     assert found.set_aside == {"unknown_split": 2}
     assert {row["id"] for row in set_aside(tmp_path / "data")} == {128, 129}
     for key, row in rows_of(tmp_path / "data").items():
@@ -99,7 +99,7 @@ def test_the_struct_of_sparks_image_source(spark, tmp_path):
     )  # fmt: skip
     table.write.parquet(str(tmp_path / "table"))
     settings = table_settings(tmp_path / "data", tmp_path / "table", max_bad_share=0.1)
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     assert sum(found.set_aside.values()) == 1
     assert {row["image"]: row["label"] for row in rows_of(tmp_path / "data").values()} == {
         stored(number): number % 2 for number in range(12)
@@ -120,7 +120,7 @@ def test_a_table_of_the_catalog(spark, tmp_path):
     table = write_table(tmp_path / "files", {"image": FILES, "label": ["a", "b"] * 15})
     spark.sql(f"CREATE TABLE pictures USING parquet LOCATION '{table}'")
     try:
-        found, _ = ingest(spark, table_settings(tmp_path / "data", "pictures", kind="table"), cache="unused")
+        found, _ = ingest_dataset(spark, table_settings(tmp_path / "data", "pictures", kind="table"), cache="unused")
         assert (found.input_rows, found.set_aside) == (30, {})
         assert {row["image"] for row in rows_of(tmp_path / "data").values()} == {stored(n) for n in range(30)}
     finally:
@@ -145,12 +145,12 @@ def test_a_table_that_was_written_again_is_noticed(spark, tmp_path):
     files = [random.bytes(200) for _ in range(6)]
     table = write_table(tmp_path / "table", {"image": FILES, "label": ["a", "b"] * 15})
     settings = table_settings(tmp_path / "data", table)
-    ingest(spark, settings, cache="unused")
+    ingest_dataset(spark, settings, cache="unused")
     before = opened(spark, table)
     write_table(table, {"image": FILES, "label": ["a", "b"] * 15})
     assert opened(spark, table).fingerprint == before.fingerprint
     with pytest.raises(DatasetError, match="files of the source were written again since"):
-        ingest(spark, settings, cache="unused")
+        ingest_dataset(spark, settings, cache="unused")
     write_table(table, {"image": [*FILES[:24], *files], "label": ["a", "b"] * 15})
     assert opened(spark, table).fingerprint != before.fingerprint
 
@@ -158,7 +158,7 @@ def test_a_table_that_was_written_again_is_noticed(spark, tmp_path):
 def test_rows_that_are_the_same_throughout_are_all_kept(spark, tmp_path):
     table = write_table(tmp_path / "table", {"image": FILES[:2] * 5, "label": ["a", "b"] * 5})
     settings = table_settings(tmp_path / "data", table, validation_share=0, test_share=0)
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     assert found.split("train").rows == 10
     assert found.split("train").label_counts == (5, 5)
 
@@ -204,7 +204,7 @@ def test_a_damaged_parquet_file_is_one_line(spark, tmp_path):
     table = write_table(tmp_path / "table", GOOD)
     (table / "other.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises((SourceError, RuntimeError)) as error:
-        ingest(spark, table_settings(tmp_path / "data", table), cache="unused")
+        ingest_dataset(spark, table_settings(tmp_path / "data", table), cache="unused")
     assert "\n" not in str(error.value)
     assert "other.parquet" in str(error.value)
 
@@ -215,6 +215,6 @@ def test_images_of_a_table_may_be_far_larger_than_what_becomes_of_them(spark, tm
     table.mkdir()
     pq.write_table(pa.table({"image": big, "label": ["a", "b"] * 6}), table / "some.parquet", row_group_size=3)
     settings = table_settings(tmp_path / "data", table, image={"shape": (1, 4, 4)})
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     assert (found.input_rows, found.image.shape) == (12, (1, 4, 4))
     check_statistics(tmp_path / "data")

@@ -18,6 +18,7 @@ from pipeline.data.manifest import Manifest, Shard
 from pipeline.data.shards import SplitFiles
 from pipeline.ingest import images, tasks
 from pipeline.ingest.images import ImageSpec
+from pipeline.ingest.layout import Layout
 
 SHAPE = (1, 6, 5)
 
@@ -41,12 +42,12 @@ def write_dataset(
     random = np.random.default_rng(len(shard_rows))
     rows = sum(shard_rows)
     pixels, labels = random.integers(0, 256, (rows, *shape), dtype=np.uint8), random.integers(0, 3, rows)
-    layout = tasks.Layout(
+    layout = Layout(
         dataset=path, prefix="part", splits=(("train", len(shard_rows)),), form="pixels", pixel_shape=shape,
         image=ImageSpec(shape, encoding=encoding), num_classes=3, row_group_rows=row_group_rows,
         compression=compression, expand=1, deform=DeformSettings(), seed=0,
     )  # fmt: skip
-    records = []
+    shards = []
     for number, first in enumerate(np.cumsum(shard_rows) - shard_rows):
         part = slice(first, first + shard_rows[number])
         stored = [images.from_pixels(image, layout.image) for image in pixels[part]]
@@ -54,12 +55,11 @@ def write_dataset(
         name = f"train/part-{number:05d}.parquet"
         if foreign is None:
             table = table.append_column("copy", pa.array(np.zeros(len(table), np.int32)))
-            record = tasks._write_shard(storage.join(path, name), table, layout)
+            shards.append(tasks.write_shard("train", name, table, layout).shard)
         else:
-            record = _write_foreign(storage.join(path, name), table, row_group_rows, dict(foreign))
-        records.append(Shard(path=name, **{key: record[key] for key in Shard.model_fields if key != "path"}))
+            shards.append(_write_foreign(path, name, table, row_group_rows, dict(foreign)))
     counts = np.bincount(labels, minlength=3).tolist()
-    split = manifest.with_statistics(counts, images.channel_sums(pixels).tolist(), tuple(records), shape)
+    split = manifest.with_statistics(counts, images.channel_sums(pixels).tolist(), tuple(shards), shape)
     manifest.publish(
         path,
         Manifest(
@@ -70,14 +70,15 @@ def write_dataset(
     return pixels, labels
 
 
-def _write_foreign(path: str, table: pa.Table, row_group_rows: int, options: dict[str, Any]) -> dict[str, Any]:
+def _write_foreign(dataset: str, path: str, table: pa.Table, row_group_rows: int, options: dict[str, Any]) -> Shard:
     buffer = io.BytesIO()
     table = table.cast(options.pop("schema", tasks.SHARD_SCHEMA))
     pq.write_table(table, buffer, row_group_size=row_group_rows, **options)
     data = buffer.getvalue()
-    storage.publish(path, data)
+    storage.publish(storage.join(dataset, path), data)
     groups = [min(row_group_rows, len(table) - first) for first in range(0, len(table), row_group_rows)]
-    return {"rows": len(table), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "row_groups": groups}
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Shard(path=path, rows=len(table), bytes=len(data), sha256=sha256, row_groups=tuple(groups))
 
 
 def change_shard(path: str, number: int, data: bytes, **changes: Any) -> str:

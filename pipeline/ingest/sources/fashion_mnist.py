@@ -89,11 +89,8 @@ def locate(path: str | None, cache: str) -> str:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's uncompressed content, as hexadecimal digits."""
-    digest = hashlib.sha256()
     with gzip.open(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(files: dict[str, tuple[str, str]]) -> None:

@@ -7,7 +7,6 @@ of labels says.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -20,19 +19,21 @@ from pipeline.cluster.errors import first_line, spark_failures
 from pipeline.config.dataset import SourceSettings
 from pipeline.data import reasons
 from pipeline.ingest.sources.source import (
-    NO_SPLIT,
     Source,
     SourceError,
     class_number,
+    distinct_classes,
     exact_path,
-    in_label_order,
+    fingerprint,
     label_name,
+    rows_by_split,
+    split_column,
     to_batch,
 )
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, Row, SparkSession
 
 # Names of files that are taken for images (see `codec.FORMATS`).
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -40,7 +41,6 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _TASK_BYTES, _TASK_FILES, _FEWEST_TASKS = 64 << 20, 4_000, 8
 # Bytes of files that one record batch holds, about.
 _BATCH_BYTES = 16 << 20
-SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 _LISTING = "path string, size long, modified string"
 
 
@@ -58,11 +58,38 @@ def open_folder(spark: SparkSession, settings: SourceSettings, *, known_classes:
     root = storage.absolute(settings.path or "").rstrip("/")
     listing = _list(spark, root)
     labelled = _with_labels(spark, listing, settings)
+    first_folder = F.substring_index("path", "/", 1)
+    split = split_column(first_folder) if settings.split_folders else F.lit(None).cast("string")
     items = (
         labelled.withColumn("id", F.xxhash64("path"))
-        .withColumn("split", _split_column(settings))
+        .withColumn("split", split)
         .persist(StorageLevel.DISK_ONLY)  # listed once; counting and reading must see the same files
     )
+    totals = _totals(items, root)
+    classes = settings.classes or known_classes or distinct_classes(items, F.col("label_name"))
+    if not classes:
+        raise SourceError(f"{root}: no image has a label; put each class into a folder of its own, or set `labels`")
+    numbered = items.withColumn("label", class_number(F.col("label_name"), classes)).select(
+        "id", "split", "label", "path", F.col("size").isNull().alias("missing")
+    )
+    return Source(
+        classes=classes,
+        rows=_rows(items, settings, totals.files),
+        form="file",
+        pixel_shape=None,
+        fingerprint=_digest(totals.files, totals.sum_same, totals.xor_same),
+        state=_digest(totals.files, totals.sum_times, totals.xor_times),
+        numbered=False,
+        items=numbered.repartition(_tasks(totals.files, totals.bytes or 0), "id"),
+        read=functools.partial(_read_files, root=root, split_folders=settings.split_folders),
+        persisted=items,
+    )
+
+
+def _totals(items: DataFrame, root: str) -> Row:
+    """Files and their bytes, and what stands for all of them: with their sizes (same), and with their times."""
+    from pyspark.sql import functions as F
+
     size = F.coalesce("size", F.lit(-1))
     same, times = F.xxhash64("path", size, "label_name"), F.xxhash64("path", size, "modified")
     totals = items.agg(
@@ -78,56 +105,24 @@ def open_folder(spark: SparkSession, settings: SourceSettings, *, known_classes:
         raise SourceError(f"{root}: no files that end in {', '.join(EXTENSIONS)}")
     if totals.ids != totals.files:
         raise SourceError(f"{root}: two paths have one hash; rename one of them")
-    classes = settings.classes or known_classes or _classes(items, root)
-    tasks = max(
-        min(totals.files, _FEWEST_TASKS), -(-(totals.bytes or 0) // _TASK_BYTES), -(-totals.files // _TASK_FILES)
-    )
-    numbered = items.withColumn("label", class_number(F.col("label_name"), classes)).select(
-        "id", "split", "label", "path", F.col("size").isNull().alias("missing")
-    )
-    return Source(
-        classes,
-        _rows(items, settings, totals.files),
-        "file",
-        None,
-        _digest(totals.files, totals.sum_same, totals.xor_same),
-        _digest(totals.files, totals.sum_times, totals.xor_times),
-        False,
-        numbered.repartition(tasks, "id"),
-        functools.partial(_read_files, root=root, split_folders=settings.split_folders),
-        items,
-    )
+    return totals
+
+
+def _tasks(files: int, total_bytes: int) -> int:
+    return max(min(files, _FEWEST_TASKS), -(-total_bytes // _TASK_BYTES), -(-files // _TASK_FILES))
 
 
 def _digest(*values: Any) -> str:
-    return "sha256:" + hashlib.sha256(repr([str(value) for value in values]).encode()).hexdigest()
+    return fingerprint(repr([str(value) for value in values]))
 
 
 def _rows(items: DataFrame, settings: SourceSettings, files: int) -> dict[str, int]:
     if not settings.split_folders:
         return {"": files}
-    counts = {row["split"] or NO_SPLIT: row["count"] for row in items.groupBy("split").count().collect()}
+    counts = rows_by_split(items)
     if not counts.get("train"):
         raise SourceError(f"{settings.path}: split_folders is set, but there are no images in its folder `train`")
     return counts
-
-
-def _classes(items: DataFrame, root: str) -> tuple[str, ...]:
-    found = [row.label_name for row in items.select("label_name").distinct().collect() if row.label_name is not None]
-    if not found:
-        raise SourceError(f"{root}: no image has a label; put each class into a folder of its own, or set `labels`")
-    return in_label_order(found)
-
-
-def _split_column(settings: SourceSettings) -> Any:
-    from pyspark.sql import functions as F
-
-    split = F.lit(None).cast("string")
-    if settings.split_folders:
-        first = F.lower(F.substring_index("path", "/", 1))
-        for name, meant in SPLIT_NAMES.items():
-            split = F.when(first == name, F.lit(meant)).otherwise(split)
-    return split
 
 
 def _list(spark: SparkSession, root: str) -> DataFrame:
@@ -137,14 +132,13 @@ def _list(spark: SparkSession, root: str) -> DataFrame:
     fs, inner = storage.filesystem(root)
     if not fs.isdir(inner):
         raise SourceError(f"{root}: no such folder")
-    places = [("", False), *((name, True) for name in _folders(fs, inner))]
-    found = (
-        spark.createDataFrame(places, "folder string, below boolean")
-        .repartition(min(len(places), 64))
+    folders = [("", False), *((name, True) for name in _folders(fs, inner))]
+    files = (
+        spark.createDataFrame(folders, "folder string, below boolean")
+        .repartition(min(len(folders), 64))
         .mapInArrow(functools.partial(_list_folders, root=root), _LISTING)
     )
-    known = F.lower(F.regexp_extract("path", r"\.[^./]*$", 0)).isin(*EXTENSIONS)
-    return found.where(known)
+    return files.where(F.lower(F.regexp_extract("path", r"\.[^./]*$", 0)).isin(*EXTENSIONS))
 
 
 def _list_folders(batches: Iterator[pa.RecordBatch], *, root: str) -> Iterator[pa.RecordBatch]:
@@ -154,13 +148,13 @@ def _list_folders(batches: Iterator[pa.RecordBatch], *, root: str) -> Iterator[p
     fs, inner = storage.filesystem(root)
     inner = inner.rstrip("/")
     for batch in batches:
-        for place in batch.to_pylist():
-            folder = storage.join(inner, place["folder"]) if place["folder"] else inner
+        for item in batch.to_pylist():
+            folder = storage.join(inner, item["folder"]) if item["folder"] else inner
             if isinstance(fs, LocalFileSystem):
-                found = _local_files(folder, below=place["below"])
+                files = _local_files(folder, below=item["below"])
             else:
-                found = _remote_files(fs, folder, below=place["below"])
-            rows = [(_as_text(name[len(inner) + 1 :]), size, modified) for name, size, modified in found]
+                files = _remote_files(fs, folder, below=item["below"])
+            rows = [(_as_text(name[len(inner) + 1 :]), size, modified) for name, size, modified in files]
             rows = [row for row in rows if not any(part.startswith(".") for part in row[0].split("/"))]
             schema = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified", pa.string())])
             columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
@@ -194,12 +188,12 @@ def _local_files(folder: str, *, below: bool, above: frozenset[str] = frozenset(
                     yield from _local_files(entry.path, below=True, above=above)
                 continue
             try:
-                found = entry.stat()
+                status = entry.stat()
             except OSError:
                 yield entry.path, 0, ""
                 continue
-            if stat.S_ISREG(found.st_mode):  # reading a pipe would never end
-                yield entry.path, found.st_size, str(found.st_mtime_ns)
+            if stat.S_ISREG(status.st_mode):  # reading a pipe would never end
+                yield entry.path, status.st_size, str(status.st_mtime_ns)
 
 
 def _remote_files(fs: Any, folder: str, *, below: bool) -> Iterator[tuple[str, int, str]]:

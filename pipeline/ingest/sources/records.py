@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pipeline import storage
 from pipeline.config.dataset import SourceSettings
 from pipeline.data.codec import as_binary
 from pipeline.ingest.sources import fashion_mnist
-from pipeline.ingest.sources.source import Source, SourceError, to_batch
+from pipeline.ingest.sources.source import Source, SourceError, fingerprint, to_batch
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,11 +83,21 @@ def open_record_files(spark: SparkSession, settings: SourceSettings, cache: str,
     for part in parts:
         rows[part.split] = rows.get(part.split, 0) + part.images.rows
     files = [file.sha256 for part in parts for file in (part.images, part.labels) if file]
-    fingerprint = "sha256:" + hashlib.sha256("".join(files).encode()).hexdigest()
+    content = fingerprint("".join(files))
     slices = list(_slices(parts, first_id, max(_FEWEST_ROWS, SLICE_ROWS // settings.expand)))
     items = spark.createDataFrame(slices, "first_id long, part int, start long, end long").repartition(len(slices))
     read = functools.partial(_read_slices, parts=parts)
-    return Source(classes, rows, "pixels", shape, fingerprint, fingerprint, True, items, read)
+    return Source(
+        classes=classes,
+        rows=rows,
+        form="pixels",
+        pixel_shape=shape,
+        fingerprint=content,
+        state=content,
+        numbered=True,
+        items=items,
+        read=read,
+    )
 
 
 def _slices(parts: list[Part], first_id: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
@@ -104,22 +115,22 @@ def _idx(settings: SourceSettings, cache: str) -> tuple[list[Part], tuple[int, i
     else:
         assert settings.path is not None, "config checks this"
         folder, classes = storage.absolute(settings.path), settings.classes or ()
-    found = {name: _inspect_idx(_find(folder, name), name) for _, *pair in IDX_FILES for name in pair}
+    inspected = {name: _inspect_idx(_find(folder, name), name) for _, *pair in IDX_FILES for name in pair}
     if settings.kind == "fashion_mnist":
-        fashion_mnist.verify({name: (file.path, file.sha256) for name, (file, _) in found.items()})
-    shapes = {found[images][1] for _, images, _ in IDX_FILES}
+        fashion_mnist.verify({name: (file.path, file.sha256) for name, (file, _) in inspected.items()})
+    shapes = {inspected[images][1] for _, images, _ in IDX_FILES}
     if len(shapes) > 1:
-        sizes = ", ".join(f"{found[name][0].path} has {found[name][1]}" for _, name, _ in IDX_FILES)
+        sizes = ", ".join(f"{inspected[name][0].path} has {inspected[name][1]}" for _, name, _ in IDX_FILES)
         raise SourceError(f"image sizes differ: {sizes}")
     parts = []
     for split, images_name, labels_name in IDX_FILES:
-        images, labels = found[images_name][0], found[labels_name][0]
+        images, labels = inspected[images_name][0], inspected[labels_name][0]
         if images.rows != labels.rows:
             raise SourceError(f"{images.path} has {images.rows} images, but {labels.path} has {labels.rows} labels")
         if not images.rows:
             raise SourceError(f"{images.path} has no images")
         if not images.size:
-            raise SourceError(f"{images.path} has images without a pixel: {found[images_name][1]}")
+            raise SourceError(f"{images.path} has images without a pixel: {inspected[images_name][1]}")
         parts.append(Part(split, images, labels, 0))
     height, width = shapes.pop()
     return parts, (1, height, width), classes
@@ -184,18 +195,15 @@ def _inspect_idx(path: str, name: str) -> tuple[Records, tuple[int, ...]]:
 
 def _read_whole(path: str, header_bytes: int) -> tuple[bytes, int, str]:
     """A file's header, the bytes that follow, and the SHA-256 of both (uncompressed)."""
-    digest = hashlib.sha256()
-    length = 0
     try:
         with _open_file(path) as file:
             header = file.read(header_bytes)
-            digest.update(header)
-            while block := file.read(1 << 20):
-                digest.update(block)
-                length += len(block)
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # as in shard_cache
+            length = file.seek(0, os.SEEK_END) - len(header)
     except (EOFError, OSError, zlib.error) as error:
         raise SourceError(f"{path} is cut or damaged: {error}") from None
-    return header, length, digest.hexdigest()
+    return header, length, sha256
 
 
 def _open_file(path: str) -> BinaryIO:

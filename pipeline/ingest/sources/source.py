@@ -7,6 +7,7 @@ the same every time the source is read, and the same when images are added besid
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # Where rows are counted that should name a split and name none there is; they are set aside.
 NO_SPLIT = "?"
+_SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation",
+                "test": "test"}  # fmt: skip
 Form = Literal["pixels", "file", "spark_image"]
 
 
@@ -42,7 +45,7 @@ class Source:
     read : on an executor, a record batch of items -> record batches of id (int64), split (string, null where ingest
         splits), label (int32, null where missing, -1 where unknown), payload (binary or struct), origin (string),
         problem (string, a reason to set the row aside, or null)
-    kept : the DataFrame that was persisted for the job, if any
+    persisted : the DataFrame that Spark holds for the job, if any
     """
 
     classes: tuple[str, ...]
@@ -54,17 +57,18 @@ class Source:
     numbered: bool
     items: DataFrame
     read: Callable[[pa.RecordBatch], Iterator[pa.RecordBatch]]
-    kept: DataFrame | None = None
+    persisted: DataFrame | None = None
 
     @property
     def own_splits(self) -> bool:
+        """Whether the source says which split each image belongs to."""
         return "" not in self.rows
 
     def close(self) -> None:
-        """Let go of what was kept for the job."""
-        if self.kept is not None:
-            with contextlib.suppress(*spark_failures()):  # a session that died keeps nothing
-                self.kept.unpersist()
+        """Let go of what Spark holds for the job."""
+        if self.persisted is not None:
+            with contextlib.suppress(*spark_failures()):  # a session that died holds nothing
+                self.persisted.unpersist()
 
 
 def class_number(label: Column, classes: tuple[str, ...]) -> Column:
@@ -83,11 +87,37 @@ def label_name(label: Column) -> Column:
     return F.when(F.trim(name) != "", name)
 
 
-def in_label_order(labels: list[str]) -> tuple[str, ...]:
-    """Distinct labels as classes: by number where all are whole numbers, else alphabetically."""
+def distinct_classes(rows: DataFrame, name: Column) -> tuple[str, ...]:
+    """The distinct labels of all rows as classes: by number where all are whole numbers, else alphabetically.
+
+    Parameters
+    ----------
+    name : of the label, as `label_name` gives it; null where a row has none
+    """
+    labels = [row[0] for row in rows.select(name).distinct().collect() if row[0] is not None]
     if all(label.isdecimal() for label in labels):
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
     return tuple(sorted(labels))
+
+
+def split_column(name: Column) -> Column:
+    """The split that a string names in any of its usual spellings; null for null, and for a string that names none."""
+    from pyspark.sql import functions as F
+
+    split = F.lit(None).cast("string")
+    for spelling, meant in _SPLIT_NAMES.items():
+        split = F.when(F.lower(name) == spelling, F.lit(meant)).otherwise(split)
+    return split
+
+
+def rows_by_split(rows: DataFrame) -> dict[str, int]:
+    """How many rows have each value of the column ``split``; `NO_SPLIT` stands for null."""
+    return {row["split"] or NO_SPLIT: row["count"] for row in rows.groupBy("split").count().collect()}
+
+
+def fingerprint(text: str) -> str:
+    """The SHA-256 of a text that describes a source, as `Source.fingerprint` and `Source.state` are written."""
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def spark_path(path: str) -> str:

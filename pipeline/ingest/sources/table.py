@@ -6,23 +6,23 @@ Without an id column an image's id is a hash of label and content, so rows that 
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.errors import first_line, spark_failures
 from pipeline.config.dataset import SourceSettings
 from pipeline.data import reasons
-from pipeline.ingest.sources.folder import SPLIT_NAMES
 from pipeline.ingest.sources.source import (
-    NO_SPLIT,
     Form,
     Source,
     SourceError,
     class_number,
-    in_label_order,
+    distinct_classes,
+    fingerprint,
     label_name,
+    rows_by_split,
     spark_path,
+    split_column,
 )
 
 if TYPE_CHECKING:
@@ -47,11 +47,14 @@ def open_table(spark: SparkSession, settings: SourceSettings, *, known_classes: 
     image, label = F.col(f"`{settings.image_column}`"), F.col(f"`{settings.label_column}`")
     name, content = label_name(label), _content(image, form)
     row_id = F.col(f"`{settings.id_column}`").cast("long") if settings.id_column else F.xxhash64(name, *content)
-    split = _split(settings)
+    has_splits = settings.split_column is not None
+    split = split_column(F.col(f"`{settings.split_column}`")) if has_splits else F.lit(None).cast("string")
     files, times = _files(table)
     # Where files say when images changed, their names and sizes stand for the images, which are not read twice.
     totals = _totals(table, settings, [name] if files else [name, *content])
-    classes = settings.classes or known_classes or _classes(table, label, settings)
+    classes = settings.classes or known_classes or distinct_classes(table, name)
+    if not classes:
+        raise SourceError(f"{settings.path}: column {settings.label_column!r} is null or blank in every row")
     items = table.select(
         row_id.alias("id"),
         split.alias("split"),
@@ -59,22 +62,18 @@ def open_table(spark: SparkSession, settings: SourceSettings, *, known_classes: 
         image.alias("payload"),
         F.concat(F.lit(f"{settings.path}#"), row_id.cast("string")).alias("origin"),
     )
-    known = (totals, table.schema.simpleString(), files)
+    description = (totals, table.schema.simpleString(), files)
     return Source(
-        classes,
-        _rows(table, settings, split, totals[0]),
-        form,
-        None,
-        _digest(known),
-        _digest((*known, times)),
-        False,
-        items,
-        functools.partial(_pass_on, has_splits=settings.split_column is not None),
+        classes=classes,
+        rows=_rows(table, settings, split, totals[0]),
+        form=form,
+        pixel_shape=None,
+        fingerprint=fingerprint(repr(description)),
+        state=fingerprint(repr((*description, times))),
+        numbered=False,
+        items=items,
+        read=functools.partial(_pass_on, has_splits=has_splits),
     )
-
-
-def _digest(known: tuple[Any, ...]) -> str:
-    return "sha256:" + hashlib.sha256(repr(known).encode()).hexdigest()
 
 
 def _content(image: Column, form: Form) -> list[Column]:
@@ -88,11 +87,11 @@ def _files(table: DataFrame) -> tuple[list[tuple[str, int]], list[str]]:
         return [], []
     try:
         columns = [f"_metadata.{name}" for name in ("file_path", "file_size", "file_modification_time")]
-        found = table.select(*columns).distinct().collect()
+        rows = table.select(*columns).distinct().collect()
     except spark_failures():
         return [], []  # a view that joins or aggregates files
-    files = sorted((row[0].rsplit("/", 1)[-1], row[1]) for row in found)
-    return files, sorted(f"{row[0].rsplit('/', 1)[-1]} {row[2].timestamp()}" for row in found)
+    files = sorted((row[0].rsplit("/", 1)[-1], row[1]) for row in rows)
+    return files, sorted(f"{row[0].rsplit('/', 1)[-1]} {row[2].timestamp()}" for row in rows)
 
 
 def _table(spark: SparkSession, settings: SourceSettings) -> DataFrame:
@@ -177,27 +176,10 @@ def _label_number(table: DataFrame, settings: SourceSettings, label: Column, cla
     return class_number(label_name(label), classes)
 
 
-def _classes(table: DataFrame, label: Column, settings: SourceSettings) -> tuple[str, ...]:
-    found = [row.label for row in table.select(label_name(label).alias("label")).distinct().collect()]
-    if not any(value is not None for value in found):
-        raise SourceError(f"{settings.path}: column {settings.label_column!r} is null or blank in every row")
-    return in_label_order([value for value in found if value is not None])
-
-
-def _split(settings: SourceSettings) -> Column:
-    from pyspark.sql import functions as F
-
-    split = F.lit(None).cast("string")
-    if settings.split_column:
-        for name, meant in SPLIT_NAMES.items():
-            split = F.when(F.lower(F.col(f"`{settings.split_column}`")) == name, F.lit(meant)).otherwise(split)
-    return split
-
-
 def _rows(table: DataFrame, settings: SourceSettings, split: Column, rows: int) -> dict[str, int]:
     if not settings.split_column:
         return {"": rows}
-    counts = {row["split"] or NO_SPLIT: row["count"] for row in table.groupBy(split.alias("split")).count().collect()}
+    counts = rows_by_split(table.select(split.alias("split")))
     if not counts.get("train"):
         raise SourceError(f"{settings.path}: column {settings.split_column!r} says `train` in no row")
     return counts

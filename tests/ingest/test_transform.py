@@ -1,4 +1,4 @@
-"""How shards hold images, how large row groups are, what is set aside as a duplicate, and what is too much."""
+"""How shards hold images, how large they are, what is set aside as a duplicate, and what is too much."""
 
 import functools
 import hashlib
@@ -26,8 +26,8 @@ from PIL import Image
 
 from pipeline.data.codec import decode_stored
 from pipeline.data.manifest import DatasetError
-from pipeline.ingest import images, tasks
-from pipeline.ingest.job import _row_group_rows, ingest
+from pipeline.ingest import images, layout
+from pipeline.ingest.job import ingest_dataset
 
 pytestmark = [pytest.mark.spark, pytest.mark.long]
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("encoding", ["png", "jpeg"])
 def test_encoded_images_are_what_they_decode_to(spark, folder, tmp_path, encoding):
     image = {"encoding": encoding, "jpeg_quality": 30}
-    found, _ = ingest(spark, folder_settings(tmp_path / "data", folder, image=image), cache="unused")
+    found, _ = ingest_dataset(spark, folder_settings(tmp_path / "data", folder, image=image), cache="unused")
     assert (found.image.encoding, found.image.shape) == (encoding, SHAPE)
     rows = rows_of(tmp_path / "data").values()
     assert {Image.open(io.BytesIO(row["image"])).format for row in rows} == {encoding.upper()}
@@ -61,7 +61,7 @@ def test_zstd_compresses_images_alone(spark, tmp_path):
     shards = {}
     for compression in ("none", "zstd"):
         settings = plain.model_copy(update={"path": str(tmp_path / compression), "compression": compression})
-        found, _ = ingest(spark, settings, cache="unused")
+        found, _ = ingest_dataset(spark, settings, cache="unused")
         shards[compression] = found.split("train").shards[0]
         group = pq.ParquetFile(tmp_path / compression / shards[compression].path).metadata.row_group(0)
         kinds = [group.column(number).compression for number in range(3)]
@@ -73,33 +73,19 @@ def test_zstd_compresses_images_alone(spark, tmp_path):
 
 
 def test_images_so_large_that_spark_hands_over_few_at_a_time(spark, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "BATCH_BYTES", 3 << 20)  # three of them
+    monkeypatch.setattr(layout, "BATCH_BYTES", 3 << 20)  # three of them
     settings = folder_settings(
         tmp_path / "data", folder, image={"shape": (3, 600, 500)}, validation_share=0, test_share=0, row_group_rows=32
     )
     before = spark.conf.get("spark.sql.execution.arrow.maxRecordsPerBatch")
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     assert [shard.row_groups for shard in found.split("train").shards] == [(32, 8)]
     assert spark.conf.get("spark.sql.execution.arrow.maxRecordsPerBatch") == before
 
 
-@pytest.mark.parametrize(
-    ("shape", "train_rows", "rows"),
-    [
-        ((1, 28, 28), 60_000, 937),  # 64 groups
-        ((1, 28, 28), 1_000_000, 2_048),
-        ((3, 64, 64), 1_000_000, 341),  # 4 MB
-        ((3, 224, 224), 1_000_000, 32),
-        ((3, 64, 64), 10, 1),
-    ],
-)
-def test_row_groups_suit_images_and_rows(shape, train_rows, rows):
-    assert _row_group_rows(images.ImageSpec(shape), train_rows) == rows
-
-
 def test_shards_are_about_as_large_as_the_setting(spark, folder, tmp_path):
     settings = folder_settings(tmp_path / "data", folder, shard_bytes=5 * 192, validation_share=0, test_share=0)
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     shards = found.split("train").shards
     assert 6 <= len(shards) <= 8  # 40 rows, five each, about: one may get none
     for shard in shards:
@@ -114,12 +100,12 @@ def test_the_job_fails_with_the_reasons_that_dominate(spark, tmp_path):
     write_picture(folder / "stray.png", 3)
     settings = folder_settings(tmp_path / "data", folder, image={"resize": "none"}, max_bad_share=0.3)
     with pytest.raises(DatasetError) as error:
-        ingest(spark, settings, cache="unused")
+        ingest_dataset(spark, settings, cache="unused")
     assert str(error.value).startswith(
         "10 of 30 rows cannot be used (empty 4, undecodable 3, wrong_size 2), more than dataset.max_bad_share 0.3: see "
     )
     assert "\n" not in str(error.value)
-    found, _ = ingest(spark, settings.model_copy(update={"max_bad_share": 0.34}), cache="unused")
+    found, _ = ingest_dataset(spark, settings.model_copy(update={"max_bad_share": 0.34}), cache="unused")
     assert found.set_aside == {"empty": 4, "missing_label": 1, "undecodable": 3, "wrong_size": 2}
     check_statistics(tmp_path / "data")
 
@@ -128,7 +114,7 @@ def test_nothing_left_to_train_on_is_an_error(spark, tmp_path):
     folder = write_folder(tmp_path / "in", 2)
     settings = folder_settings(tmp_path / "data", folder, validation_share=0, test_share=0.999999)
     with pytest.raises(DatasetError, match=r"no row of .*in is left for the split `train`"):
-        ingest(spark, settings, cache="unused")
+        ingest_dataset(spark, settings, cache="unused")
 
 
 def test_duplicates_are_set_aside_and_what_is_judged_by_stays(spark, tmp_path):
@@ -148,7 +134,7 @@ def test_duplicates_are_set_aside_and_what_is_judged_by_stays(spark, tmp_path):
     )
     source = {"kind": "parquet", "id_column": "id", "split_column": "split"}
     settings = folder_settings(tmp_path / "data", table, source=source, deduplicate=True, max_bad_share=0)
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     kept = sorted((row["image"], row["split"]) for row in rows_of(tmp_path / "data").values())
     stays = {0: "train", 1: "test", 2: "validation", 3: "test", 4: "test", 5: "train", 6: "validation", 7: "test"}
     assert kept == sorted((stored(number), split) for number, split in stays.items())
@@ -164,7 +150,7 @@ def test_what_is_set_aside_already_is_no_duplicate(spark, tmp_path):
         (folder / "cat" / f"empty{number}.png").touch()
         write_picture(folder / f"stray{number}.png", 0)  # the same as cat/0.png, but without a label
     settings = folder_settings(tmp_path / "data", folder, deduplicate=True, max_bad_share=0.5)
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     assert found.set_aside == {"empty": 3, "missing_label": 3}
     assert stored(0) in {row["image"] for row in rows_of(tmp_path / "data").values()}
 
@@ -174,9 +160,9 @@ def test_what_the_dataset_has_is_a_duplicate_when_appended(spark, tmp_path, enco
     folder = write_folder(tmp_path / "in", 12)
     source, image = {"expand": expand}, {"encoding": encoding}
     settings = folder_settings(tmp_path / "data", folder, source=source, image=image, deduplicate=True, append=True)
-    ingest(spark, settings, cache="unused")
+    ingest_dataset(spark, settings, cache="unused")
     for number in (0, 1, 50, 50, 51):
         write_picture(folder / "cat" / f"again{number}{len(list(folder.rglob('*')))}.png", number)
-    found, _ = ingest(spark, settings, cache="unused")
+    found, _ = ingest_dataset(spark, settings, cache="unused")
     assert found.set_aside == {"duplicate": 3}
     assert (found.version, found.sources[-1].rows, found.sources[-1].already_there) == (2, 5, 12)

@@ -1,4 +1,5 @@
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from small_data import CLASSES, dataset_settings, make_images, write_idx, write_
 from pipeline import storage
 from pipeline.data import load_manifest, manifest
 from pipeline.data.manifest import DatasetError
-from pipeline.ingest.job import IngestError, ingest
+from pipeline.ingest import ingest
+from pipeline.ingest.job import IngestError, ingest_dataset
 from pipeline.ingest.sources import records
 from pipeline.ingest.sources.source import SourceError
 
@@ -86,7 +88,7 @@ def test_rows_are_shuffled_over_the_whole_split(dataset):
 
 def test_the_same_input_and_settings_change_nothing(spark, idx_folder, dataset):
     before = files_of(Path(dataset))
-    again, written = ingest(spark, dataset_settings(Path(dataset), idx_folder), cache="unused")
+    again, written = ingest_dataset(spark, dataset_settings(Path(dataset), idx_folder), cache="unused")
     assert not written
     assert again.digest == load_manifest(dataset).digest
     assert files_of(Path(dataset)) == before
@@ -95,7 +97,7 @@ def test_the_same_input_and_settings_change_nothing(spark, idx_folder, dataset):
 def test_a_dataset_made_twice_is_the_same_byte_for_byte(spark, idx_folder, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "SLICE_ROWS", 77)
     monkeypatch.setattr(records, "_FEWEST_ROWS", 77)  # read by 18 tasks instead of 2
-    other, written = ingest(spark, dataset_settings(tmp_path / "other", idx_folder), cache="unused")
+    other, written = ingest_dataset(spark, dataset_settings(tmp_path / "other", idx_folder), cache="unused")
     assert written
     assert other.digest == load_manifest(dataset).digest
     shards = {name: digest for name, (_, digest) in files_of(tmp_path / "other").items() if name.endswith("parquet")}
@@ -103,14 +105,14 @@ def test_a_dataset_made_twice_is_the_same_byte_for_byte(spark, idx_folder, datas
 
 
 def test_another_seed_is_another_order(spark, idx_folder, dataset, tmp_path):
-    other, _ = ingest(spark, dataset_settings(tmp_path / "other", idx_folder, seed=1), cache="unused")
+    other, _ = ingest_dataset(spark, dataset_settings(tmp_path / "other", idx_folder, seed=1), cache="unused")
     assert other.digest != load_manifest(dataset).digest
 
 
 def test_other_settings_at_the_same_place_are_refused(spark, idx_folder, dataset):
     before = files_of(Path(dataset))
     with pytest.raises(DatasetError, match=r"other settings .*choose another dataset.path, delete that folder first"):
-        ingest(spark, dataset_settings(Path(dataset), idx_folder, row_group_rows=31), cache="unused")
+        ingest_dataset(spark, dataset_settings(Path(dataset), idx_folder, row_group_rows=31), cache="unused")
     assert files_of(Path(dataset)) == before
 
 
@@ -125,7 +127,7 @@ def folder_with_bad_labels(tmp_path):
 
 
 def test_bad_rows_are_set_aside_with_a_reason(spark, folder_with_bad_labels, tmp_path):
-    found, _ = ingest(spark, dataset_settings(tmp_path / "data", folder_with_bad_labels), cache="unused")
+    found, _ = ingest_dataset(spark, dataset_settings(tmp_path / "data", folder_with_bad_labels), cache="unused")
     assert found.set_aside == {"unknown_label": 4}
     assert sum(split.rows for split in found.splits.values()) == 546
     aside = pq.read_table(tmp_path / "data" / "quarantine").to_pylist()
@@ -137,7 +139,7 @@ def test_bad_rows_are_set_aside_with_a_reason(spark, folder_with_bad_labels, tmp
 def test_too_many_bad_rows_fail_the_job_and_leave_no_dataset(spark, folder_with_bad_labels, tmp_path):
     settings = dataset_settings(tmp_path / "data", folder_with_bad_labels, max_bad_share=0.005)
     with pytest.raises(DatasetError, match=r"4 of 550 rows cannot be used \(unknown_label 4\), more than .*0\.005"):
-        ingest(spark, settings, cache="unused")
+        ingest_dataset(spark, settings, cache="unused")
     assert not (tmp_path / "data" / "manifest.json").exists()
     assert not list((tmp_path / "data" / "train").glob("*.parquet"))
     assert list((tmp_path / "data" / "quarantine").glob("*.parquet"))
@@ -150,12 +152,12 @@ def test_a_job_that_dies_leaves_no_dataset_and_can_be_run_again(spark, idx_folde
     monkeypatch.setattr(manifest, "publish", disk_full)
     settings = dataset_settings(tmp_path / "data", idx_folder)
     with pytest.raises(OSError, match="No space left"):
-        ingest(spark, settings, cache="unused")
+        ingest_dataset(spark, settings, cache="unused")
     assert not list((tmp_path / "data").rglob("*.parquet"))
     monkeypatch.undo()
     leftover = tmp_path / "data" / "train" / "part-deadbeef-00000.parquet"
     leftover.write_bytes(b"of a job that was killed")
-    assert ingest(spark, settings, cache="unused")[1]
+    assert ingest_dataset(spark, settings, cache="unused")[1]
     assert not leftover.exists()
 
 
@@ -168,7 +170,7 @@ def test_storage_that_executors_do_not_share_is_noticed(spark, idx_folder, tmp_p
 
     monkeypatch.setattr(storage, "filesystem", elsewhere)
     with pytest.raises(DatasetError, match=r"an executor wrote .* the driver does not see it: set dataset.path"):
-        ingest(spark, dataset_settings(tmp_path / "data", idx_folder), cache="unused")
+        ingest_dataset(spark, dataset_settings(tmp_path / "data", idx_folder), cache="unused")
     assert not (tmp_path / "data" / "manifest.json").exists()
 
 
@@ -176,17 +178,17 @@ def test_an_executors_error_is_one_line_with_its_cause(spark, idx_folder, tmp_pa
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train").write_text("a file where a folder must be")
     with pytest.raises(IngestError) as error:
-        ingest(spark, dataset_settings(tmp_path / "data", idx_folder), cache="unused")
+        ingest_dataset(spark, dataset_settings(tmp_path / "data", idx_folder), cache="unused")
     assert str(error.value).startswith("the Spark job failed: FileExistsError: ")
     assert "\n" not in str(error.value)
 
 
 def test_a_cut_shard_is_made_again(spark, idx_folder, dataset, tmp_path):
     settings = dataset_settings(tmp_path / "data", idx_folder)
-    first, _ = ingest(spark, settings, cache="unused")
+    first, _ = ingest_dataset(spark, settings, cache="unused")
     shard = tmp_path / "data" / first.split("train").shards[0].path
     shard.write_bytes(shard.read_bytes()[:-1])
-    second, written = ingest(spark, settings, cache="unused")
+    second, written = ingest_dataset(spark, settings, cache="unused")
     assert written
     assert second.digest == first.digest
 
@@ -197,5 +199,27 @@ def test_a_bad_source_starts_no_job(spark, idx_folder, tmp_path):
     for path in idx_folder.iterdir():
         (cut / path.name).write_bytes(path.read_bytes()[:-20])
     with pytest.raises(SourceError, match=r"-ubyte\.gz is cut or damaged"):
-        ingest(spark, dataset_settings(tmp_path / "data", cut), cache="unused")
+        ingest_dataset(spark, dataset_settings(tmp_path / "data", cut), cache="unused")
     assert not (tmp_path / "data").exists()
+
+
+def test_the_result_is_left_as_json(spark, settings):
+    result = ingest(spark, settings)
+    dataset = load_manifest(settings.dataset.path)
+    assert json.loads(Path(settings.output, "ingest.json").read_text()) == {
+        "dataset": settings.dataset.path,
+        "written": False,
+        "digest": dataset.digest,
+        "rows": {name: split.rows for name, split in dataset.splits.items()},
+        "set_aside": {},
+    }
+    assert result.digest == dataset.digest
+
+
+def test_a_failure_does_not_leave_the_result_of_an_earlier_call(spark, settings):
+    left = Path(settings.output, "ingest.json")
+    storage.publish(str(left), b"{}")
+    other = settings.dataset.model_copy(update={"row_group_rows": 31})
+    with pytest.raises(DatasetError, match="other settings"):
+        ingest(spark, settings.model_copy(update={"dataset": other}))
+    assert not left.exists()

@@ -1,0 +1,155 @@
+"""The Spark plan of ingest: check every image, split, set duplicates aside, make copies, shuffle, write. One shuffle.
+
+Where a row goes depends on its id and the seed alone, so the same input and settings give the same files.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from pipeline import storage
+from pipeline.cluster.errors import spark_failures
+from pipeline.cluster.progress import spark_tasks
+from pipeline.config.dataset import DatasetSettings
+from pipeline.data import reasons
+from pipeline.data.manifest import QUARANTINE, Manifest
+from pipeline.ingest import tasks
+from pipeline.ingest.layout import Layout
+from pipeline.ingest.sources.source import Source, exact_path
+from pipeline.ingest.tasks import WrittenQuarantine, WrittenShard
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+# A share of rows is compared as hash % this.
+_SHARE_STEPS = 1_000_000
+# Rows of a batch whose images may have any size, where Spark does not count bytes.
+_UNKNOWN_BATCH_ROWS = 64
+# Which of two equal images stays: an image that accuracy is measured on must not be trained on.
+_KEEP_FIRST = ("test", "validation", "train")
+_CHECKED = "id long, split string, label int, image binary, origin string, reason string"
+
+
+def write_files(
+    spark: SparkSession, source: Source, settings: DatasetSettings, layout: Layout, base: Manifest | None
+) -> list[WrittenShard | WrittenQuarantine]:
+    """Run the job, and return what its tasks report of every file they published.
+
+    Parameters
+    ----------
+    base : the version that is added to, if any; images that it has are duplicates
+    """
+    with _batch_rows(spark, layout), spark_tasks(spark, f"ingest {settings.name}"):
+        return [tasks.read_record(row.record) for row in _plan(spark, source, settings, layout, base).collect()]
+
+
+@contextmanager
+def _batch_rows(spark: SparkSession, layout: Layout) -> Iterator[None]:
+    """Spark counts the rows of what it hands to Python, not (before 4.1) their bytes: large images need few rows."""
+    setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    rows_before = spark.conf.get(setting)
+    # A table's images may be far larger than what becomes of them.
+    counts_bytes = not (spark.conf.get("spark.sql.execution.arrow.maxBytesPerBatch", None) or "-1").startswith("-")
+    rows = layout.batch_rows if layout.form == "pixels" or counts_bytes else min(layout.batch_rows, _UNKNOWN_BATCH_ROWS)
+    spark.conf.set(setting, str(rows))
+    try:
+        yield
+    finally:
+        with suppress(*spark_failures()):  # of a session that died; why it did is the error to show
+            spark.conf.set(setting, str(rows_before))
+
+
+def _plan(
+    spark: SparkSession, source: Source, settings: DatasetSettings, layout: Layout, base: Manifest | None
+) -> DataFrame:
+    """Images of the source -> one record of each file that is written."""
+    from pyspark.sql import functions as F
+
+    check = functools.partial(tasks.check, read=source.read, layout=layout)
+    rows = source.items.mapInArrow(check, _CHECKED).withColumn("split", _split_column(settings, source))
+    if settings.deduplicate:
+        rows = _without_duplicates(spark, rows, layout, base)
+    rows = _expanded(rows, layout).withColumn("key", F.xxhash64(F.lit(settings.seed), "id"))
+    shard, shards = _shard_column(layout)
+    return (
+        _partitioned(rows.withColumn("shard", shard), shards)
+        .sortWithinPartitions("shard", "key", "id")
+        .select("shard", "id", "label", "image", "origin", "reason", "copy")
+        .mapInArrow(functools.partial(tasks.write, layout=layout), "record string")
+    )
+
+
+def _split_column(settings: DatasetSettings, source: Source) -> Column:
+    """Where a row goes: set aside, the source's split, or by a hash of its id that no other row changes."""
+    from pyspark.sql import functions as F
+
+    share = F.pmod(F.xxhash64(F.lit(settings.seed), F.lit("split"), "id"), F.lit(_SHARE_STEPS))
+    validation = int(settings.validation_share * _SHARE_STEPS)
+    test = validation + int(settings.test_share * _SHARE_STEPS)
+    if not source.own_splits:
+        split = F.when(share < validation, "validation").when(share < test, "test").otherwise("train")
+    elif "validation" in source.rows:
+        split = F.col("split")
+    else:
+        split = F.when((F.col("split") == "train") & (share < validation), "validation").otherwise(F.col("split"))
+    return F.when(F.col("reason").isNotNull(), QUARANTINE).otherwise(split)
+
+
+def _without_duplicates(spark: SparkSession, rows: DataFrame, layout: Layout, base: Manifest | None) -> DataFrame:
+    """Set aside every image that another row has pixel for pixel, keeping test before validation before train."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    image = F.col("image")
+    if base is not None and layout.expand > 1 and layout.image.encoding != "raw":
+        # Images stay raw until their copies are made; those of the earlier version are not.
+        image = F.udf(lambda raw: tasks.encode(raw, layout.image), "binary")(image)
+    content = F.coalesce(F.sha2(image, 256), F.concat(F.lit("row "), F.col("id").cast("string")))
+    rank = F.array_position(F.array(*[F.lit(name) for name in _KEEP_FIRST]), F.col("split"))
+    number = F.row_number().over(Window.partitionBy("content").orderBy(rank, "id"))
+    marked = rows.withColumn("content", content).withColumn("number", number)
+    again = F.col("reason").isNull() & (F.col("number") > 1)
+    if base is not None:
+        files = [exact_path(storage.join(layout.dataset, shard.path)) for shard in base.shards]
+        known = spark.read.schema("image binary").parquet(*files).select(F.sha2("image", 256).alias("content"))
+        marked = marked.join(known.distinct().withColumn("known", F.lit(True)), "content", "left")
+        again = again | (F.col("reason").isNull() & F.col("known").isNotNull())
+    return (
+        marked.withColumn("again", again)
+        .withColumn("reason", F.when(F.col("again"), reasons.DUPLICATE).otherwise(F.col("reason")))
+        .withColumn("split", F.when(F.col("again"), QUARANTINE).otherwise(F.col("split")))
+        .withColumn("image", F.when(~F.col("again"), F.col("image")))
+        .select("id", "split", "label", "image", "origin", "reason")
+    )
+
+
+def _expanded(rows: DataFrame, layout: Layout) -> DataFrame:
+    """The rows as copy 0, and the deformed copies of training images, each with an id of its own."""
+    from pyspark.sql import functions as F
+
+    if layout.expand == 1:
+        return rows.withColumn("copy", F.lit(0))
+    copies = rows.mapInArrow(functools.partial(tasks.expand, layout=layout), f"{_CHECKED}, copy int")
+    copy_id = F.when(F.col("copy") == 0, F.col("id")).otherwise(F.xxhash64("id", "copy"))
+    return copies.withColumn("id", copy_id)
+
+
+def _shard_column(layout: Layout) -> tuple[Column, int]:
+    """The number of the shard that a row goes to, by its split and key, and how many shards there are."""
+    from pyspark.sql import functions as F
+
+    shard, first = F.lit(0), 0
+    for name, count in layout.splits:
+        shard = F.when(F.col("split") == name, first + F.pmod(F.col("key"), F.lit(count))).otherwise(shard)
+        first += count
+    return shard.cast("int"), first
+
+
+def _partitioned(rows: DataFrame, shards: int) -> DataFrame:
+    """One partition for each shard; where Spark is older than 4.1, chance puts several into one."""
+    if hasattr(rows, "repartitionById"):
+        return rows.repartitionById(shards, "shard")
+    return rows.repartition(shards, "shard")
