@@ -103,17 +103,19 @@ def load() -> Any:
 
 def _check_version() -> None:
     try:
-        found = importlib.metadata.version("petastorm")
+        version = importlib.metadata.version("petastorm")
     except importlib.metadata.PackageNotFoundError:
-        found = "none"
-    if not found.startswith("0.12."):
-        raise ImportError(f"needs Petastorm 0.12, found {found}: pip install 'sparknorm[petastorm]'", name="petastorm")
+        version = "none"
+    if not version.startswith("0.12."):
+        raise ImportError(
+            f"needs Petastorm 0.12, found {version}: pip install 'sparknorm[petastorm]'", name="petastorm"
+        )
 
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
     """What petastorm imports and nobody has any more, importable inside this block only."""
-    modules: dict[str, dict[str, Any]] = {
+    modules: dict[str, dict[str, object]] = {
         "pyarrow.filesystem": {"LocalFileSystem": type("LocalFileSystem", (), {})},
         # It needs pyarrow.hdfs and distutils; HDFS is opened through fsspec here.
         "petastorm.hdfs.namenode": {"HdfsNamenodeResolver": None, "HdfsConnector": None},
@@ -237,17 +239,17 @@ def _resolve_for_petastorm(
 def _parquet_files(filesystem: Any, folder: str) -> list[str]:
     """Sorted files of a folder, without what Spark and Petastorm hide behind a leading ``_`` or ``.``."""
     filesystem.invalidate_cache(folder)
-    found = []
+    files = []
     for path in sorted(filesystem.find(folder)):
         parts = path[len(folder.rstrip("/")) :].strip("/").split("/")
         if any(part[:1] in ("_", ".") for part in parts):
             continue
         if any("=" in part for part in parts[:-1]):
             raise ValueError(f"{folder} is partitioned ({'/'.join(parts[:-1])}): give a list of files instead")
-        found.append(path)
-    if not found:
+        files.append(path)
+    if not files:
         raise FileNotFoundError(f"{folder}: no Parquet files in this folder")
-    return found
+    return files
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Spark's image source says how pixels are stored by OpenCV's type number: 8-bit unsigned, 1, 3 (BGR) or 4 (BGRA).
 _SPARK_UNDECODABLE = -1
-_OPENCV_CHANNELS = {0: 1, 16: 3, 24: 4}
+_OPENCV_CHANNELS: dict[int | None, int] = {0: 1, 16: 3, 24: 4}
 # EXIF's tag for which way is up, 1 to 8.
 _ORIENTATION = 0x0112
 
@@ -50,6 +50,15 @@ class ImageSpec:
         return int(np.prod(self.shape))
 
 
+class SparkImage(TypedDict):
+    """The struct of Spark's image source: ``data`` are rows of pixels, ``mode`` says how each is stored."""
+
+    height: int | None
+    width: int | None
+    mode: int | None
+    data: bytes | None
+
+
 def image_spec(settings: ImageSettings, source_shape: tuple[int, int, int] | None) -> ImageSpec:
     """What the settings ask for; where they name no shape, images keep the one that all of the source have."""
     shape = settings.shape or source_shape
@@ -74,8 +83,8 @@ def from_file(payload: bytes | None, spec: ImageSpec) -> bytes:
         return _finish(_decode(payload, spec), spec)
 
 
-def from_spark_image(value: dict[str, Any] | None, spec: ImageSpec) -> bytes:
-    """Make a stored image from the struct of Spark's image source: height, width, mode, data (rows of BGR pixels).
+def from_spark_image(value: SparkImage | None, spec: ImageSpec) -> bytes:
+    """Make a stored image from the struct of Spark's image source, whose colours are BGR or BGRA.
 
     Raises
     ------

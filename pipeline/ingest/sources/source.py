@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,7 +131,7 @@ def exact_path(path: str) -> str:
     return re.sub(r"([\[\]{}*?\\])", r"\\\1", spark_path(path))
 
 
-def to_batch(columns: dict[str, Any]) -> pa.RecordBatch:
+def to_batch(columns: Mapping[str, Sequence[Any] | pa.Array]) -> pa.RecordBatch:
     """The record batch that `Source.read` yields, from lists or arrays of its columns."""
     import pyarrow as pa
 
