@@ -14,15 +14,14 @@ dbutils.widgets.text("overrides", "", "Overrides: section.key=value section.key=
 import shlex
 
 from pipeline.config import load_settings
-from pipeline.driver.trial import run_trial
-from pipeline.tracking.tracker import Tracker
+from pipeline.driver import train
 
 settings = load_settings(dbutils.widgets.get("config"), shlex.split(dbutils.widgets.get("overrides")))
 
 # COMMAND ----------
 
-result = run_trial(spark, settings, Tracker(settings.tracking), name=f"{settings.name} {settings.model.norm}")
+result = train(spark, settings)
 
 # COMMAND ----------
 
-display(spark.createDataFrame([(p["step"], p["accuracy"]) for p in result["curve"]], "step long, accuracy double"))
+display(spark.createDataFrame([(point.step, point.accuracy) for point in result.curve], "step long, accuracy double"))

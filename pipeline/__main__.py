@@ -19,6 +19,7 @@ from rich.text import Text
 
 from pipeline import storage
 from pipeline.config import Settings, load_settings
+from pipeline.config.study import TrackingSettings
 from pipeline.console import console
 from pipeline.report.comparison import Comparison
 from pipeline.report.names import setting_words
@@ -52,41 +53,36 @@ def ingest(config: Config, override: Overrides = None) -> None:
 @app.command()
 def train(config: Config, override: Overrides = None) -> None:
     """Train one network on the workers of one barrier stage."""
-    from pipeline.driver.checks import check_trial
-    from pipeline.driver.trial import run_trial
-    from pipeline.tracking.tracker import Tracker
-    from pipeline.training.result import TrainResult, describe
+    from pipeline import driver
+    from pipeline.training.result import describe
 
-    settings = _start("train", config, override, single_run=True)
-    spark = _session(settings)
-    check_trial(spark, settings)
-    name = _training(settings)
-    result = run_trial(spark, settings, Tracker(settings.tracking), name=name, norm=settings.model.norm)
-    state = "diverged" if result["diverged"] else f"best accuracy {result['best_accuracy']:.2%}"
-    _say(f"{name}: {state} after {result['steps']} steps; MLflow run {result['run_id']}")
-    for line in describe(TrainResult(**{name: result[name] for name in TrainResult.model_fields})):
+    settings = load_settings(config, override or [], single_run=True)
+    result = driver.train(_session(settings), settings)
+    state = "diverged" if result.diverged else f"best accuracy {result.best_accuracy:.2%}"
+    _say(f"{driver.training_name(settings)}: {state} after {result.steps} steps; MLflow run {result.run_id}")
+    for line in describe(result):
         _say(line)
-    _leave(settings, "train", result)
+    _print_path(settings.output, "train.json")
 
 
 @app.command()
 def export(config: Config, override: Overrides = None) -> None:
     """Write the newest network that `train` left as files that serve it without this package."""
     from models.fold import by_reason
-    from pipeline.serving.export import export as job
+    from pipeline import serving
 
     settings = load_settings(config, override or [], single_run=True)
-    path, made = job(settings, name=_training(settings))
-    folded, left = made["fold"]["folded"], made["fold"]["left"]
+    result = serving.export(settings)
+    folded, left = result.fold.folded, result.fold.left
     if settings.export.fold is not False:
-        _say(f"{made['name']}: {len(folded)} of {len(folded) + len(left)} norm layers folded into the layer before")
+        _say(f"{result.name}: {len(folded)} of {len(folded) + len(left)} norm layers folded into the layer before")
     if left:
         _say(f"not folded: {by_reason(left)}")
-    images = f"{made['compared_on']['images']} images of {made['compared_on']['split']}"
-    for file, facts in made["files"].items():
-        same = f"logits differ by at most {facts['largest_difference']:.1g} from the trained network's"
-        _say(f"{file}: on {images}, {same}, accuracy {facts['accuracy']:.2%}")
-    sys.stdout.write(f"{path}\n")
+    images = f"{result.compared_on.images} images of {result.compared_on.split}"
+    for file, facts in result.files.items():
+        same = f"logits differ by at most {facts.largest_difference:.1g} from the trained network's"
+        _say(f"{file}: on {images}, {same}, accuracy {facts.accuracy:.2%}")
+    _print_path(serving.export_folder(settings), "export.json")
 
 
 @app.command()
@@ -102,8 +98,10 @@ def compare(config: Config, override: Overrides = None) -> None:
         _say(line)
     for line in comparison.warnings:
         _say(f"note: {line}")
-    _say(f"report: {settings.output}/report.html")
-    sys.stdout.write(f"{settings.output}/comparison.json\n")
+    _say(f"report: {storage.absolute(settings.output)}/report.html")
+    if settings.tracking.uri == TrackingSettings().uri:
+        _say("runs: `make ui` shows them in MLflow")
+    _print_path(settings.output, "comparison.json")
 
 
 @app.command()
@@ -120,7 +118,7 @@ def doctor(config: Config, override: Overrides = None) -> None:
     for finding in result.findings:
         table.add_row(finding.check, Text(finding.state, colours[finding.state]), Text(finding.detail))
     console.print(table)
-    sys.stdout.write(f"{storage.join(settings.output, 'doctor.json')}\n")
+    _print_path(settings.output, "doctor.json")
     if not result.healthy:
         sys.exit(1)
 
@@ -138,11 +136,6 @@ def _start(command: str, config: Path, overrides: list[str] | None, *, single_ru
     settings = load_settings(config, overrides or [], single_run=single_run)
     storage.remove(storage.join(settings.output, f"{command}.json"))
     return settings
-
-
-def _training(settings: Settings) -> str:
-    """The name of the one training that `train` does and `export` looks for."""
-    return f"{settings.name} {settings.model.norm} seed={settings.train.seed}"
 
 
 def _session(settings: Settings, *, trains: bool = True) -> Any:
@@ -166,6 +159,11 @@ def _table(comparison: Comparison) -> Table:
             f"{reached:,.0f}" if reached else "never", f"{speed:,.0f}" if speed else "-", str(arm.diverged or "no"),
         )  # fmt: skip
     return table
+
+
+def _print_path(folder: str, file: str) -> None:
+    """Print the path of the command's result, the last thing on standard output."""
+    sys.stdout.write(f"{storage.join(folder, file)}\n")
 
 
 def _say(text: str) -> None:

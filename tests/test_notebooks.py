@@ -1,11 +1,16 @@
 """Each notebook, run from top to bottom on real Spark, in order. Only what Databricks alone has is stood in for."""
 
+import json
+import shlex
 from pathlib import Path
 
 import pytest
 from small_data import CLASSES
 
-pytestmark = pytest.mark.spark
+from pipeline.config import SettingsError, load_settings
+from pipeline.driver import train
+from pipeline.serving import export
+
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
@@ -38,6 +43,7 @@ def run(name, spark, chosen):
     return names, shown
 
 
+@pytest.mark.spark
 def test_from_files_to_report(spark, idx_folder, tmp_path):
     overrides = {
         "output": f"'{tmp_path}/runs of mine'",
@@ -66,11 +72,37 @@ def test_from_files_to_report(spark, idx_folder, tmp_path):
         name: split.rows for name, split in names["manifest"].splits.items()
     }
     names, shown = run("02_train.py", spark, chosen)
-    assert names["result"]["steps"] > 0
-    assert shown[0].count() == len(names["result"]["curve"])
+    result = names["result"]
+    assert result.steps > 0
+    assert shown[0].count() == len(result.curve)
+    assert json.loads(Path(tmp_path, "runs of mine", "train.json").read_text())["run_id"] == result.run_id
+    # The notebook's training is the one that the command line knows.
+    exported = export(load_settings(chosen["config"], [*shlex.split(chosen["overrides"]), "export.formats=[pt2]"]))
+    assert (exported.mlflow_run, exported.checkpoint) == (result.run_id, result.checkpoint)
     names, shown = run("03_compare.py", spark, chosen)
-    assert {arm["arm"] for arm in names["comparison"]["arms"]} == {"none", "batch"}
+    assert {arm.arm for arm in names["comparison"].arms} == {"none", "batch"}
     assert shown[0].lstrip().startswith("<!doctype html>")
+
+
+def test_a_list_is_refused_in_the_words_of_the_command():
+    """Of its values one training would take the first in silence."""
+    config, override = str(NOTEBOOKS.parent / "conf" / "quickstart.yaml"), "model.norm=[none, batch]"
+    with pytest.raises(SettingsError) as by_the_command:
+        load_settings(config, [override], single_run=True)
+    assert "model.norm lists ['none', 'batch'], which `compare` trains one by one" in str(by_the_command.value)
+    refused = {
+        "notebook": lambda: run("02_train.py", None, {"config": config, "overrides": f"'{override}'"}),
+        "train": lambda: train(None, load_settings(config, [override])),
+        "export": lambda: export(load_settings(config, [override])),
+    }
+    for call in refused.values():
+        with pytest.raises(SettingsError) as error:
+            call()
+        assert f"{config}: {error.value}" == str(by_the_command.value)
+    settings = load_settings(config)
+    assert settings.compare.grid  # a grid of the comparison's own is none of its business
+    settings.require_single_run()
+    load_settings(config, [override]).with_values({"model.norm": "none"}).require_single_run()
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.py")), ids=lambda path: path.name)

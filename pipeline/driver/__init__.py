@@ -1,8 +1,9 @@
-"""One training as the Spark driver sees it: `doctor` looks whether a training can run here.
+"""One training as the Spark driver sees it: `train` trains one network, `doctor` says whether a training can run here.
 
-It is imported at once, since the module that defines it has the same name; what is heavy, that module imports late.
+The modules that define the two have the same names, so they are imported at once; what is heavy is imported later.
 """
 
 from pipeline.driver.doctor import DoctorResult, Finding, doctor
+from pipeline.driver.train import train, training_name
 
-__all__ = ["DoctorResult", "Finding", "doctor"]
+__all__ = ["DoctorResult", "Finding", "doctor", "train", "training_name"]

@@ -18,6 +18,7 @@ import psutil
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.settings import digest_of
+from pipeline.report.comparison import TrialResult
 from pipeline.telemetry import heartbeat
 
 FILE = "record.json"
@@ -54,7 +55,7 @@ class RecordContent(FrozenModel):
     name: str | None = None
     run_id: str | None = None
     model: bool = False
-    result: dict[str, Any] | str | None = None
+    result: TrialResult | str | None = None
 
 
 class Record:

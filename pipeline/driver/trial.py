@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
@@ -15,6 +15,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.driver.checks import check_trial
 from pipeline.driver.record import Record, finished_record, unfinished_record
 from pipeline.driver.slots import TrainingSlot
+from pipeline.report.comparison import TrialResult
 from pipeline.tracking import Tracker
 from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
     from pipeline.training.hooks import Hook
     from pipeline.training.job import Job
+    from pipeline.training.result import TrainResult
+
+
+TRIALS = "trials"
 
 
 def run_trial(
@@ -39,7 +44,7 @@ def run_trial(
     manifest: Manifest | None = None,
     hook: Hook | None = None,
     **tags: Any,
-) -> dict[str, Any]:
+) -> TrialResult:
     """Train once and log it as one MLflow run, whatever the number of ranks or restarts, also of the driver.
 
     A trial of the same name, settings and dataset that was begun and not finished is continued, in its MLflow run. One
@@ -47,15 +52,13 @@ def run_trial(
 
     Parameters
     ----------
+    name : of the trial, its MLflow run and its progress bar
+    parent : id of the MLflow run that this is a part of
+    log_model : whether MLflow gets the trained network
     slot : held while it trains; None where nothing else trains
     manifest : of the dataset, where it is loaded already
     hook : what every rank calls at the moments that `pipeline.training.hooks` documents
-
-    Returns
-    -------
-    dict
-        What `train.fit` returns, ``run_id`` and, where diagnostics looked at it, ``gradient_norms``: for each layer the
-        norm at the first look and the median over all.
+    tags : of the MLflow run
 
     Raises
     ------
@@ -63,8 +66,9 @@ def run_trial(
         Another process is training it now.
     """
     manifest = check_trial(spark, settings, manifest)
-    record, job = _begin(settings, manifest, name, parent)
-    if isinstance(record.content.result, dict):
+    trial = _begin(settings, manifest, name, parent)
+    record = trial.record
+    if isinstance(record.content.result, TrialResult):
         return record.content.result
     record.claim(name)
     with ExitStack() as training:
@@ -72,21 +76,74 @@ def run_trial(
         with tracker.run(name, settings=settings, parent=parent, run_id=record.content.run_id, **tags) as run:
             record.update(run_id=run.run_id)
             run.log_dataset(manifest, settings.dataset.path, context="training")
-            result = _train(spark, settings, replace(job, hook=hook), run, name, stop)
+            trained = _train(spark, settings, replace(trial.job, hook=hook), run, name, stop)
             training.close()  # what is left to do needs no worker
-            result |= _log_result(run, job, result)
-            if log_model and not result["diverged"] and not record.content.model:
-                _log_model(run, job, manifest)
+            result = _log_result(run, trial.job, trained)
+            if log_model and not result.diverged and not record.content.model:
+                _log_model(run, trial, manifest)
                 record.update(model=True)
-    result = {**result, "run_id": run.run_id}
     record.update(result=result)
     return result
 
 
+@dataclass(frozen=True)
+class BegunTrial:
+    """A trial in its folder.
+
+    record : what is known of it
+    job : its training; the job's folder is that of the record
+    identity : of the job (see `pipeline.training.job.identity`)
+    """
+
+    record: Record
+    job: Job
+    identity: dict[str, Any]
+
+
+def newest_finished(settings: Settings, manifest: Manifest, name: str) -> BegunTrial | None:
+    """The newest trial of this name, these settings and this dataset that has ended, outside of a study; or None."""
+    job, key = _new_job(settings, manifest)
+    record = finished_record(trials_folder(settings), name, {"parent": None, **key})
+    return BegunTrial(record, replace(job, folder=record.folder), key) if record else None
+
+
+def trials_folder(settings: Settings) -> str:
+    """The folder with a folder for each trial of these settings' output."""
+    return storage.join(storage.absolute(settings.output), TRIALS)
+
+
+def _begin(settings: Settings, manifest: Manifest, name: str, parent: str | None) -> BegunTrial:
+    """The trial that goes on, or a new one.
+
+    What its folder is called after does not depend on the number of workers: it goes on when that is changed.
+    """
+    job, key = _new_job(settings, manifest)
+    where = trials_folder(settings), name, {"parent": parent, **key}
+    record = (finished_record(*where) if parent else None) or unfinished_record(*where)
+    return BegunTrial(record, replace(job, folder=record.folder), key)
+
+
+def _new_job(settings: Settings, manifest: Manifest) -> tuple[Job, dict[str, Any]]:
+    """A job that has no folder yet, and its identity."""
+    from pipeline.training.job import Job, identity
+
+    job = Job(
+        storage.absolute(settings.dataset.path),
+        "",
+        settings.model,
+        settings.train,
+        reader=settings.reader,
+        version=manifest.version,  # also after a restart, whatever is appended meanwhile
+        token=uuid.uuid4().hex,
+        checkpoint=settings.checkpoint,
+    )
+    return job, identity(job, manifest)
+
+
 def _train(
     spark: SparkSession, settings: Settings, job: Job, run: TrackedRun, name: str, stop: threading.Event
-) -> dict[str, Any]:
-    """Launch it, and pass on what it tells while it lasts."""
+) -> TrainResult:
+    """Launch it, and pass on its events while it lasts."""
     from pipeline.training import checkpoint
     from pipeline.training.job import TOKEN, facts
     from pipeline.training.loop import fit
@@ -108,57 +165,33 @@ def _train(
             folder=job.folder,
             stop=stop,
         )
-    return results[0].model_dump(mode="json")
+    return results[0]
 
 
-def _log_result(run: TrackedRun, job: Job, result: dict[str, Any]) -> dict[str, Any]:
-    """The final figures and, where diagnostics looked, their pictures; what those add to the result."""
+def _log_result(run: TrackedRun, job: Job, trained: TrainResult) -> TrialResult:
+    """Log the final figures and, where diagnostics looked, their pictures."""
     from pipeline.report.figures.diagnostics import draw, gradient_norms
     from pipeline.telemetry.events import EventReader
 
-    run.log_summary({key: value for key, value in result.items() if not isinstance(value, list)})
-    if job.train.diagnostics.every_steps is None:
-        return {}
-    events = EventReader(storage.join(job.folder, "events")).new()
-    run.log_files("diagnostics", draw(events))
-    return {"gradient_norms": [entry.model_dump() for entry in gradient_norms(events)]}
+    values = trained.model_dump(mode="json")
+    run.log_summary({key: value for key, value in values.items() if not isinstance(value, list)})
+    if job.train.diagnostics.every_steps is not None:
+        events = EventReader(storage.join(job.folder, "events")).new()
+        run.log_files("diagnostics", draw(events))
+        values["gradient_norms"] = gradient_norms(events)
+    return TrialResult(**values, run_id=run.run_id)
 
 
-def _begin(settings: Settings, manifest: Manifest, name: str, parent: str | None) -> tuple[Record, Job]:
-    """The record of this trial, and its job in the record's folder.
-
-    What the folder is called after does not depend on the number of workers: a training goes on when that is changed.
-    """
-    from pipeline.training.job import Job, identity
-
-    job = Job(
-        storage.absolute(settings.dataset.path),
-        "",
-        settings.model,
-        settings.train,
-        reader=settings.reader,
-        version=manifest.version,  # also after a restart, whatever is appended meanwhile
-        token=uuid.uuid4().hex,
-        checkpoint=settings.checkpoint,
-    )
-    trials = storage.join(storage.absolute(settings.output), "trials")
-    key = {"parent": parent, **identity(job)}
-    record = (finished_record(trials, name, key) if parent else None) or unfinished_record(trials, name, key)
-    return record, replace(job, folder=record.folder)
-
-
-def _log_model(run: TrackedRun, job: Job, manifest: Manifest) -> None:
+def _log_model(run: TrackedRun, trial: BegunTrial, manifest: Manifest) -> None:
     import torch
 
     from models import build_model
     from pipeline.training import checkpoint
-    from pipeline.training.job import identity
 
-    state = checkpoint.load_newest(
-        storage.join(job.folder, "checkpoints"), identity=identity(job), device=torch.device("cpu")
-    )
+    checkpoints = storage.join(trial.job.folder, "checkpoints")
+    state = checkpoint.load_newest(checkpoints, identity=trial.identity, device=torch.device("cpu"))
     if state is None:
-        raise checkpoint.CheckpointError(f"{job.folder}/checkpoints has no whole checkpoint after training")
-    model = build_model(job.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
+        raise checkpoint.CheckpointError(f"{checkpoints} has no whole checkpoint after training")
+    model = build_model(trial.job.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
     model.load_state_dict(state["model"])
     run.log_model(model.eval(), manifest.image.shape)

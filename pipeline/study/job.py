@@ -108,11 +108,9 @@ def _train(
 def _train_one(
     spark: SparkSession, tracker: Tracker, manifest: Manifest, parent: str, trial: Trial, slot: slots.TrainingSlot
 ) -> StudyRun:
-    result = TrialResult.model_validate(
-        run_trial(
-            spark, trial.settings, tracker, name=trial.name, parent=parent, log_model=trial.kind == "arm",
-            slot=slot, manifest=manifest, **trial.tags,
-        )
+    result = run_trial(
+        spark, trial.settings, tracker, name=trial.name, parent=parent, log_model=trial.kind == "arm",
+        slot=slot, manifest=manifest, **trial.tags,
     )  # fmt: skip
     _say_end(trial.name, result)
     train = trial.settings.train

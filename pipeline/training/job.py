@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSettings
-from pipeline.data import load_manifest
+from pipeline.data import Manifest, load_manifest
 
 if TYPE_CHECKING:
     from pipeline.training.hooks import Hook
@@ -47,16 +47,18 @@ class Job:
             object.__setattr__(self, "train", self.train.model_copy(update={"rank_batch_size": None}))
 
 
-def identity(job: Job) -> Identity:
+def identity(job: Job, manifest: Manifest | None = None) -> Identity:
     """What two trainings must share for one to go on from the other's checkpoint.
 
     That is all that changes a result, but for the number of workers, which may change on the way.
+
+    manifest : of the job's dataset, where it is loaded already
     """
     return {
         "model": job.model.model_dump(mode="json"),
         "train": job.train.model_dump(mode="json", exclude={"on_divergence", "diagnostics", "log_every_steps"}),
         "reader": job.reader.kind,
-        "dataset": load_manifest(job.dataset, job.version).digest,
+        "dataset": (manifest or load_manifest(job.dataset, job.version)).digest,
     }
 
 

@@ -213,10 +213,10 @@ def test_a_tracking_server_that_goes_away_and_comes_back_misses_nothing(spark, d
         thread.join(120)
         assert not thread.is_alive()
         client = mlflow.MlflowClient(server.uri)
-        steps = [metric.step for metric in client.get_metric_history(result["run_id"], "train/loss")]
-        assert steps == list(range(1, result["steps"] + 1))
-        assert client.get_run(result["run_id"]).info.status == "FINISHED"
-    assert result["attempts"] == 1  # the training did not notice
+        steps = [metric.step for metric in client.get_metric_history(result.run_id, "train/loss")]
+        assert steps == list(range(1, result.steps + 1))
+        assert client.get_run(result.run_id).info.status == "FINISHED"
+    assert result.attempts == 1  # the training did not notice
     undisturbed = launch(spark, job)
-    assert undisturbed.result.model_dump(mode="json")["curve"] == result["curve"]
+    assert undisturbed.result.curve == result.curve
     assert equal(final_state(job), final_state(make_job(dataset, next(iter(trials.glob("*/"))), epochs=24)))

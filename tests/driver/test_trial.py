@@ -36,7 +36,7 @@ def die_in_the_second_epoch(moment):
 
 
 def weights(settings, result):
-    folder = Path(result["checkpoint"]).parent
+    folder = Path(result.checkpoint).parent
     key = job.Job(settings.dataset.path, str(folder.parent), settings.model, settings.train)
     return checkpoint.load_newest(str(folder), identity=job.identity(key), device=torch.device("cpu"))["model"]
 
@@ -48,24 +48,24 @@ def test_a_killed_worker_changes_nothing_but_the_time(spark, settings):
     tracker = Tracker(settings.tracking)
     expected = run_trial(spark, settings, tracker, name="undisturbed")
     result = run_trial(spark, settings, tracker, name="killed", hook=die_in_the_second_epoch)
-    folder = Path(result["checkpoint"]).parents[1]
+    folder = Path(result.checkpoint).parents[1]
     assert (folder / "attempt-of-rank-0").read_text() == "xx"
-    assert (expected["attempts"], result["attempts"]) == (1, 2)
-    assert result["curve"] == expected["curve"]
+    assert (expected.attempts, result.attempts) == (1, 2)
+    assert result.curve == expected.curve
     before, after = weights(settings, expected), weights(settings, result)
     assert all(torch.equal(before[name], after[name]) for name in before)
     # It went on from the middle of an epoch.
     starts = [event for event in EventReader(str(folder / "events")).new() if event["kind"] == "start"]
     assert [start["attempt"] for start in starts] == [1, 2]
-    steps_per_epoch = result["steps"] // 3
+    steps_per_epoch = result.steps // 3
     assert steps_per_epoch < starts[1]["restored_from"] <= steps_per_epoch + 5
     # One run, each step once.
     client = mlflow.MlflowClient(settings.tracking.uri)
     for metric, steps in (
-        ("train/loss", list(range(1, result["steps"] + 1))),
-        ("test/accuracy", [point["step"] for point in result["curve"]]),
+        ("train/loss", list(range(1, result.steps + 1))),
+        ("test/accuracy", [point.step for point in result.curve]),
     ):
-        assert [m.step for m in client.get_metric_history(result["run_id"], metric)] == steps
+        assert [m.step for m in client.get_metric_history(result.run_id, metric)] == steps
 
 
 def test_an_output_that_workers_do_not_see_is_refused_before_step_one(spark, settings, monkeypatch):
@@ -82,7 +82,7 @@ def test_an_output_that_workers_do_not_see_is_refused_before_step_one(spark, set
 
 def forget(result):
     """A result without what differs from run to run: its id, its folder and its times."""
-    return {key: result[key] for key in ("best_accuracy", "final_accuracy", "steps", "curve", "train_loss")}
+    return result.model_dump(include={"best_accuracy", "final_accuracy", "steps", "curve", "train_loss"})
 
 
 def test_the_same_command_goes_on_with_what_it_did_not_finish(spark, settings):
@@ -92,10 +92,10 @@ def test_the_same_command_goes_on_with_what_it_did_not_finish(spark, settings):
         run_trial(spark, settings, tracker, name="begun", hook=fail_in_the_second_epoch)
     (begun,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     result = run_trial(spark, settings, tracker, name="begun")
-    assert result["run_id"] == begun.info.run_id
-    assert result["attempts"] >= 2  # 3 where a state was saved before: then the first call has tried again itself
+    assert result.run_id == begun.info.run_id
+    assert result.attempts >= 2  # 3 where a state was saved before: then the first call has tried again itself
     again = run_trial(spark, settings, tracker, name="begun")
-    assert again["run_id"] != result["run_id"]
+    assert again.run_id != result.run_id
     assert forget(again) == forget(result)
     before, after = weights(settings, again), weights(settings, result)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -108,8 +108,7 @@ def fail_in_the_second_epoch(moment):
 
 def test_a_trial_that_another_process_trains_is_refused(spark, settings, monkeypatch):
     monkeypatch.setattr(record.os, "getpid", os.getppid)  # as if the process that started this one had begun it
-    begun = trial._begin(settings, load_manifest(settings.dataset.path), "busy", None)[0]
-    begun.claim("busy")
+    trial._begin(settings, load_manifest(settings.dataset.path), "busy", None).record.claim("busy")
     monkeypatch.undo()
     with pytest.raises(record.BusyError, match=rf"is being trained by process {os.getppid()} on"):
         run_trial(spark, settings, Tracker(settings.tracking), name="busy")

@@ -11,26 +11,30 @@ import numpy as np
 import pytest
 import torch
 from small_data import CLASSES, make_images
+from small_training import make_job
 
 from models import NETWORKS, build_model
 from models.fold import FoldError
 from models.norms.base import NormLayer
-from pipeline.__main__ import _training, app
+from pipeline.__main__ import app
 from pipeline.config.settings import Settings
 from pipeline.config.study import ExportSettings
 from pipeline.config.training import ModelSettings
+from pipeline.driver import train
 from pipeline.driver.record import Record
-from pipeline.driver.trial import run_trial
-from pipeline.serving import export as exporting
-from pipeline.serving.export import ExportError, export, find_trained
-from pipeline.tracking.tracker import Tracker
+from pipeline.driver.trial import BegunTrial
+from pipeline.report.comparison import TrialResult
+from pipeline.serving import ExportError, checked, export, export_folder, formats, trained
+from pipeline.serving.export import fold_norms
+from pipeline.serving.result import ONNX_PACKAGES
+from pipeline.serving.trained import find_trained
 
-HAS_ONNX = all(importlib.util.find_spec(name) for name in exporting._ONNX_PACKAGES)
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ONNX_PACKAGES)
 FORMATS = [
     pytest.param(
         name, marks=pytest.mark.skipif(name == "onnx" and not HAS_ONNX, reason="needs pip install 'sparknorm[onnx]'")
     )
-    for name in exporting.FORMATS
+    for name in formats.FORMATS
 ]
 DEPTHS = {"cnn": 3, "recurrent": 1, "resnet": 8, "vit": 1, "wide_resnet": 10}
 
@@ -41,7 +45,7 @@ def test_every_network_is_written_and_read_back_for_any_batch_size(network, kind
     depth = {"depth": DEPTHS[network]} if network in DEPTHS else {}
     settings = ModelSettings(network=network, norm="batch", width=4, **depth)
     model = build_model(settings, image_shape=(3, 8, 8), num_classes=5).eval().requires_grad_(False)
-    form = exporting.FORMATS[kind]
+    form = formats.FORMATS[kind]
     run = form.load(form.write(model, torch.zeros(2, 3, 8, 8, dtype=torch.uint8)))
     for rows in (1, 2, 5):
         images = torch.randint(0, 256, (rows, 3, 8, 8), dtype=torch.uint8)
@@ -84,30 +88,32 @@ def run_command(settings, *overrides, capsys) -> tuple[str, str]:
 @pytest.mark.spark
 def test_a_trained_network_is_exported(spark, settings, tmp_path, capsys):
     """One training, then the command as a person gives it, and again with other settings of the export."""
-    name = _training(settings)
     with pytest.raises(
         ExportError, match="no finished training 'small batch seed=0' with these settings and this data"
     ):
-        export(settings, name=name)
-    tracker = Tracker(settings.tracking)
-    run_trial(spark, settings, tracker, name=name)
-    newest = run_trial(spark, settings, tracker, name=name)
+        export(settings)
+    train(spark, settings)
+    newest = train(spark, settings)
+    assert json.loads(Path(settings.output, "train.json").read_text()) == newest.model_dump(
+        mode="json", exclude_unset=True
+    )
     capsys.readouterr()
 
     out, err = run_command(settings, capsys=capsys)
     path = Path(settings.output, "export", "small-batch-seed=0", "export.json")
+    assert export_folder(settings) == str(path.parent)
     assert out == f"{path}\n"
     made = json.loads(path.read_text())
-    kinds = [kind for kind in exporting.FORMATS if kind != "onnx" or HAS_ONNX]
-    assert sorted(made["files"]) == sorted(exporting.FORMATS[kind].file for kind in kinds)
+    kinds = [kind for kind in formats.FORMATS if kind != "onnx" or HAS_ONNX]
+    assert sorted(made["files"]) == sorted(formats.FORMATS[kind].file for kind in kinds)
     assert sorted(p.name for p in path.parent.iterdir()) == sorted([*made["files"], "export.json"])
     assert made["classes"] == list(CLASSES)
     assert made["input"] == {"name": "images", "dtype": "uint8", "shape": ["batch", 1, 12, 12]}
     assert made["compared_on"] == {"split": "test", "images": 301}
-    assert (made["checkpoint"], made["mlflow_run"]) == (newest["checkpoint"], newest["run_id"])
-    assert made["accuracy"] == pytest.approx(newest["final_accuracy"])  # 301 are the whole test split
-    trained = find_trained(settings, name).network
-    norms = [name for name, module in trained.named_modules() if isinstance(module, NormLayer)]
+    assert (made["checkpoint"], made["mlflow_run"]) == (newest.checkpoint, newest.run_id)
+    assert made["accuracy"] == pytest.approx(newest.final_accuracy)  # 301 are the whole test split
+    network = find_trained(settings).network
+    norms = [name for name, module in network.named_modules() if isinstance(module, NormLayer)]
     assert len(norms) == 3
     assert made["fold"] == {"folded": norms, "left": {}}
     for file, facts in made["files"].items():
@@ -124,7 +130,7 @@ def test_a_trained_network_is_exported(spark, settings, tmp_path, capsys):
     done = subprocess.run(stranger, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     for logits in np.load(tmp_path / "y.npz").values():
-        np.testing.assert_allclose(logits, trained(images).numpy(), atol=1e-4)
+        np.testing.assert_allclose(logits, network(images).numpy(), atol=1e-4)
 
     run_command(settings, "export.fold=false", "export.formats=[torchscript]", capsys=capsys)
     made = json.loads(path.read_text())
@@ -133,16 +139,16 @@ def test_a_trained_network_is_exported(spark, settings, tmp_path, capsys):
 
     # Other settings of the training are another training.
     with pytest.raises(ExportError, match="run `sparknorm train` with the same settings first"):
-        export(changed(settings, train={"learning_rate": 0.3}), name=name)
+        export(changed(settings, train={"learning_rate": 0.3}))
     assert not path.parent.exists()
 
 
 @pytest.mark.spark
 def test_norms_that_cannot_be_folded(spark, settings, capsys):
     settings = changed(settings, model={"norm": "group"}, train={"epochs": 1})
-    run_trial(spark, settings, Tracker(settings.tracking), name=_training(settings))
+    train(spark, settings)
     with pytest.raises(FoldError, match=r"^3 of 3 norm layers cannot be folded: GroupNorm has no running statistics"):
-        export(changed(settings, export={"fold": True}), name=_training(settings))
+        export(changed(settings, export={"fold": True}))
     assert not Path(settings.output, "export", "small-group-seed=0").exists()
     capsys.readouterr()
     out, err = run_command(settings, "export.formats=[torchscript]", capsys=capsys)
@@ -151,32 +157,35 @@ def test_norms_that_cannot_be_folded(spark, settings, capsys):
     assert list(json.loads(Path(out.strip()).read_text())["fold"]["left"]) != []
 
 
-def fake_trained(tmp_path, **result):
-    """A record as a finished training leaves it."""
-    record = Record(str(tmp_path))
-    record.update(result=result)
-    return record
-
-
 @pytest.mark.spark
 @pytest.mark.parametrize(
-    ("result", "words"),
+    ("diverged", "words"),
     [
-        ({"diverged": True, "steps": 3}, "diverged: train with other settings first"),
-        ({"diverged": False, "steps": 3}, "has no whole checkpoint of the last step, 3: train again"),
+        (True, "diverged: train with other settings first"),
+        (False, "has no whole checkpoint of the last step, 3: train again"),
     ],
 )
-def test_a_training_that_cannot_be_exported(settings, tmp_path, monkeypatch, result, words):
-    monkeypatch.setattr(exporting, "finished_record", lambda *_: fake_trained(tmp_path, **result))
+def test_a_training_that_cannot_be_exported(settings, tmp_path, monkeypatch, diverged, words):
+    record = Record(str(tmp_path))
+    record.update(result=result_of(diverged=diverged, steps=3))
+    job = make_job(settings.dataset.path, tmp_path)
+    monkeypatch.setattr(trained, "newest_finished", lambda *_: BegunTrial(record, job, {}))
     with pytest.raises(ExportError, match=words):
-        find_trained(settings, "small")
+        find_trained(settings)
+
+
+def result_of(**values):
+    """A result as a finished training leaves it in its record."""
+    numbers = {"best_accuracy": 0.5, "final_accuracy": 0.5, "images_per_second": None, "data_wait_share": None}
+    rest = {"world_size": 1, "attempts": 1, "curve": (), "train_loss": (), "train_seconds": (), "ranks": ()}
+    return TrialResult(**numbers, **rest, checkpoint="", run_id="1", **values)
 
 
 def test_onnx_without_its_packages_is_an_error_only_if_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExportError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'sparknorm\[onnx\]'"):
-        exporting._formats(ExportSettings(formats=("onnx",)))
-    assert exporting._formats(ExportSettings()) == ["pt2", "torchscript"]
+        formats.chosen_formats(ExportSettings(formats=("onnx",)))
+    assert formats.chosen_formats(ExportSettings()) == ["pt2", "torchscript"]
 
 
 @pytest.mark.parametrize("error", [1e-3, float("nan")])
@@ -185,13 +194,13 @@ def test_a_file_that_gives_other_logits_is_refused(error):
     with pytest.raises(
         ExportError, match=r"model\.ts gives logits that differ by (0\.001|nan) from the trained network"
     ):
-        exporting._difference("model.ts", logits + error, logits)
-    assert exporting._difference("model.ts", logits + 1e-5, logits) == pytest.approx(1e-5)
+        checked.largest_difference("model.ts", logits + error, logits)
+    assert checked.largest_difference("model.ts", logits + 1e-5, logits) == pytest.approx(1e-5)
 
 
 def test_folding_is_part_of_what_is_exported():
     settings = ModelSettings(network="resnet", depth=8, width=4)
     network = build_model(settings, image_shape=(1, 12, 12), num_classes=3).eval()
     for choice, left in ((True, 0), ("auto", 0), (False, 9)):
-        folded = exporting._fold(network, ExportSettings(fold=choice)).model
+        folded = fold_norms(network, ExportSettings(fold=choice)).model
         assert sum(isinstance(module, NormLayer) for module in folded.modules()) == left

@@ -55,7 +55,7 @@ def study(settings, server, request):
 
 def losses(result):
     """What the events of a training say: its steps and their losses."""
-    folder = Path(result["checkpoint"]).parents[1]
+    folder = Path(result.checkpoint).parents[1]
     events = [event for event in EventReader(str(folder / "events")).new() if event["kind"] == "step"]
     return [(event["step"], event["loss"]) for event in events]
 
@@ -70,12 +70,12 @@ def strings(database, table, run_id):
 
 
 def all_is_there_once(database, result):
-    (status,) = database.rows("SELECT status FROM runs WHERE run_uuid = %s", result["run_id"])
+    (status,) = database.rows("SELECT status FROM runs WHERE run_uuid = %s", result.run_id)
     assert status == ("FINISHED",)
-    assert [step for step, _ in losses(result)] == list(range(1, result["steps"] + 1))
-    assert points(database, result["run_id"]) == losses(result)
-    accuracies = [(point["step"], point["accuracy"]) for point in result["curve"]]
-    assert points(database, result["run_id"], "test/accuracy") == accuracies
+    assert [step for step, _ in losses(result)] == list(range(1, result.steps + 1))
+    assert points(database, result.run_id) == losses(result)
+    accuracies = [(point.step, point.accuracy) for point in result.curve]
+    assert points(database, result.run_id, "test/accuracy") == accuracies
 
 
 def models(database, run_id):
@@ -97,22 +97,22 @@ def test_a_parent_and_its_children_are_in_the_database(spark, database, study):
             for norm, arm in arms.items()
         }
         parent.log_text("report.html", "<p>batch</p>")
-        parent.log_summary({"batch/best_accuracy_mean": results["batch"]["best_accuracy"]})
+        parent.log_summary({"batch/best_accuracy_mean": results["batch"].best_accuracy})
 
     query = "SELECT run_uuid, runs.name, status FROM runs JOIN experiments USING (experiment_id) "
     runs = database.rows(query + "WHERE experiments.name = %s ORDER BY start_time", study.tracking.experiment)
     assert runs == [
         (parent.run_id, "study", "FINISHED"),
-        (results["none"]["run_id"], "study none", "FINISHED"),
-        (results["batch"]["run_id"], "study batch", "FINISHED"),
+        (results["none"].run_id, "study none", "FINISHED"),
+        (results["batch"].run_id, "study batch", "FINISHED"),
     ]
     assert strings(database, "tags", parent.run_id)["kind"] == "comparison"
-    assert points(database, parent.run_id, "batch/best_accuracy_mean") == [(0, results["batch"]["best_accuracy"])]
+    assert points(database, parent.run_id, "batch/best_accuracy_mean") == [(0, results["batch"].best_accuracy)]
     assert mlflow.artifacts.load_text(f"runs:/{parent.run_id}/report.html") == "<p>batch</p>"
     for norm, result in results.items():
-        run_id = result["run_id"]
+        run_id = result.run_id
         all_is_there_once(database, result)
-        assert points(database, run_id, "final_accuracy") == [(0, result["final_accuracy"])]
+        assert points(database, run_id, "final_accuracy") == [(0, result.final_accuracy)]
         params = strings(database, "params", run_id)
         assert (params["model.norm"], params["train.epochs"], params["name"]) == (norm, "2", "small")
         assert len(params) > 50
@@ -155,14 +155,14 @@ def test_a_database_that_is_down_during_a_training_has_each_step_once(spark, dat
         result = run_trial(spark, longer, Tracker(longer.tracking), name="slow", hook=slow_steps)
     finally:
         thread.join(200)
-    assert result["attempts"] == 1
-    folder = Path(result["checkpoint"]).parents[1]
+    assert result.attempts == 1
+    folder = Path(result.checkpoint).parents[1]
     steps = [event for event in EventReader(str(folder / "events")).new() if event["kind"] == "step"]
     meanwhile = [event for event in steps if down[0] < event["time"] < down[1]]
     assert len(meanwhile) > 20  # the training did not wait
     assert steps[-1]["time"] > down[1]
     all_is_there_once(database, result)
-    assert len(models(database, result["run_id"])) == 1
+    assert len(models(database, result.run_id)) == 1
 
 
 def test_a_database_without_a_server_before_it_that_goes_down_has_each_step_once(database, study, tmp_path, capfd):
@@ -217,6 +217,6 @@ def test_a_database_that_is_down_at_the_end_is_waited_for(spark, database, study
             timer.join(60)
     assert len(timers) == 2
     all_is_there_once(database, result)
-    assert points(database, result["run_id"], "final_accuracy") == [(0, result["final_accuracy"])]
-    assert len(models(database, result["run_id"])) == 1
+    assert points(database, result.run_id, "final_accuracy") == [(0, result.final_accuracy)]
+    assert len(models(database, result.run_id)) == 1
     assert "waiting up to 90 s for it" in caplog.text

@@ -1,0 +1,58 @@
+"""`train`: one training of the settings as they stand, for the command line, notebooks and programs alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline import storage
+from pipeline.config.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from pipeline.report.comparison import TrialResult
+
+FILE = "train.json"
+
+
+def train(spark: SparkSession, settings: Settings) -> TrialResult:
+    """Train one network on the workers of a barrier stage, log it as one MLflow run, and write ``train.json``.
+
+    The same call after a driver that was killed goes on where that was, in the same MLflow run.
+
+    Parameters
+    ----------
+    spark : the session whose executors train
+    settings : of one training; ``train.json`` goes into ``settings.output``
+
+    Raises
+    ------
+    SettingsError
+        A setting lists several values.
+    ValueError
+        Dataset, network, norm and settings do not fit each other, or MLflow cannot be reached.
+    LaunchError
+        There are fewer slots than workers.
+    WorkerError
+        The training failed on a worker, and again from its newest checkpoint.
+    BusyError
+        Another process is at the same training.
+    """
+    from pipeline.driver.checks import check_trial
+    from pipeline.driver.trial import run_trial
+    from pipeline.tracking import Tracker
+
+    settings.require_single_run()
+    path = storage.join(settings.output, FILE)
+    storage.remove(path)  # if this call fails, an earlier result must not look like its own
+    manifest = check_trial(spark, settings)
+    tracker = Tracker(settings.tracking)
+    name = training_name(settings)
+    result = run_trial(spark, settings, tracker, name=name, manifest=manifest, norm=settings.model.norm)
+    storage.publish_json(path, result)
+    return result
+
+
+def training_name(settings: Settings) -> str:
+    """The name of the one training that `train` does with these settings, by which `export` finds it."""
+    return f"{settings.name} {settings.model.norm} seed={settings.train.seed}"

@@ -1,0 +1,83 @@
+"""What `train` has left: the newest network of these settings, and images of the split that it was evaluated on."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from models import build_model
+from pipeline import storage
+from pipeline.config.settings import Settings
+from pipeline.data import Manifest, load_manifest, reader
+from pipeline.data.shards import SplitFiles
+from pipeline.driver.train import training_name
+from pipeline.driver.trial import newest_finished, trials_folder
+from pipeline.report.comparison import TrialResult
+from pipeline.serving.result import ExportError
+from pipeline.training import checkpoint
+from pipeline.training.job import Job
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network whose training has ended.
+
+    network : in evaluation mode, on the CPU; takes uint8 images (N, C, H, W), gives float32 logits (N, classes)
+    job : what it was trained by
+    manifest : of the dataset that it was trained on
+    checkpoint : path of the file that it was loaded from
+    result : of the training
+    """
+
+    network: nn.Module
+    job: Job
+    manifest: Manifest
+    checkpoint: str
+    result: TrialResult
+
+
+def find_trained(settings: Settings) -> Trained:
+    """The newest finished training of these settings, as `train` leaves it in the output folder.
+
+    Raises
+    ------
+    ExportError
+        There is none, it diverged, or its last checkpoint is gone.
+    """
+    manifest = load_manifest(settings.dataset.path, settings.dataset.version)
+    name = training_name(settings)
+    trial = newest_finished(settings, manifest, name)
+    result = trial and trial.record.content.result
+    if trial is None or not isinstance(result, TrialResult):
+        raise ExportError(
+            f"{trials_folder(settings)} has no finished training {name!r} with these settings and this dataset: "
+            "run `sparknorm train` with the same settings first"
+        )
+    if result.diverged:
+        raise ExportError(f"the newest training in {trial.job.folder} diverged: train with other settings first")
+    checkpoints = storage.join(trial.job.folder, "checkpoints")
+    state = checkpoint.load_newest(checkpoints, identity=trial.identity, device=torch.device("cpu"))
+    if state is None or state["progress"]["step"] != result.steps:
+        raise ExportError(f"{checkpoints} has no whole checkpoint of the last step, {result.steps}: train again")
+    network = build_model(trial.job.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
+    network.load_state_dict(state["model"])  # the mean and deviation of the dataset's pixels too
+    path = storage.join(checkpoints, f"step-{result.steps:08d}.pt")
+    return Trained(network.eval().requires_grad_(False), trial.job, manifest, path, result)
+
+
+def first_images(trained: Trained, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first images of the split that the training was evaluated on: uint8 (N, C, H, W), int64 (N,), N <= most."""
+    images: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []
+    job, rows = trained.job, 0
+    with closing(SplitFiles(job.dataset, trained.manifest, job.train.evaluate_on, job.reader)) as files:
+        for block in reader.evaluation_blocks(files, rank=0, world_size=1, batch_size=most):
+            images += [batch.images for batch in block]
+            labels += [batch.labels for batch in block]
+            rows += sum(len(batch.labels) for batch in block)
+            if rows >= most:
+                break
+    return torch.cat(images)[:most], torch.cat(labels)[:most]
