@@ -16,16 +16,14 @@ dbutils.widgets.text("overrides", "", "Overrides: section.key=value section.key=
 import shlex
 
 from pipeline.config import load_settings
-from pipeline.ingest.job import ingest_dataset
+from pipeline.ingest import ingest
 
 settings = load_settings(dbutils.widgets.get("config"), shlex.split(dbutils.widgets.get("overrides")))
 
 # COMMAND ----------
 
-manifest, written = ingest_dataset(spark, settings.dataset, cache=f"{settings.output}/cache")
+result = ingest(spark, settings)
 
 # COMMAND ----------
 
-display(
-    spark.createDataFrame([(name, split.rows) for name, split in manifest.splits.items()], "split string, rows long")
-)
+display(spark.createDataFrame(list(result.rows.items()), "split string, rows long"))

@@ -6,7 +6,6 @@ on standard error and an exit code that is not 0.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -37,17 +36,14 @@ Overrides = Annotated[list[str] | None, typer.Option("-o", "--override", help="s
 @app.command()
 def ingest(config: Config, override: Overrides = None) -> None:
     """Check, shuffle and shard the images of a source into a dataset."""
-    from pipeline.ingest.job import ingest_dataset as job
+    from pipeline import ingest as ingesting
 
-    settings = _start("ingest", config, override)
-    manifest, written = job(_session(settings, trains=False), settings.dataset, cache=f"{settings.output}/cache")
-    kept = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
-    aside = sum(manifest.set_aside.values())
-    state = "written" if written else "unchanged: the same input and settings were ingested before"
-    _say(f"{settings.dataset.path} {state}: {kept} images, {aside:,} set aside")
-    _leave(settings, "ingest", {"dataset": settings.dataset.path, "written": written, "digest": manifest.digest,
-                                "rows": {name: split.rows for name, split in manifest.splits.items()},
-                                "set_aside": manifest.set_aside})  # fmt: skip
+    settings = load_settings(config, override or [])
+    result = ingesting.ingest(_session(settings, "ingest.json", trains=False), settings)
+    images = ", ".join(f"{rows:,} {split}" for split, rows in result.rows.items())
+    state = "written" if result.written else "unchanged: the same input and settings were ingested before"
+    _say(f"{result.dataset} {state}: {images} images, {sum(result.set_aside.values()):,} set aside")
+    _print_path(settings.output, "ingest.json")
 
 
 @app.command()
@@ -57,7 +53,7 @@ def train(config: Config, override: Overrides = None) -> None:
     from pipeline.training.result import describe
 
     settings = load_settings(config, override or [], single_run=True)
-    result = driver.train(_session(settings), settings)
+    result = driver.train(_session(settings, "train.json"), settings)
     state = "diverged" if result.diverged else f"best accuracy {result.best_accuracy:.2%}"
     _say(f"{driver.training_name(settings)}: {state} after {result.steps} steps; MLflow run {result.run_id}")
     for line in describe(result):
@@ -110,7 +106,7 @@ def doctor(config: Config, override: Overrides = None) -> None:
     from pipeline import driver
 
     settings = load_settings(config, override or [])
-    result = driver.doctor(_session(settings), settings)
+    result = driver.doctor(_session(settings, "doctor.json"), settings)
     table = Table(title=f"{settings.name}: can it train here?", show_lines=False)
     for heading in ("check", "state", "seen, and what to do"):
         table.add_column(heading, overflow="fold")
@@ -131,16 +127,12 @@ def print_settings(config: Config, override: Overrides = None) -> None:
     sys.stdout.write(effective_yaml(load_settings(config, override or [])))
 
 
-def _start(command: str, config: Path, overrides: list[str] | None, *, single_run: bool = False) -> Settings:
-    """The settings; what an earlier call left is removed, so that a failure cannot look like its result."""
-    settings = load_settings(config, overrides or [], single_run=single_run)
-    storage.remove(storage.join(settings.output, f"{command}.json"))
-    return settings
+def _session(settings: Settings, result: str | None = None, *, trains: bool = True) -> Any:
+    """The session; the result of an earlier call is removed first, so that a failure cannot look like it."""
+    from pipeline.cluster import get_session
 
-
-def _session(settings: Settings, *, trains: bool = True) -> Any:
-    from pipeline.cluster.session import get_session
-
+    if result is not None:
+        storage.remove(storage.join(settings.output, result))
     return get_session(settings.spark, f"sparknorm {settings.name}", trains=trains)
 
 
@@ -168,13 +160,6 @@ def _print_path(folder: str, file: str) -> None:
 
 def _say(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def _leave(settings: Settings, command: str, result: dict[str, Any]) -> None:
-    """Write the command's JSON result and print its path, the last thing on standard output."""
-    path = storage.join(settings.output, f"{command}.json")
-    storage.publish(path, json.dumps(result, indent=1).encode())
-    sys.stdout.write(f"{path}\n")
 
 
 def main(run: Callable[[], None] = app) -> None:

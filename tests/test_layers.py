@@ -6,8 +6,20 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 # What a bare GPU machine has none of, and what executors have none of.
-NOT_FOR_TRAINING = ("pyspark", "mlflow", "petastorm", "pandas", "matplotlib", "jinja2", "scipy", "typer", "rich")
-NOT_ON_EXECUTORS = ("mlflow", "matplotlib", "jinja2", "scipy", "typer", "rich")
+NOT_FOR_TRAINING = (
+    "pyspark",
+    "mlflow",
+    "petastorm",
+    "pandas",
+    "matplotlib",
+    "jinja2",
+    "scipy",
+    "typer",
+    "rich",
+    "tenacity",
+    "psutil",
+)
+NOT_ON_EXECUTORS = ("mlflow", "matplotlib", "jinja2", "scipy", "typer", "rich", "tenacity", "psutil")
 
 
 def modules(*folders: str) -> list[str]:
@@ -35,7 +47,7 @@ def test_the_training_half_needs_neither_spark_nor_mlflow_nor_a_screen():
 
 def test_executors_import_what_they_run_without_what_only_a_driver_has():
     names = ["pipeline.daemon", "pipeline.cluster.task", "pipeline.ingest.tasks", *modules("pipeline/ingest/sources")]
-    names.append("pipeline.driver.probe")  # the doctor's function for ranks
+    names.append("pipeline.training.probe")  # the doctor's function for ranks
     done = run_without(NOT_ON_EXECUTORS, "\n".join(f"import {name}" for name in names))
     assert done.returncode == 0, done.stderr
 
@@ -43,7 +55,6 @@ def test_executors_import_what_they_run_without_what_only_a_driver_has():
 def test_the_driver_starts_without_torch():
     driver = (f"pipeline/{name}" for name in ("cluster", "ingest", "tracking", "driver", "study", "report"))
     names = ["pipeline.__main__", *modules(*driver)]
-    names.remove("pipeline.driver.probe")  # the doctor's function for ranks
     done = run_without(("torch", "models"), "\n".join(f"import {name}" for name in names))
     assert done.returncode == 0, done.stderr
 

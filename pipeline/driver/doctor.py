@@ -22,7 +22,7 @@ from pipeline.driver import checks
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from pipeline.driver.probe import WorkerReport
+    from pipeline.training.probe import WorkerReport
 
 FILE = "doctor.json"
 # All checks of workers together take seconds; what takes longer than this hangs.
@@ -163,7 +163,7 @@ class _Examination:
 
     def workers(self) -> str:
         """Start workers as a training would (rendezvous, equal versions, devices), and let each report on its host."""
-        from pipeline.driver.probe import ProbeTask, probe
+        from pipeline.training.probe import ProbeTask, probe
 
         settings, token = self.settings, uuid.uuid4().hex
         folder = storage.join(storage.absolute(settings.output), f"doctor-{token[:8]}")

@@ -14,8 +14,8 @@ from pipeline.cluster import rendezvous, resources
 from pipeline.distributed.worker import alone
 from pipeline.driver import doctor
 from pipeline.driver.doctor import LITTLE_BYTES, CheckFailedError, DoubtfulError, check_disk
-from pipeline.driver.probe import ProbeTask, WorkerReport, probe
 from pipeline.training.job import TOKEN, facts, identity
+from pipeline.training.probe import ProbeTask, WorkerReport, probe
 
 pytestmark = [pytest.mark.spark, pytest.mark.long]
 
