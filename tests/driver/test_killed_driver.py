@@ -38,7 +38,7 @@ def undisturbed(spark, dataset, tmp_path_factory):
     job = make_job(dataset, tmp_path_factory.mktemp("undisturbed"), epochs=EPOCHS)
     outcome = launch(spark, job)
     assert outcome.result is not None, outcome.error
-    return job, outcome.result
+    return job, outcome.result.model_dump(mode="json")
 
 
 @contextmanager
