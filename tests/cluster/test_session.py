@@ -1,5 +1,6 @@
 """Sessions that are made here, in processes of their own: a test process has a session already."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -35,9 +36,13 @@ spark.stop()
 
 @pytest.mark.spark
 def test_a_local_session_says_nothing_but_what_is_written_in_it():
+    plain = {
+        name: value for name, value in os.environ.items() if name != "JDK_JAVA_OPTIONS"
+    }  # Java says that it took it
     done = subprocess.run(
-        [sys.executable, "-c", SESSION], cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False
-    )
+        [sys.executable, "-c", SESSION],
+        cwd=REPOSITORY, env=plain, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     settings, memory = done.stdout.splitlines()
     assert settings == "sparknorm tests 600m 300"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from pipeline.distributed.worker import Worker, alone, process_group
+from pipeline.training.loop import fit
 
 TIMEOUT = timedelta(seconds=60)
 
@@ -34,3 +37,25 @@ def _one_rank(fn: Any, rank: int, world_size: int, port: int, args: tuple) -> An
     device = torch.device("cpu")
     with process_group(store, rank, world_size, device, TIMEOUT):
         return fn(Worker(rank, world_size, rank, world_size, device, "localhost"), *args)
+
+
+class Killed(BaseException):
+    """What ends the training of `fit_until`: nothing in it may take this for an error."""
+
+
+def fit_until(worker, job, last_step, with_dropout=False):
+    """Train, dying on all ranks after a step; None trains to the end."""
+    hook = partial(disturb, last_step=last_step, with_dropout=with_dropout)
+    try:
+        return fit(worker, replace(job, hook=hook))
+    except Killed:
+        return None
+
+
+def disturb(moment, last_step, with_dropout):
+    if moment.name == "network_built" and with_dropout:
+        moment.model.append(torch.nn.Dropout(0.3))  # its result then depends on torch's random state
+    elif moment.name == "checkpoint_begun" and last_step is not None:
+        moment.wait_until_written()
+    elif moment.name == "before_data" and moment.step == last_step:
+        raise Killed

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import fit_until, run_ranks
 
 from pipeline.config.training import ModelSettings, TrainSettings
 from pipeline.distributed.worker import alone
@@ -76,8 +76,6 @@ def test_the_average_is_evaluated_and_saved_and_training_goes_on_with_the_weight
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_run_with_an_average_that_dies_ends_with_the_same_bits(dataset, tmp_path, world_size):
-    from test_resume import fit_until
-
     undisturbed, killed = (make_job(dataset, tmp_path / name, weight_ema=0.8) for name in ("undisturbed", "killed"))
     run_ranks(fit, world_size, undisturbed)
     run_ranks(fit_until, world_size, killed, 30)

@@ -1,11 +1,8 @@
 """Going on from a checkpoint: the same bits with as many ranks, the same batches with fewer or more."""
 
-from dataclasses import replace
-from functools import partial
-
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import fit_until, run_ranks
 
 from pipeline import storage
 from pipeline.config.training import AugmentSettings, CheckpointSettings, ModelSettings, TrainSettings
@@ -19,10 +16,6 @@ from pipeline.training.loop import fit
 pytestmark = pytest.mark.long
 
 
-class Killed(BaseException):
-    pass
-
-
 def make_job(dataset, folder, norm="batch", *, every_steps=3, **changes):
     train = {"epochs": 2, "batch_size": 32, "lanes": 4, "learning_rate": 0.1,
              "augment": AugmentSettings(flip=True, shift=1), **changes}  # fmt: skip
@@ -34,24 +27,6 @@ def make_job(dataset, folder, norm="batch", *, every_steps=3, **changes):
 def state_of(job):
     folder = storage.join(job.folder, "checkpoints")
     return checkpoint.load_newest(folder, identity=identity(job), device=torch.device("cpu"))
-
-
-def fit_until(worker, job, last_step, with_dropout=False):
-    """Train, dying on all ranks after a step; None trains to the end."""
-    hook = partial(disturb, last_step=last_step, with_dropout=with_dropout)
-    try:
-        return fit(worker, replace(job, hook=hook))
-    except Killed:
-        return None
-
-
-def disturb(moment, last_step, with_dropout):
-    if moment.name == "network_built" and with_dropout:
-        moment.model.append(torch.nn.Dropout(0.3))  # its result then depends on torch's random state
-    elif moment.name == "checkpoint_begun" and last_step is not None:
-        moment.wait_until_written()
-    elif moment.name == "before_data" and moment.step == last_step:
-        raise Killed
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
