@@ -98,17 +98,24 @@ def publish(path: str, data: bytes, *, durable: bool = True) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def publish_json(path: str, value: BaseModel | Any) -> str:
+def publish_json(path: str, value: BaseModel | Any, *, allow_nan: bool = True) -> str:
     """Publish a result as JSON and return its path.
 
     Parameters
     ----------
     value
         A pydantic model, of which fields that were never set are left out, or plain JSON values.
+    allow_nan
+        Whether NaN and infinity are written, which strict readers of JSON refuse.
+
+    Raises
+    ------
+    ValueError
+        A number is NaN or infinite and ``allow_nan`` is false; nothing is written.
     """
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json", exclude_unset=True)
-    publish(path, json.dumps(value, indent=1).encode())
+    publish(path, json.dumps(value, indent=1, allow_nan=allow_nan).encode())
     return path
 
 

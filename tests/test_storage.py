@@ -69,3 +69,9 @@ def test_a_file_of_another_process_is_seen_or_named(root):
             storage.check_seen(path, "newest", writer="rank 3")
     storage.publish(path, b"newest")
     storage.check_seen(path, "newest", writer="rank 3")
+
+
+def test_a_number_that_json_does_not_have_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        storage.publish_json(str(tmp_path / "result.json"), {"loss": float("nan")}, allow_nan=False)
+    assert list(tmp_path.iterdir()) == []

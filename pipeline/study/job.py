@@ -127,7 +127,7 @@ def _train_one(
 
 def _publish(output: str, parent: TrackedRun, comparison: Comparison) -> None:
     """Write the files, and the same files and the arms' numbers to MLflow."""
-    storage.publish_json(storage.join(output, RESULT), comparison)
+    storage.publish_json(storage.join(output, RESULT), comparison, allow_nan=False)
     storage.publish(storage.join(output, PAGE), render(comparison).encode())
     for file in (RESULT, PAGE):
         parent.log_text(file, storage.read_bytes(storage.join(output, file)).decode())

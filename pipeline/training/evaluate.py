@@ -51,7 +51,7 @@ def evaluate(
     Parameters
     ----------
     model : the bare model, not its DDP wrapper; left in the mode it was in
-    batches : this rank's share of the split, as `reader.evaluation_batches` gives it
+    batches : this rank's share of the split, as `reader.evaluation_blocks` gives it
     split_rows : rows of the split over all ranks
 
     Raises
