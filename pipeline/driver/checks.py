@@ -56,9 +56,9 @@ def check_dataset(settings: Settings, manifest: Manifest | None = None) -> Manif
 
 def check_network(settings: Settings, manifest: Manifest) -> int:
     """Build the network for the dataset's images and classes once, and return its number of parameters."""
-    from models import build_model
+    from pipeline.training.network import network_for
 
-    network = build_model(settings.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
+    network = network_for(settings.model, manifest)
     return sum(parameter.numel() for parameter in network.parameters())
 
 

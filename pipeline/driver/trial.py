@@ -185,13 +185,13 @@ def _log_result(run: TrackedRun, job: Job, trained: TrainResult) -> TrialResult:
 def _log_model(run: TrackedRun, trial: BegunTrial, manifest: Manifest) -> None:
     import torch
 
-    from models import build_model
     from pipeline.training import checkpoint
+    from pipeline.training.network import network_for
 
     checkpoints = storage.join(trial.job.folder, "checkpoints")
     state = checkpoint.load_newest(checkpoints, identity=trial.identity, device=torch.device("cpu"))
     if state is None:
         raise checkpoint.CheckpointError(f"{checkpoints} has no whole checkpoint after training")
-    model = build_model(trial.job.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
+    model = network_for(trial.job.model, manifest)
     model.load_state_dict(state["model"])
     run.log_model(model.eval(), manifest.image.shape)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models import build_model
 from pipeline import storage
 from pipeline.config.settings import Settings
 from pipeline.data import Manifest, load_manifest, reader
@@ -19,6 +18,7 @@ from pipeline.report.comparison import TrialResult
 from pipeline.serving.result import ExportError
 from pipeline.training import checkpoint
 from pipeline.training.job import Job
+from pipeline.training.network import network_for
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def find_trained(settings: Settings) -> Trained:
     state = checkpoint.load_newest(checkpoints, identity=trial.identity, device=torch.device("cpu"))
     if state is None or state["progress"]["step"] != result.steps:
         raise ExportError(f"{checkpoints} has no whole checkpoint of the last step, {result.steps}: train again")
-    network = build_model(trial.job.model, image_shape=manifest.image.shape, num_classes=len(manifest.classes))
-    network.load_state_dict(state["model"])  # the mean and deviation of the dataset's pixels too
+    network = network_for(trial.job.model, manifest)
+    network.load_state_dict(state["model"])
     path = storage.join(checkpoints, f"step-{result.steps:08d}.pt")
     return Trained(network.eval().requires_grad_(False), trial.job, manifest, path, result)
 

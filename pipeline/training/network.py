@@ -16,6 +16,24 @@ from pipeline.training import norm_statistics
 from pipeline.training.hooks import CallHook
 
 
+def network_for(model: ModelSettings, manifest: Manifest, *, seed: int = 0) -> nn.Module:
+    """The network that these settings describe, for the images and classes of a dataset; see `models.build_model`.
+
+    Parameters
+    ----------
+    seed : of the initial weights
+    """
+    split = manifest.split("train")
+    return build_model(
+        model,
+        image_shape=manifest.image.shape,
+        num_classes=len(manifest.classes),
+        mean=split.mean,
+        std=split.std,
+        seed=seed,
+    )
+
+
 def build_network(
     worker: Worker,
     model: ModelSettings,
@@ -37,15 +55,8 @@ def build_network(
         The parts that a batch is accumulated in do not divide the rank's lanes, though norm statistics are by lane, or
         the network cannot be compiled here.
     """
-    split, parts = manifest.split("train"), train.accumulate
-    network = build_model(
-        model,
-        image_shape=manifest.image.shape,
-        num_classes=len(manifest.classes),
-        mean=split.mean,
-        std=split.std,
-        seed=train.seed,
-    ).to(worker.device)
+    parts = train.accumulate
+    network = network_for(model, manifest, seed=train.seed).to(worker.device)
     if hook:
         hook("network_built", model=network)
     network.to(memory_format=memory_format(train))  # type: ignore[call-overload]

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from looks import hooks_of, make, mean_loss
+from small_diagnostics import hooks_of, make, mean_loss
 from ranks import run_ranks
 from torch import nn
 

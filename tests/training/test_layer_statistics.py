@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from looks import hooks_of, make
+from small_diagnostics import hooks_of, make
 from ranks import run_ranks
 from torch import nn
 

@@ -9,8 +9,8 @@ from pipeline.distributed.worker import alone
 from pipeline.training.diagnostics import Diagnostics
 
 
-class Told(list):
-    """Events that were told, as dictionaries."""
+class RecordedEvents(list):
+    """Events that were emitted, as dictionaries."""
 
     def __call__(self, kind, **fields):
         self.append({"kind": kind, "time": 0.0, **fields})
@@ -21,9 +21,9 @@ def mean_loss(images, labels, forward):
 
 
 def make(model, worker=None, *, loss=mean_loss, **settings):
-    told = Told()
+    events = RecordedEvents()
     settings = DiagnosticsSettings(**{"every_steps": 1, **settings})
-    return Diagnostics(worker or alone("cpu"), model, settings, loss=loss, emit=told), told
+    return Diagnostics(worker or alone("cpu"), model, settings, loss=loss, emit=events), events
 
 
 def hooks_of(model):
