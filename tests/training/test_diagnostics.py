@@ -3,8 +3,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from small_diagnostics import hooks_of, make, mean_loss
 from ranks import run_ranks
+from small_diagnostics import hooks_of, make, mean_loss
 from torch import nn
 
 from models import build_model

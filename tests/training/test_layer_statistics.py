@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from small_diagnostics import hooks_of, make
 from ranks import run_ranks
+from small_diagnostics import hooks_of, make
 from torch import nn
 
 from models import build_model
