@@ -22,6 +22,11 @@ def network_for(model: ModelSettings, manifest: Manifest, *, seed: int = 0) -> n
     Parameters
     ----------
     seed : of the initial weights
+
+    Raises
+    ------
+    ValueError
+        Network, norm and images do not fit each other.
     """
     split = manifest.split("train")
     return build_model(

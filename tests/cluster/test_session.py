@@ -36,9 +36,8 @@ spark.stop()
 
 @pytest.mark.spark
 def test_a_local_session_says_nothing_but_what_is_written_in_it():
-    plain = {
-        name: value for name, value in os.environ.items() if name != "JDK_JAVA_OPTIONS"
-    }  # Java says that it took it
+    # Java repeats these options on standard error.
+    plain = {name: value for name, value in os.environ.items() if name != "JDK_JAVA_OPTIONS"}
     done = subprocess.run(
         [sys.executable, "-c", SESSION],
         cwd=REPOSITORY, env=plain, capture_output=True, text=True, timeout=200, check=False,
