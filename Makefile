@@ -6,7 +6,7 @@ CONFIG ?= conf/quickstart.yaml
 INSTALL = $(BIN)/pip install --disable-pip-version-check --no-input --progress-bar off --constraint conf/constraints.txt --editable '.[dev]'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui check test test-all ui-test bench docs dist clean
+.PHONY: help setup run ui check test test-all ui-test gpu-test bench docs dist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ test-all: setup dist ## all tests
 
 ui-test: setup ## look at the MLflow UI and the report of `make run` in a headless Chromium; pictures in runs/screenshots
 	SPARKNORM_UI_RUNS=runs $(BIN)/python -m pytest -m ui
+
+# No set-up: a GPU machine brings its own Python with a torch built for CUDA, and needs neither Java nor Spark.
+gpu-test: ## tests/cuda, which needs torch, numpy, pyarrow, fsspec, pydantic, PyYAML, Pillow and pytest (PYTHON=the one that has them)
+	$(PYTHON) -m pytest tests/cuda
 
 bench: setup ## loading, ingest, training and norms against their peers, about an hour (PART=loader, ingest, scale, training, study, norms or gpu)
 	$(BIN)/python tests/bench/run.py $(PART)

@@ -17,7 +17,6 @@ from pipeline import storage
 from pipeline.config.cluster import SparkSettings
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
-from pipeline.ingest.sources import fashion_mnist
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -107,6 +106,8 @@ def remote():
 @pytest.fixture(scope="session")
 def fashion_mnist_files(tmp_path_factory) -> Path:
     """The folder of the real files: those of this machine, or fetched once into the repository's runs/cache."""
+    from pipeline.ingest.sources import fashion_mnist
+
     return Path(fashion_mnist.locate(None, str(REPOSITORY / "runs" / "cache")))
 
 

@@ -23,6 +23,20 @@ class ConvUnit(nn.Sequential):
         )
 
 
+class AveragePool(nn.AvgPool2d):
+    """The mean over 3 x 3 pixels, those beyond the border not counted, at every pixel of an (N, C, H, W) input.
+
+    On CUDA the input becomes contiguous first: with channels_last the backward pass of torch 2.11 gives wrong gradients
+    for windows that overlap (seen on an H100; `tests/cuda` compares them with the CPU's).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(3, stride=1, padding=1, count_include_pad=False)
+
+    def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
+        return super().forward(x_nchw.contiguous() if x_nchw.is_cuda else x_nchw)
+
+
 class InceptionModule(nn.Module):
     """The module concatenates four branches of ``outputs`` channels each: 1x1; 1x1, 3x3; 1x1, 3x3, 3x3 (in place of
     GoogLeNet's 5x5); average pooling, 1x1.
@@ -37,7 +51,7 @@ class InceptionModule(nn.Module):
             widths = [inputs, *[outputs] * len(kernels)]
             return [ConvUnit(widths[i], outputs, kernel, norm, activation) for i, kernel in enumerate(kernels)]
 
-        pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+        pool = AveragePool()
         branches = [chain(1), chain(1, 3), chain(1, 3, 3), [pool, *chain(1)]]
         self.branches = nn.ModuleList(nn.Sequential(*branch) for branch in branches)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch.nn import functional as F
 
-from models.norms.base import MeanVarianceNorm, per_channel
+from models.norms.base import MeanVarianceNorm
+from models.norms.synchronized import SumOverRanks, normalize_over_ranks
 
 Statistics = Literal["rank", "lane", "world"]
 
@@ -53,7 +54,7 @@ class BatchNorm(MeanVarianceNorm):
         super().__init__(channels, **options)
         self.statistics = statistics
         self.lanes = 1
-        self.sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.sum_over_ranks: SumOverRanks | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.statistics == "lane" and self.lanes > 1:
@@ -77,9 +78,9 @@ class BatchNorm(MeanVarianceNorm):
         self._update(means.mean(0), variances.mean(0))
         return torch.cat(parts)
 
-    def _over_ranks(self, x: torch.Tensor, sum_over_ranks: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        y, mean, variance, count = _Synchronized.apply(x, self.weight, self.bias, self.eps, sum_over_ranks)
-        self._update(mean, variance * (count / (count - 1)))
+    def _over_ranks(self, x: torch.Tensor, sum_over_ranks: SumOverRanks) -> torch.Tensor:
+        y, mean, variance, total = normalize_over_ranks(x, self.weight, self.bias, self.eps, sum_over_ranks)
+        self._update(mean, variance * (total / (total - 1)))
         return y
 
     def join(self, running: Mapping[str, torch.Tensor], shares: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -91,72 +92,3 @@ class BatchNorm(MeanVarianceNorm):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, momentum={self.momentum}, statistics={self.statistics}"
-
-
-class _Synchronized(torch.autograd.Function):
-    """Batch normalization over the rows of all ranks. Every rank has to call forward and backward, as each of them sums
-    over the ranks once: 2 C + 1 float64 numbers forward, 2 C backward.
-
-    With g the gradient of the loss by the normalized values, and means over the values of a channel on all ranks, the
-    gradient by the input is (Ioffe & Szegedy 2015, section 3, the chain rule solved)::
-
-        dx = (g - mean(g) - x_hat * mean(g * x_hat)) / sqrt(var + eps)
-
-    The gradients by weight and bias are those of this rank's rows; the training sums them with all others.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, eps, sum_over_ranks):
-        axes = [0, *range(2, x.ndim)]
-        count = x.numel() // x.shape[1]
-        sums = torch.zeros(2 * x.shape[1] + 1, dtype=torch.float64, device=x.device)
-        if count:
-            rank_var, rank_mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), axes, correction=0)
-            rank_mean = rank_mean.double()
-            sums = torch.cat([rank_mean * count, (rank_var + rank_mean**2) * count, sums.new_tensor([count])])
-        first, second, total = sum_over_ranks(sums).split([x.shape[1], x.shape[1], 1])
-        if total <= 1:
-            raise ValueError("batch norm over all ranks: there is only one value in a channel")
-        mean = first / total
-        variance = (second / total - mean**2).clamp_(min=0)
-        # torch's kernel wants one dtype of all four; without scale and shift, statistics of bf16 rows stay float32.
-        affine = weight if weight is not None else bias
-        dtype = affine.dtype if affine is not None else torch.promote_types(x.dtype, torch.float32)
-        mean_, variance_ = mean.to(dtype), variance.to(dtype)
-        ctx.save_for_backward(x, weight, mean_, variance_, total)
-        ctx.eps, ctx.sum_over_ranks, ctx.has_bias = eps, sum_over_ranks, bias is not None
-        ctx.mark_non_differentiable(mean, variance, total)
-        return F.batch_norm(x, mean_, variance_, weight, bias, False, 0.0, eps), mean, variance, total
-
-    @staticmethod
-    def backward(ctx, grad_y, *_):
-        x, weight, mean, variance, total = ctx.saved_tensors
-        scale = torch.ones_like(mean) if weight is None else weight
-        grad_x, sum_gx, sum_g = _backward_of_fixed_statistics(grad_y, x, scale, mean, variance, ctx.eps)
-        if ctx.needs_input_grad[0]:
-            sums = ctx.sum_over_ranks(torch.cat([sum_g.double(), sum_gx.double()]))
-            mean_g, mean_gx = (part / total for part in sums.chunk(2))
-            inverse = (variance.double() + ctx.eps).rsqrt()
-            # scale * inverse * (mean_g + x_hat * mean_gx) is a + b * x in each channel; the two nearly cancel for rows
-            # far from 0, so not in bf16.
-            b = scale * inverse * inverse * mean_gx
-            a = scale * inverse * mean_g - b * mean
-            a, b = (per_channel(values, x).to(mean.dtype) for values in (a, b))
-            grad_x = (grad_x - torch.addcmul(a, x, b)).to(x.dtype)
-        return grad_x, None if weight is None else sum_gx, sum_g if ctx.has_bias else None, None, None
-
-
-def _backward_of_fixed_statistics(grad_y, x, scale, mean, variance, eps):
-    """Return ``scale * grad_y / sqrt(var + eps)``, and the sums of ``grad_y * x_hat`` and of ``grad_y`` over this
-    rank's rows."""
-    if not x.numel():  # torch's kernel divides by the number of rows
-        return torch.zeros_like(x), torch.zeros_like(mean), torch.zeros_like(mean)
-    grad_y = grad_y.contiguous(memory_format=_memory_format(x))
-    return torch.ops.aten.native_batch_norm_backward(
-        grad_y, x, scale, mean, variance, None, None, False, eps, [True] * 3
-    )
-
-
-def _memory_format(x: torch.Tensor) -> torch.memory_format:
-    channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format

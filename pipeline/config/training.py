@@ -122,6 +122,9 @@ class TrainSettings(FrozenModel):
     evaluations_per_epoch: int = Field(1, ge=1, description="evaluations in an epoch, the last at its end")
     evaluation_batch_size: int = Field(500, ge=1, description="images in a forward pass of evaluation, per worker")
     bf16: bool = Field(False, description="autocast the forward pass to bfloat16")
+    tf32: bool = Field(
+        True, description="GPUs round the factors of float32 products to TensorFloat-32, several times as fast"
+    )
     channels_last: bool = Field(True, description="NHWC memory layout")
     compile: bool = Field(False, description="torch.compile; workers on CPU need a C++ compiler")
     accumulate: int = Field(

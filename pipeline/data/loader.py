@@ -101,7 +101,9 @@ class TrainLoader:
 
         Where it pays, a background thread makes them ahead; it ends with the ``with`` block.
         """
-        ahead = 2 if self._settings.kind == "petastorm" else reader.blocks_ahead(self._files)
+        petastorm = self._settings.kind == "petastorm"
+        # A GPU computes while the host gathers and pins: those must not be in its way.
+        ahead = 2 if petastorm or self._pin else reader.blocks_ahead(self._files)
         return Prefetch(self._blocks(step), ahead)
 
     def _blocks(self, step: int) -> Iterator[reader.Block]:

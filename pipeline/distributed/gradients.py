@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,14 +28,11 @@ class GradientExchange:
     Attributes
     ----------
     forward : the network wrapped in DistributedDataParallel; in a world of one the network itself
-    ready_at : time.perf_counter() when this rank had computed its last gradient; what follows in ``backward()`` is
-        waiting. 0 in a world of one
     """
 
     def __init__(self, worker: Worker, model: nn.Module, compression: str):
-        self._worker, self._bf16 = worker, compression == "bf16"
         self.forward: nn.Module = model
-        self.ready_at = 0.0
+        self._state = _HookState(worker, bf16=compression == "bf16")
         if worker.world_size > 1:
             self.forward = DistributedDataParallel(
                 model,
@@ -41,13 +40,21 @@ class GradientExchange:
                 gradient_as_bucket_view=True,
                 **_without_buffer_sync(),
             )
-            self.forward.register_comm_hook(None, self._exchange)
+            # DDP's reducer keeps the hook. Were that a method, it would keep this object, and with it network and
+            # reducer, in a circle through C++ that no garbage collector sees: GPU memory would outlive the training.
+            self.forward.register_comm_hook(self._state, _exchange)
+
+    @property
+    def ready_at(self) -> float:
+        """time.perf_counter() when this rank had computed its last gradient; what follows in ``backward()`` is waiting.
+        0 in a world of one."""
+        return self._state.ready_at
 
     def local(self) -> Any:
         """A context in which ``backward()`` adds to this rank's gradients and exchanges nothing."""
         return getattr(self.forward, "no_sync", contextlib.nullcontext)()
 
-    def warm_up(self, batch: torch.Tensor) -> None:
+    def warm_up(self, loss: Callable[[], torch.Tensor]) -> None:
         """Make forward and backward passes without consequence. They change buffers, which the caller restores.
 
         DDP cuts its buckets anew after the first backward pass, in the order in which gradients came. Sums over three
@@ -55,23 +62,33 @@ class GradientExchange:
 
         Parameters
         ----------
-        batch : images as the network takes them
+        loss : a forward pass through ``forward``, as training makes it
         """
-        if self._worker.world_size > 1:
+        if self._state.worker.world_size > 1:
             for _ in range(2):
-                self.forward(batch).float().sum().backward()
+                loss().backward()
                 self.forward.zero_grad(set_to_none=True)
 
-    def _exchange(self, state, bucket):  # DDP reads the signature and takes no annotation that is a string
-        if bucket.is_last():
-            self.ready_at = time.perf_counter()
-            self._worker.status.enter("all-reduce")
-        buffer = bucket.buffer()
-        send = (buffer.to(torch.bfloat16) if self._bf16 else buffer).div_(self._worker.world_size)
-        future = dist.all_reduce(send, async_op=True).get_future()
-        if not self._bf16:
-            return future.then(lambda done: done.value()[0])
-        return future.then(lambda done: buffer.copy_(done.value()[0]))
+
+@dataclass
+class _HookState:
+    """What `_exchange` knows, and what it leaves: see `GradientExchange.ready_at`."""
+
+    worker: Worker
+    bf16: bool
+    ready_at: float = 0.0
+
+
+def _exchange(state, bucket):  # DDP reads the signature and takes no annotation that is a string
+    if bucket.is_last():
+        state.ready_at = time.perf_counter()
+        state.worker.status.enter("all-reduce")
+    buffer = bucket.buffer()
+    send = (buffer.to(torch.bfloat16) if state.bf16 else buffer).div_(state.worker.world_size)
+    future = dist.all_reduce(send, async_op=True).get_future()
+    if not state.bf16:
+        return future.then(lambda done: done.value()[0])
+    return future.then(lambda done: buffer.copy_(done.value()[0]))
 
 
 def _without_buffer_sync() -> Any:

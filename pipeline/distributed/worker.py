@@ -66,7 +66,7 @@ class Worker:
         """Return once every rank is here, or raise after the collective timeout."""
         if self.world_size > 1:
             with self.status.waiting():
-                dist.barrier(device_ids=[self.device.index or 0] if self.device.type == "cuda" else None)
+                dist.barrier(device_ids=[self.device.index or 0] if dist.get_backend() == "nccl" else None)
 
 
 def alone(device: str = "auto") -> Worker:
@@ -75,14 +75,37 @@ def alone(device: str = "auto") -> Worker:
 
 
 @contextmanager
-def process_group(store: dist.Store, rank: int, world_size: int, device: torch.device, timeout: timedelta) -> Iterator:
-    """Join the default process group (NCCL on CUDA, gloo on CPU) and leave it at the end, whatever happens."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+def process_group(
+    store: dist.Store,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    timeout: timedelta,
+    *,
+    backend: str | None = None,
+) -> Iterator:
+    """Join the default process group and leave it at the end, whatever happens. Memory that torch keeps on a GPU for
+    later is then given back: a Python worker may live on, with nothing to train.
+
+    Parameters
+    ----------
+    backend : None is NCCL on CUDA and gloo on CPU. gloo also takes tensors of a GPU, and lets ranks share one
+    """
+    backend = backend or ("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device if backend == "nccl" else None,
+    )
     try:
         yield
     finally:
         dist.destroy_process_group()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def augment(
 
     def draw(count: int) -> torch.Tensor:
         shape = (num_lanes, len(images) // len(lanes), count)
-        return torch.rand(shape, generator=generator)[list(lanes)].view(-1, count).to(images.device)
+        return _on_device(torch.rand(shape, generator=generator)[list(lanes)].view(-1, count), images.device)
 
     draws = draw(3)
     if settings.flip:
@@ -49,17 +49,22 @@ def augment(
     return images
 
 
+def _on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values of the host on the device; from pinned memory, since the host would wait for any other copy to CUDA."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
 def _cut_out(images: torch.Tensor, draws: torch.Tensor, side: int, mean: Sequence[float]) -> torch.Tensor:
     """A square at a uniformly drawn centre, cut off at the borders, takes the mean colour, which normalization makes 0
     (DeVries & Taylor 2017, section 3.2)."""
     height, width = images.shape[2:]
-    first = (draws * draws.new_tensor([height, width])).long() - side // 2
+    first = torch.stack([draws[:, 0] * height, draws[:, 1] * width], 1).long() - side // 2
     y, x = (torch.arange(length, device=images.device) for length in (height, width))
     rows = (y >= first[:, :1]) & (y < first[:, :1] + side)
     columns = (x >= first[:, 1:]) & (x < first[:, 1:] + side)
     square = (rows[:, :, None] & columns[:, None, :])[:, None]
-    colour = images.new_tensor([round(255 * value) for value in mean]).view(1, -1, 1, 1)
-    return torch.where(square, colour, images)
+    colour = _on_device(torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8), images.device)
+    return torch.where(square, colour.view(1, -1, 1, 1), images)
 
 
 def _shift(images: torch.Tensor, draws: torch.Tensor, most: int) -> torch.Tensor:

@@ -62,8 +62,9 @@ class DeviceBatches:
             for number, batch in enumerate(itertools.islice(batches, count), first):
                 yield from (images for images, _ in self.parts(batch, number))
 
-    def blank(self) -> torch.Tensor:
-        """Black images as many as a part has, in the same layout."""
+    def blank(self) -> Part:
+        """Black images as many as a part has, in the same layout, all of the first class."""
         rows = self.train.global_batch // self.worker.world_size // self.train.accumulate
         images = torch.zeros(rows, *self.manifest.image.shape, dtype=torch.uint8, device=self.worker.device)
-        return images.contiguous(memory_format=memory_format(self.train))
+        labels = torch.zeros(rows, dtype=torch.int64, device=self.worker.device)
+        return images.contiguous(memory_format=memory_format(self.train)), labels

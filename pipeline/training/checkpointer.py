@@ -13,6 +13,7 @@ from pipeline.training.checkpoint_writer import CheckpointWriter
 from pipeline.training.event_log import EventLog
 from pipeline.training.hooks import CallHook
 from pipeline.training.job import Job, identity
+from pipeline.training.optimizer import load_optimizer
 from pipeline.training.progress import Progress, TrainingState
 
 
@@ -87,7 +88,7 @@ class Checkpointer:
             if state.average:
                 state.average.load(values["model"])
                 state.model.load_state_dict(values["weights"], strict=False)
-            state.optimizer.load_state_dict(values["optimizer"])
+            load_optimizer(state.optimizer, values["optimizer"])
             state.progress = Progress.from_values(values["progress"])
             rank_state.restore(worker, state.model, values["ranks"], seed=self._job.train.seed, step=step)
             self._writer.path = storage.join(self._folder, f"step-{step:08d}.pt")

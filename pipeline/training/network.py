@@ -65,6 +65,9 @@ def build_network(
     if hook:
         hook("network_built", model=network)
     network.to(memory_format=memory_format(train))  # type: ignore[call-overload]
+    if worker.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches of a training have one size
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = train.tf32
     if model.norm_statistics == "lane" and lanes % parts:
         raise ValueError(f"train.accumulate {parts} does not divide a worker's {lanes} lanes")
     norm_statistics.connect(network, worker, lanes=lanes // parts)
@@ -91,5 +94,6 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
         raise ValueError(f"train.compile needs a C++ compiler on every worker: install {compiler}, or set it to false")
     import torch._inductor.config as inductor
 
-    inductor.compile_threads = 1  # no pool of processes beside those of the other ranks
+    if device.type == "cpu":
+        inductor.compile_threads = 1  # no pool of processes beside those of the other ranks
     model.compile()

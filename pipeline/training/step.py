@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from pipeline.training.event_log import EventLog
 from pipeline.training.hooks import CallHook
 from pipeline.training.optimizer import Schedule
 from pipeline.training.progress import TrainingState
+from pipeline.training.readback import Readback
 from pipeline.training.timing import StepTimes
 
 
@@ -53,7 +54,7 @@ class Gradients(NamedTuple):
     """What a forward and backward pass of all ranks has brought, besides the gradients themselves.
 
     loss : mean over the global batch
-    rank_loss : mean over this rank's rows, a float64 scalar on the device
+    rank_loss : mean over this rank's rows, float64 (1,) on the device
     save : whether rank 0 asks for a checkpoint after this step
     """
 
@@ -82,11 +83,16 @@ class TrainStep:
     save_is_due: Callable[[int], bool]
     times: StepTimes
     hook: CallHook = None
+    _readback: Readback = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._readback = Readback(self.worker.device, 2)
 
     def warm_up(self) -> None:
         """Take what only the first pass of an attempt does, without consequence: see `GradientExchange.warm_up`."""
+        images, labels = self.data.blank()
         with norm_statistics.preserve_buffers(self.state.model):
-            self.exchange.warm_up(self.data.blank())
+            self.exchange.warm_up(lambda: self.loss(images, labels, self.exchange.forward))
 
     def take(self, batches: Iterator[Batch]) -> bool:
         """Take the next batch and make one step. A loss that is not finite on any rank stops all before the update.
@@ -127,26 +133,25 @@ class TrainStep:
     def gradients(self, batch: Batch, step: int) -> Gradients:
         """Forward and backward: afterwards ``.grad`` of every parameter is that of the global batch."""
         enter, parts = self.worker.status.enter, self.data.parts(batch, step)
-        # The loss travels while the backward pass computes, and with it rank 0's word on a checkpoint.
-        shared = torch.zeros(2, dtype=torch.float64, device=self.worker.device)
-        pending = None
+        losses: list[torch.Tensor] = []
         for number, (images, labels) in enumerate(parts):
             last = number + 1 == len(parts)
             with contextlib.nullcontext() if last else self.exchange.local():
                 enter("forward")
-                loss = self.loss(images, labels, self.exchange.forward) / len(parts)
-                shared[0] += loss.detach()
+                loss = self.loss(images, labels, self.exchange.forward)
+                loss = loss if len(parts) == 1 else loss / len(parts)
+                losses.append(loss.detach().double())
                 if last:
-                    shared[1] = float(self.worker.rank == 0 and self.save_is_due(step + 1))
-                    rank_loss = shared[0].clone()
-                    pending = self.worker.all_reduce_start(shared)
+                    # The loss travels while the backward pass computes, and with it rank 0's word on a checkpoint.
+                    rank_loss = torch.stack(losses).sum(0, keepdim=True) if number else losses[0].view(1)
+                    saves = float(self.worker.rank == 0 and self.save_is_due(step + 1))
+                    shared = nn.functional.pad(rank_loss, (0, 1), value=saves)
+                    self._readback.begin(shared, self.worker.all_reduce_start(shared))
                 enter("backward")
                 loss.backward()
         computed_at = self.exchange.ready_at or time.perf_counter()
         enter("all-reduce")
-        if pending is not None:
-            pending.wait()
-        loss_sum, save = shared.tolist()
+        loss_sum, save = self._readback.wait()
         self.times.gradients_arrived(computed_at if self.worker.world_size > 1 else None)
         return Gradients(loss_sum / self.worker.world_size, rank_loss, save > 0)
 

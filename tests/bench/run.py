@@ -49,12 +49,7 @@ def main() -> None:
     if "norms" in parts:
         norms.run()
     if "gpu" in parts and gpu.is_there():
-        spark = training.start()
-        try:
-            dataset = ingest.fashion_mnist(spark, WORK)
-        finally:
-            spark.stop()
-        gpu.run(dataset, WORK)
+        gpu.run(WORK)
 
 
 if __name__ == "__main__":

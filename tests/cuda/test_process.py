@@ -1,0 +1,50 @@
+"""What a process does with a GPU around a training: forks, process groups that are joined and left."""
+
+import multiprocessing
+import subprocess
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pipeline.distributed.worker import Worker, process_group
+
+# What Spark's daemon of Python workers imports before it forks them.
+FORK = """
+import os, sys, torch
+import pipeline.training.loop, pipeline.cluster.rendezvous
+assert not torch.cuda.is_initialized(), "the imports have initialised CUDA"
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if torch.ones(3, device=sys.argv[1]).sum().item() == 3 else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_fork_can_use_the_device(device):
+    done = subprocess.run([sys.executable, "-c", FORK, device.type], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def join_and_leave(times, device_type):
+    """Sums over a world of one, by the backend of the device, in one process group after another."""
+    device, sums = torch.device(device_type, 0), []
+    for _ in range(times):
+        store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timedelta(seconds=60))
+        with process_group(store, 0, 1, device, timedelta(seconds=60)):
+            worker = Worker(0, 1, 0, 1, device, "localhost")
+            values = torch.ones(4, device=device)
+            dist.all_reduce(values)
+            worker.wait_for_all()
+            dist.barrier()
+            sums.append(values.sum().item())
+            backend = dist.get_backend()
+    return sums, backend
+
+
+def test_a_process_joins_one_group_after_another(device):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        sums, backend = pool.apply_async(join_and_leave, (3, device.type)).get(timeout=120)
+    assert sums == [4.0] * 3
+    assert backend == ("nccl" if device.type == "cuda" else "gloo")

@@ -1,0 +1,176 @@
+"""Whole trainings on the device: to the end, resumed, diverged; what they wait for, and what memory they leave."""
+
+import contextlib
+import gc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ranks import fit_until, run_ranks
+
+from pipeline.config.training import AugmentSettings, CheckpointSettings, ModelSettings, TrainSettings
+from pipeline.distributed.worker import alone
+from pipeline.training import checkpoint
+from pipeline.training.assembly import assemble
+from pipeline.training.augment import augment
+from pipeline.training.job import Job, identity
+from pipeline.training.loop import fit
+
+AUGMENT = AugmentSettings(flip=True, shift=1, cutout=3)
+
+
+def make_job(dataset, folder, model=None, **changes):
+    settings = {"epochs": 2, "batch_size": 32, "lanes": 4, "evaluate_on": "train", "evaluation_batch_size": 100,
+                "learning_rate": 0.05, "augment": AUGMENT}  # fmt: skip
+    model = {"network": "resnet", "depth": 8, "width": 8, **(model or {})}
+    return Job(
+        dataset, str(folder), ModelSettings(**model), TrainSettings(**{**settings, **changes}),
+        checkpoint=CheckpointSettings(every_steps=5),
+    )  # fmt: skip
+
+
+def newest(job):
+    return checkpoint.load_newest(f"{job.folder}/checkpoints", identity=identity(job), device=torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def deterministic():
+    """Two trainings give the same bits only with kernels that add in a fixed order."""
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def test_changes_to_images_are_those_of_the_cpu(device):
+    images = torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    options = {"seed": 3, "step": 7, "lanes": range(4), "num_lanes": 4, "mean": [0.5, 0.2, 0.1]}
+    here = augment(images.to(device), AUGMENT, **options)
+    assert torch.equal(here.cpu(), augment(images, AUGMENT, **options))
+
+
+@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"accumulate": 2}, {"weight_ema": 0.9}], ids=str)
+def test_a_training_ends_where_the_cpu_does(options, shards, tmp_path, device):
+    """The labels are noise: the loss that both have after some steps is the point, not the accuracy."""
+    if device.type == "cpu" and options:
+        pytest.skip("tests/training has it")
+    job = make_job(shards, tmp_path / "job", epochs=1, **options)
+    found = fit(alone(device.type), job)
+    expected = fit(alone("cpu"), make_job(shards, tmp_path / "cpu", epochs=1, **options))
+    assert found.steps == expected.steps == 16
+    assert found.curve[-1].loss == pytest.approx(expected.curve[-1].loss, rel=0.1)
+    assert found.train_loss[-1] == pytest.approx(expected.train_loss[-1], rel=0.05)
+
+
+@pytest.mark.parametrize("with_dropout", [False, True], ids=["", "dropout"])
+def test_a_training_that_was_ended_goes_on_with_the_same_bits(with_dropout, shards, tmp_path, device):
+    whole, cut = (make_job(shards, tmp_path / name) for name in ("whole", "cut"))
+    with deterministic():
+        assert fit_until(alone(device.type), whole, None, with_dropout)
+        assert fit_until(alone(device.type), cut, 17, with_dropout) is None
+        assert newest(cut)["progress"]["step"] == 16  # the end of the first epoch
+        assert fit_until(alone(device.type), cut, None, with_dropout)
+    one, other = newest(whole), newest(cut)
+    for name, tensor in one["model"].items():
+        assert torch.equal(tensor, other["model"][name]), name
+    assert one["progress"]["curve"] == other["progress"]["curve"]
+
+
+def test_checkpoints_go_to_the_cpu_and_back(shards, tmp_path, device):
+    """A training is begun on one device, goes on on another, and ends on the first."""
+    job = make_job(shards, tmp_path / "job")
+    assert fit_until(alone(device.type), job, 7) is None
+    assert fit_until(alone("cpu"), job, 18) is None
+    result = fit(alone(device.type), job)
+    assert result.steps == 32
+    assert result.curve[-1].loss == pytest.approx(fit(alone("cpu"), replace(job, folder=str(tmp_path / "other")))
+                                                  .curve[-1].loss, rel=0.2)  # fmt: skip
+
+
+@pytest.mark.parametrize("last_step", [0, 3])
+def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(last_step, shards, tmp_path, device):
+    job = make_job(shards, tmp_path / "job", weight_ema=0.9)
+    with assemble(alone(device.type), job) as training:
+        step, state = training.step, training.state
+        step.warm_up()
+        training.checkpoints.restore()
+        with training.loader.batches(0) as batches:
+            for _ in range(last_step):
+                step.take(batches)
+            weights = [parameter.detach().clone() for parameter in state.model.parameters()]
+            average = {name: value.clone() for name, value in state.average.state().items()}
+            momentum = [
+                None if (value := state.optimizer.state[parameter].get("momentum_buffer")) is None else value.clone()
+                for parameter in state.model.parameters()
+            ]
+            step.loss = lambda images, labels, forward: forward(images).sum() * float("nan")
+            assert step.take(batches) is False
+        assert state.progress.diverged
+        assert state.progress.step == last_step
+        for parameter, before, moved in zip(state.model.parameters(), weights, momentum, strict=True):
+            assert torch.equal(parameter, before)
+            now = state.optimizer.state[parameter].get("momentum_buffer")
+            assert (now is None) == (moved is None)
+            assert now is None or torch.equal(now, moved)
+        assert all(torch.equal(value, average[name]) for name, value in state.average.state().items())
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch_renorm", "switchable", "power", "group"])
+def test_a_step_waits_for_nothing_but_its_loss(norm, shards, tmp_path, cuda):
+    """torch refuses every call that would make the host wait for the device; the loss comes by an event."""
+    with assemble(alone("cuda"), make_job(shards, tmp_path / "job", {"norm": norm}, bf16=True)) as training:
+        training.step.warm_up()
+        training.checkpoints.restore()
+        with training.loader.batches(0) as batches:
+            training.step.take(batches)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                for _ in range(5):
+                    training.step.take(batches)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def test_no_memory_outlives_a_training(shards, tmp_path, cuda, held):
+    fit(alone("cuda"), make_job(shards, tmp_path / "first"))  # libraries keep workspaces of their own
+    before = held()
+    for name in ("second", "third"):
+        fit(alone("cuda"), make_job(shards, tmp_path / name))
+        assert held() <= before
+
+
+def held_after_trainings(worker, job):
+    """Bytes in use on the GPU after one training of this rank, and after another."""
+    held = []
+    for name in ("one", "another"):
+        fit(worker, replace(job, folder=f"{job.folder}/{name}"))
+        gc.collect()
+        torch.cuda.synchronize()
+        held.append(torch.cuda.memory_allocated())
+    return held
+
+
+def test_no_memory_outlives_a_training_of_two_ranks(shards, tmp_path, cuda):
+    """DistributedDataParallel and its hook are gone with it; what libraries keep for the next does not grow."""
+    for one, another in run_ranks(held_after_trainings, 2, make_job(shards, tmp_path / "job"), device="cuda"):
+        assert another <= one
+
+
+def weights_after(worker, job):
+    fit(worker, job)
+    state = newest(job)
+    return {name: np.asarray(tensor) for name, tensor in state["model"].items()}
+
+
+def test_two_ranks_train_as_one(shards, tmp_path, device):
+    """With statistics by lane, which are the same for any number of ranks."""
+    options = {"epochs": 1, "tf32": False}
+    one, two = (make_job(shards, tmp_path / name, {"norm_statistics": "lane"}, **options) for name in ("one", "two"))
+    (alone_,) = run_ranks(weights_after, 1, one, device=device.type)
+    for rank in run_ranks(weights_after, 2, two, device=device.type):
+        for name, values in rank.items():
+            np.testing.assert_allclose(values, alone_[name], rtol=2e-2, atol=5e-3, err_msg=name)
