@@ -143,19 +143,18 @@ def balanced_copies(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     -------
     Unsigned integer array of shape (rows,), of the smallest type that holds its values; its sum is the number of rows.
     """
-    labels = np.asarray(labels)
     by_class = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
     present = np.flatnonzero(counts)
-    counts = counts[present]
+    starts = (np.random.default_rng([_COPIES, seed]).random(len(counts)) + epoch * _GOLDEN_RATIO) % 1
     shares = len(labels) // len(present) + (np.arange(len(present)) < len(labels) % len(present))
-    starts = np.random.default_rng([_COPIES, seed]).random(int(present[-1]) + 1)[present]
-    starts = ((starts + epoch * _GOLDEN_RATIO) % 1 * counts).astype(np.int64)
-    places = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows, share, start = np.repeat(counts, counts), np.repeat(shares, counts), np.repeat(starts, counts)
-    copies = ((places + 1) * share + start) // rows - (places * share + start) // rows
-    result = np.empty(len(labels), np.min_scalar_type(int(copies.max())))
-    result[by_class] = copies
+    result = np.empty(len(labels), np.min_scalar_type(int(np.max(-(-shares // counts[present])))))
+    first = 0
+    for number, share in zip(present.tolist(), shares.tolist(), strict=True):
+        rows = int(counts[number])
+        before = (np.arange(rows + 1) * share + int(starts[number] * rows)) // rows
+        result[by_class[first : first + rows]] = np.diff(before)
+        first += rows
     return result
 
 
