@@ -15,8 +15,8 @@ from pipeline import storage
 from pipeline.config import Settings
 from pipeline.console import console
 from pipeline.data import Manifest
-from pipeline.driver import slots
-from pipeline.driver.checks import check_trial
+from pipeline.driver import dataset_checks, slots
+from pipeline.driver.checks import check_trial, open_dataset, tell
 from pipeline.driver.record import Record, unfinished_record
 from pipeline.driver.trial import run_trial
 from pipeline.report.comparison import Comparison, SearchTrial, StudyRun, TrialResult
@@ -50,9 +50,10 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
     ValueError
         Something about the settings, the dataset or the cluster does not fit; nothing was launched.
     """
+    settings, manifest = open_dataset(settings)
     arms, candidates = arms_of(settings), candidates_of(settings)
     search = search_trials(settings, arms, candidates)
-    manifest = _check(spark, settings, arms, search)
+    notes = _check(spark, settings, manifest, arms, search)
     at_once = slots.trials_at_once(spark, [arm.settings.workers for arm in arms], settings.compare.side_by_side)
     tracker = Tracker(settings.tracking)
     record = _begin(settings, manifest)
@@ -67,24 +68,34 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
         train = partial(_train, spark, tracker, manifest, parent.run_id, at_once)
         searched = [SearchTrial.of(run) for run in train(search)]
         runs = train(compared_trials(settings, arms, candidates, searched))
-        comparison = summarize(settings, manifest, runs, searched, side_by_side=at_once, parent_run_id=parent.run_id)
+        comparison = summarize(
+            settings, manifest, runs, searched, notes=notes, side_by_side=at_once, parent_run_id=parent.run_id
+        )
         _publish(settings.output, parent, comparison)
     record.update(result=storage.join(settings.output, RESULT))
     return comparison
 
 
-def _check(spark: SparkSession, settings: Settings, arms: Sequence[Arm], search: Sequence[Trial]) -> Manifest:
-    """Every arm can be trained, and nothing is chosen on the split that judges it. Returns the dataset's manifest."""
+def _check(
+    spark: SparkSession, settings: Settings, manifest: Manifest, arms: Sequence[Arm], search: Sequence[Trial]
+) -> list[str]:
+    """Every arm can be trained and measured, and nothing is chosen on the split that judges it.
+
+    Returns
+    -------
+    What a person should know of the dataset, as sentences, which were shown.
+    """
     options = settings.compare
     if search and options.search_on == settings.train.evaluate_on:
         raise ValueError(
             f"compare.search_on and train.evaluate_on are both {options.search_on!r}: a learning rate chosen "
             "on the split that judges it makes the comparison unfair; use `validation`"
         )
-    manifest = check_trial(spark, arms[0].settings)
-    for others in (*(arm.settings for arm in arms[1:]), *(trial.settings for trial in search[:1])):
-        check_trial(spark, others, manifest)
-    return manifest
+    notes = dataset_checks.check_comparison(settings, manifest, searches=bool(search))
+    for trained in (*(arm.settings for arm in arms), *(trial.settings for trial in search[:1])):
+        check_trial(spark, trained, manifest)
+    tell([*notes, *dataset_checks.one_seed(settings)])
+    return notes
 
 
 def _begin(settings: Settings, manifest: Manifest) -> Record:

@@ -25,6 +25,7 @@ def summarize(
     runs: Sequence[StudyRun],
     search: Sequence[SearchTrial],
     *,
+    notes: Sequence[str] = (),
     side_by_side: int,
     parent_run_id: str,
 ) -> Comparison:
@@ -36,6 +37,7 @@ def summarize(
     manifest : of its dataset
     runs : every arm with every seed, the baseline first
     search : trials of the tuned values; empty where nothing was chosen
+    notes : what was said of the dataset before training, as sentences
     side_by_side : how many trials trained at once
     parent_run_id : the MLflow run whose children they are
     """
@@ -67,7 +69,7 @@ def summarize(
         runs=tuple(compared),
         arms=tuple(arms),
         search=tuple(search),
-        warnings=tuple(statistics.warnings_of(arms, options.grid, tuned)),
+        warnings=(*notes, *statistics.warnings_of(arms, options.grid, tuned)),
         not_measured=tuple(statistics.not_measured(options.grid, len(options.seeds), gradient_norms=norms_known)),
         side_by_side=side_by_side,
         mlflow=ComparisonRun(parent_run_id=parent_run_id, experiment=settings.tracking.experiment),

@@ -63,7 +63,8 @@ class TrainResult(TrainSummary):
     """What a training has reached, and how it came there. The same on every rank.
 
     curve : one point for each evaluation
-    train_loss : mean loss of the steps since the evaluation before, one for each; None where there were none
+    train_loss : mean loss of the steps since the evaluation before, one for each, with class weights where there are
+        some; None where there were no steps
     train_seconds : seconds of all optimizer steps up to each evaluation
     checkpoint : path of the last one
     ranks : what each rank of the last attempt spent its time on
