@@ -32,11 +32,13 @@ class Training:
     """The parts of one training on one rank. None of them knows this class, or the loop that uses them.
 
     train : the job's settings, with the global batch of the whole training
+    last_step : optimizer steps done when this call of `fit` ends: all, or those to the end of ``Job.until_cycle``
     hook : see `hooks`
     """
 
     worker: Worker
     train: TrainSettings
+    last_step: int
     loader: TrainLoader
     state: TrainingState
     step: TrainStep
@@ -51,8 +53,9 @@ class Training:
         return self.loader.steps_per_epoch
 
     @property
-    def total_steps(self) -> int:
-        return self.loader.steps_per_epoch * self.train.epochs
+    def at_cycle_end(self) -> bool:
+        """Whether a cycle of the schedule has just ended, where the training may stop and go on later."""
+        return self.state.progress.step in self.step.schedule.cycle_ends
 
 
 @contextlib.contextmanager
@@ -80,8 +83,10 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         loss = MeanLoss(train, worker.device.type)
         diagnostics = Diagnostics(worker, model, train.diagnostics, loss=loss, emit=events.emit)
         schedule = Schedule(train, loader.steps_per_epoch)
+        ends = schedule.cycle_ends
+        last_step = ends[-1] if job.until_cycle is None else ends[min(job.until_cycle, len(ends)) - 1]
         times = StepTimes(worker.world_size)
         step = TrainStep(
             worker, train, state, data, exchange, schedule, loss, diagnostics, events, checkpoints.is_due, times, hook
         )
-        yield Training(worker, train, loader, state, step, evaluator, diagnostics, checkpoints, events, hook)
+        yield Training(worker, train, last_step, loader, state, step, evaluator, diagnostics, checkpoints, events, hook)

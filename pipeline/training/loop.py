@@ -19,7 +19,8 @@ from pipeline.training.result import EvaluationPoint, TrainResult
 def fit(worker: Worker, job: Job) -> TrainResult:
     """Train to the end, evaluating and checkpointing on the way. Every rank calls it and gets the same result.
 
-    A job that finds checkpoints of its own in its folder goes on from the newest.
+    A job that finds checkpoints of its own in its folder goes on from the newest. One with ``until_cycle`` stops at the
+    end of that cycle of its schedule, evaluated and saved; the same job with a later one goes on bit by bit.
 
     Raises
     ------
@@ -36,11 +37,12 @@ def fit(worker: Worker, job: Job) -> TrainResult:
         progress = training.state.progress
         _emit_start(training)
         with training.loader.batches(progress.step) as batches:
-            while progress.step < training.total_steps and not progress.diverged:
+            while progress.step < training.last_step and not progress.diverged:
                 save = training.step.take(batches)
-                if progress.diverged or training.evaluator.is_due(progress.step):
+                if progress.diverged or training.at_cycle_end or training.evaluator.is_due(progress.step):
                     _evaluate(training)
-                if progress.diverged or save or progress.step % training.steps_per_epoch == 0:
+                at_epoch_end = progress.step % training.steps_per_epoch == 0
+                if progress.diverged or save or at_epoch_end or training.at_cycle_end:
                     training.checkpoints.save()
         training.checkpoints.finish()
         worker.wait_for_all()
@@ -57,8 +59,8 @@ def _emit_start(training: Training) -> None:
         restored_from=step,
         attempt=worker.attempt,
         world_size=worker.world_size,
-        total_steps=training.total_steps,
-        epochs=training.train.epochs,
+        total_steps=training.last_step,
+        epochs=math.ceil(training.last_step / training.steps_per_epoch),
         force=True,
     )
 
