@@ -103,7 +103,7 @@ class TrainSettings(FrozenModel):
     first_cycle_epochs: float | None = Field(
         None,
         gt=0,
-        description="warm restarts: epochs of the schedule's first cycle; each next cycle is twice as long, the last one "
+        description="warm restarts: epochs of the schedule's first cycle; each next one is twice as long, the last "
         "ends with the training, and warm-up is at most half of a cycle; null: one schedule over all epochs",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of SGD")

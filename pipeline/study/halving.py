@@ -1,0 +1,189 @@
+"""Which candidates of an arm train on, and which one is chosen: successive halving by what can be told apart.
+
+Successive halving (Jamieson & Talwalkar 2016, algorithm 1; Li et al. 2018, section 3) trains all candidates for a short
+first rung and the better half for a longer one, again and again. Here it is not a half that goes on, but all that
+cannot be told from the best, so that noise chooses nothing; the search ends when one stands out or the budget does not
+hold another rung. Rung k trains 2^(k-1) times as long as the first. Pure numpy: no trainings, no Spark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+# Half the width of a two-sided 95% interval, in standard errors.
+Z = 1.96
+
+# Why a choice is not certain: several could not be told apart, none learned, all diverged, or there was no budget.
+Undecided = Literal["tied", "not_learned", "diverged", "no_budget"]
+
+
+@dataclass(frozen=True)
+class RungScore:
+    """What a candidate has shown at the end of a rung.
+
+    costs : float64 (images,), lower is better: the cross-entropy of each validation image in nats, or 1 where it was
+        misclassified and 0 where not. In one order of images for all candidates
+    learned : whether it was better than always naming the largest class (see `has_learned`)
+    diverged : whether its training has ended with a loss that is not finite; costs are then not looked at
+    """
+
+    costs: np.ndarray
+    learned: bool
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the search of one arm may train, in lengths of a first rung.
+
+    units : in all, by all candidates
+    rungs : of one candidate
+    """
+
+    units: int
+    rungs: int
+
+
+@dataclass(frozen=True)
+class Train:
+    """These candidates, by number, train their next rung now."""
+
+    candidates: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Extend:
+    """This candidate has won at an edge of the grid: one beyond it is to be tried."""
+
+    beyond: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The search is over.
+
+    candidate : the one to take, by number
+    tied : those that could not be told apart, itself included, by number; it alone where it stands out
+    undecided : why the choice is not certain; None where it is
+    """
+
+    candidate: int
+    tied: tuple[int, ...]
+    undecided: Undecided | None = None
+
+
+def has_learned(labels: np.ndarray, predictions: np.ndarray) -> bool:
+    """Whether predictions are right more often than the largest class of the labels is, beyond their uncertainty.
+
+    The two are compared image by image: the mean of (right - of the largest class) exceeds 0 by `Z` standard errors.
+
+    Parameters
+    ----------
+    labels, predictions : int (images,)
+    """
+    if not len(labels):
+        return False
+    classes, counts = np.unique(labels, return_counts=True)
+    largest = classes[counts.argmax()]
+    return _is_above_zero((predictions == labels).astype(np.float64) - (labels == largest))
+
+
+def is_worse(one: RungScore, other: RungScore) -> bool:
+    """Whether one's mean cost is above the other's by more than `Z` standard errors of their paired difference."""
+    return _is_above_zero(one.costs - other.costs)
+
+
+def _is_above_zero(values: np.ndarray) -> bool:
+    """Whether a mean is above zero by more than `Z` of its standard errors; False of fewer than two values."""
+    if len(values) < 2:
+        return False
+    return bool(values.mean() > Z * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def rung_units(rung: int) -> int:
+    """Length of a rung in lengths of the first, which is number 0: as `optimizer.cycle_ends` cuts a training."""
+    return 2**rung
+
+
+def units_of(rungs: int) -> int:
+    """Lengths of a first rung that so many rungs of one candidate take."""
+    return 2**rungs - 1
+
+
+def next_move(
+    scores: Sequence[Sequence[RungScore]],
+    places: Sequence[float],
+    budget: Budget,
+    can_extend: Callable[[int], bool] = lambda _: False,
+) -> Train | Extend | Choice:
+    """What a search does next, from all that its candidates have shown so far; nothing else is remembered.
+
+    A candidate is out once one that has learned is better by more than the uncertainty of their difference; while none
+    has learned, all go on. What diverges or collapses is out from the beginning, so that those that it was better than
+    are in again. One that has not learned is not chosen while another has.
+
+    Parameters
+    ----------
+    scores : of each candidate, those of its rungs so far, the shortest first
+    places : of each candidate, what ties are sorted by to find their middle: its value, or its place in the grid
+    budget : holds a first rung of every candidate of the grid
+    can_extend : whether a value beyond this candidate's can be tried, if it wins
+    """
+    left = budget.units - sum(units_of(len(rungs)) for rungs in scores)
+    pool = [number for number, rungs in enumerate(scores) if not has_failed(rungs)]
+    if not pool:
+        return Choice(min(range(len(scores)), key=places.__getitem__), _sorted(range(len(scores)), places), "diverged")
+    for rung in range(budget.rungs):
+        missing = [number for number in pool if len(scores[number]) <= rung]
+        if missing:
+            if len(missing) * rung_units(rung) > left:
+                return _choice(scores, places, pool, rung - 1)
+            return Train(tuple(missing))
+        pool = going_on(scores, pool, rung)
+        if len(pool) == 1 and scores[pool[0]][rung].learned:
+            if can_extend(pool[0]) and units_of(rung + 1) <= left:  # as far as the winner itself has come
+                return Extend(pool[0])
+            return _choice(scores, places, pool, rung)
+    return _choice(scores, places, pool, budget.rungs - 1)
+
+
+def has_failed(rungs: Sequence[RungScore]) -> bool:
+    """Whether a candidate has diverged, or has collapsed: it had learned, and at its last rung has not."""
+    if any(score.diverged for score in rungs):
+        return True
+    return any(score.learned for score in rungs) and not rungs[-1].learned
+
+
+def going_on(scores: Sequence[Sequence[RungScore]], pool: Sequence[int], rung: int) -> list[int]:
+    """Those of the pool than which none that has learned is better after a rung. The best of these always is one."""
+    rivals = [scores[number][rung] for number in pool if scores[number][rung].learned]
+    return _not_worse(scores, pool, rung, rivals)
+
+
+def _not_worse(
+    scores: Sequence[Sequence[RungScore]], pool: Sequence[int], rung: int, rivals: Sequence[RungScore]
+) -> list[int]:
+    return [number for number in pool if not any(is_worse(scores[number][rung], rival) for rival in rivals)]
+
+
+def _choice(scores: Sequence[Sequence[RungScore]], places: Sequence[float], pool: Sequence[int], rung: int) -> Choice:
+    """Choose among those that a rung has left: the middle one of those that tie, of two in the middle the better."""
+    if rung < 0:
+        tied = _sorted(pool, places)
+        return Choice(tied[(len(tied) - 1) // 2], tied, "no_budget")
+    learned = [number for number in pool if scores[number][rung].learned]
+    best = learned or pool
+    tied = _sorted(_not_worse(scores, best, rung, [scores[number][rung] for number in best]), places)
+    middle = tied[(len(tied) - 1) // 2 : len(tied) // 2 + 1]
+    chosen = min(middle, key=lambda number: float(scores[number][rung].costs.mean()))
+    undecided: Undecided | None = "tied" if len(tied) > 1 else None
+    return Choice(chosen, tied, undecided if learned else "not_learned")
+
+
+def _sorted(numbers: Sequence[int], places: Sequence[float]) -> tuple[int, ...]:
+    return tuple(sorted(numbers, key=places.__getitem__))
