@@ -27,7 +27,7 @@ class CompareSettings(FrozenModel):
     search_budget: float = Field(
         0.5,
         gt=0,
-        description="the trials that choose the values of `tune` train at most this share of the epochs of the trainings "
+        description="the trials that choose the values of `tune` train at most this share of the epochs of those "
         "that are compared",
     )
     search_metric: Literal["cross_entropy", "accuracy"] = Field(
@@ -36,7 +36,7 @@ class CompareSettings(FrozenModel):
     search_extensions: int = Field(
         2,
         ge=0,
-        description="values tried beyond each edge of the grid of a single tuned number, where the value at the edge wins",
+        description="values tried beyond an edge of the grid of a single tuned number, where the one at the edge wins",
     )
     search_seed: int = Field(1_000, ge=0, description="seed of those trials, apart from the seeds compared")
     search_on: str = Field("validation", description="split that chooses; never the one that judges")

@@ -48,6 +48,7 @@ class RecordContent(FrozenModel):
     name : of the training or the study
     run_id : of its MLflow run
     model : whether the trained network is in MLflow
+    cycles : results at the ends of the schedule's cycles, of a training that stops there
     result : of a training; for a study the path of its result
     """
 
@@ -55,6 +56,7 @@ class RecordContent(FrozenModel):
     name: str | None = None
     run_id: str | None = None
     model: bool = False
+    cycles: tuple[TrialResult, ...] = ()
     result: TrialResult | str | None = None
 
 

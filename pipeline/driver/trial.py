@@ -43,6 +43,7 @@ def run_trial(
     slot: TrainingSlot | None = None,
     manifest: Manifest | None = None,
     hook: Hook | None = None,
+    cycle: int | None = None,
     **tags: Any,
 ) -> TrialResult:
     """Train once and log it as one MLflow run, whatever the number of ranks or restarts, also of the driver.
@@ -58,6 +59,8 @@ def run_trial(
     slot : held while it trains; None where nothing else trains
     manifest : of the dataset, where it is loaded already
     hook : what every rank calls at the moments that `pipeline.training.hooks` documents
+    cycle : train to the end of this cycle of the schedule, from that of the one before; 1 is the first. The trial is
+        not finished by that: it goes on with the next cycle, in the same MLflow run. None trains to the end
     tags : of the MLflow run
 
     Raises
@@ -70,20 +73,35 @@ def run_trial(
     record = trial.record
     if isinstance(record.content.result, TrialResult):
         return record.content.result
+    if cycle is not None and cycle <= len(record.content.cycles):
+        return record.content.cycles[cycle - 1]
     record.claim(name)
     with ExitStack() as training:
         stop = training.enter_context(slot or TrainingSlot()).stop
         with tracker.run(name, settings=settings, parent=parent, run_id=record.content.run_id, **tags) as run:
             record.update(run_id=run.run_id)
             run.log_dataset(manifest, settings.dataset.path, context="training")
-            trained = _train(spark, settings, replace(trial.job, hook=hook), run, name, stop)
+            trained = _train(spark, settings, replace(trial.job, until_cycle=cycle, hook=hook), run, name, stop)
             training.close()  # what is left to do needs no worker
             result = _log_result(run, trial.job, trained)
             if log_model and not result.diverged and not record.content.model:
                 _log_model(run, trial, manifest)
                 record.update(model=True)
-    record.update(result=result)
+    if cycle is None:
+        record.update(result=result)
+    else:
+        result = _preserve(result, record.folder, cycle)
+        record.update(cycles=(*record.content.cycles, result))
     return result
+
+
+def _preserve(result: TrialResult, folder: str, cycle: int) -> TrialResult:
+    """Copy the predictions at the end of a cycle, which the next one replaces: a study that was killed needs both."""
+    if result.predictions is None:
+        return result
+    path = storage.join(folder, f"predictions-cycle-{cycle}.parquet")
+    storage.publish(path, storage.read_bytes(result.predictions))
+    return result.model_copy(update={"predictions": path})
 
 
 @dataclass(frozen=True)

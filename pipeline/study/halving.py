@@ -11,15 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from pipeline.report.comparison import SearchUndecided
+
 # Half the width of a two-sided 95% interval, in standard errors.
 Z = 1.96
-
-# Why a choice is not certain: several could not be told apart, none learned, all diverged, or there was no budget.
-Undecided = Literal["tied", "not_learned", "diverged", "no_budget"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Choice:
 
     candidate: int
     tied: tuple[int, ...]
-    undecided: Undecided | None = None
+    undecided: SearchUndecided | None = None
 
 
 def has_learned(labels: np.ndarray, predictions: np.ndarray) -> bool:
@@ -181,7 +179,7 @@ def _choice(scores: Sequence[Sequence[RungScore]], places: Sequence[float], pool
     tied = _sorted(_not_worse(scores, best, rung, [scores[number][rung] for number in best]), places)
     middle = tied[(len(tied) - 1) // 2 : len(tied) // 2 + 1]
     chosen = min(middle, key=lambda number: float(scores[number][rung].costs.mean()))
-    undecided: Undecided | None = "tied" if len(tied) > 1 else None
+    undecided: SearchUndecided | None = "tied" if len(tied) > 1 else None
     return Choice(chosen, tied, undecided if learned else "not_learned")
 
 

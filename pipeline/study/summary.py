@@ -13,17 +13,17 @@ from pipeline.report.comparison import (
     ComparedDataset,
     Comparison,
     ComparisonRun,
-    SearchTrial,
     StudyRun,
     by,
 )
+from pipeline.study.search import ArmSearch
 
 
 def summarize(
     settings: Settings,
     manifest: Manifest,
     runs: Sequence[StudyRun],
-    search: Sequence[SearchTrial],
+    searches: Sequence[ArmSearch],
     *,
     side_by_side: int,
     parent_run_id: str,
@@ -35,17 +35,21 @@ def summarize(
     settings : of the study
     manifest : of its dataset
     runs : every arm with every seed, the baseline first
-    search : trials of the tuned values; empty where nothing was chosen
+    searches : for the tuned values of each arm; empty where nothing was chosen
     side_by_side : how many trials trained at once
     parent_run_id : the MLflow run whose children they are
     """
     options, baseline = settings.compare, runs[0].arm
     tuned = tuple(name for name in options.grid if name in options.tune)
+    search = [trial for each in searches for trial in each.trials()]
     compared = statistics.with_targets(runs, baseline, options.target_accuracy)
     runs_of, trials_of = by(compared, lambda run: run.arm), by(search, lambda trial: trial.arm)
     chance = 1 / len(manifest.classes)
+    chosen = {each.arm.name: _search_summary(each) for each in searches}
     arms = [
-        statistics.summary_of(of_arm, runs_of[baseline], trials_of.get(name, ()), chance)
+        statistics.summary_of(of_arm, runs_of[baseline], trials_of.get(name, ()), chance).model_copy(
+            update=chosen.get(name, {})
+        )
         for name, of_arm in runs_of.items()
     ]
     norms_known = any(run.gradient_norms for run in runs)
@@ -67,11 +71,29 @@ def summarize(
         runs=tuple(compared),
         arms=tuple(arms),
         search=tuple(search),
-        warnings=tuple(statistics.warnings_of(arms, options.grid, tuned)),
+        **_search_cost(searches),
+        warnings=tuple(statistics.warnings_of(arms, options.grid, tuned, search)),
         not_measured=tuple(statistics.not_measured(options.grid, len(options.seeds), gradient_norms=norms_known)),
         side_by_side=side_by_side,
         mlflow=ComparisonRun(parent_run_id=parent_run_id, experiment=settings.tracking.experiment),
     )
+
+
+def _search_summary(search: ArmSearch) -> dict[str, object]:
+    """The fields of an arm's summary that its search fills."""
+    undecided = search.choice.undecided if search.choice else None
+    return {
+        "search_tied": tuple(search.tied),
+        "search_undecided": undecided,
+        "search_cost": search.images / search.compared_images,
+    }
+
+
+def _search_cost(searches: Sequence[ArmSearch]) -> dict[str, float]:
+    """The cost of all searches together; nothing where there were none."""
+    if not searches:
+        return {}
+    return {"search_cost": sum(each.images for each in searches) / sum(each.compared_images for each in searches)}
 
 
 def metrics_of(arms: Sequence[ArmSummary]) -> dict[str, float]:

@@ -69,7 +69,7 @@ def comparison_of(
             "model": {"network": "cnn", "norm": "batch", "depth": 3, "width": 16},
             "train": {"batch_size": None, "rank_batch_size": 128, "epochs": epochs, "schedule": "cosine"},
             "workers": {"count": WORKERS},
-            "compare": {"seeds": list(range(seeds)), "search_epochs": 1, "search_on": "validation"},
+            "compare": {"seeds": list(range(seeds)), "search_budget": 0.5, "search_on": "validation"},
         },
         runs=tuple(compared), arms=tuple(summaries), search=tuple(search),
         warnings=tuple(warnings_of(summaries, grid, tune)),
