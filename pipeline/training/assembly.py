@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline import storage
 from pipeline.config.training import TrainSettings
 from pipeline.data import load_manifest
 from pipeline.data.loader import TrainLoader
 from pipeline.distributed.gradients import GradientExchange
 from pipeline.distributed.worker import Worker
-from pipeline.training import hooks
+from pipeline.training import hooks, predictions
 from pipeline.training.batch import DeviceBatches
 from pipeline.training.checkpointer import Checkpointer
 from pipeline.training.diagnostics import Diagnostics
@@ -33,6 +34,7 @@ class Training:
 
     train : the job's settings, with the global batch of the whole training
     last_step : optimizer steps done when this call of `fit` ends: all, or those to the end of ``Job.until_cycle``
+    predictions_path : where rank 0 publishes the predictions of the last evaluation
     hook : see `hooks`
     """
 
@@ -46,6 +48,7 @@ class Training:
     diagnostics: Diagnostics
     checkpoints: Checkpointer
     events: EventLog
+    predictions_path: str
     hook: CallHook
 
     @property
@@ -56,6 +59,11 @@ class Training:
     def at_cycle_end(self) -> bool:
         """Whether a cycle of the schedule has just ended, where the training may stop and go on later."""
         return self.state.progress.step in self.step.schedule.cycle_ends
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left to take now: those to `last_step` are done, or the loss was not finite."""
+        return self.state.progress.diverged or self.state.progress.step >= self.last_step
 
 
 @contextlib.contextmanager
@@ -89,4 +97,7 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         step = TrainStep(
             worker, train, state, data, exchange, schedule, loss, diagnostics, events, checkpoints.is_due, times, hook
         )
-        yield Training(worker, train, last_step, loader, state, step, evaluator, diagnostics, checkpoints, events, hook)
+        path = storage.join(job.folder, predictions.FILE)
+        yield Training(
+            worker, train, last_step, loader, state, step, evaluator, diagnostics, checkpoints, events, path, hook
+        )
