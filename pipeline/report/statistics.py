@@ -161,18 +161,19 @@ def stable_rates(trials: Sequence[SearchTrial] | Sequence[ComparedRun], chance: 
     rates = sorted({trial.learning_rate for trial in trials})
     if len(rates) < 2:
         return None, False
-    best = max(trials, key=lambda trial: (not trial.diverged, trial.best_accuracy))
-    enough = chance + (max(trial.best_accuracy for trial in trials) - chance) / 2
+    best = max(trial.best_accuracy for trial in trials)
+    best_rate = max((not trial.diverged, trial.best_accuracy, trial.learning_rate) for trial in trials)[-1]
+    enough = chance + (best - chance) / 2
     highest = None
     for rate in rates:
         tried = [trial for trial in trials if trial.learning_rate == rate]
         if any(trial.diverged for trial in tried):
             break
-        if any(trial.final_accuracy < enough or not getattr(trial, "learned", True) for trial in tried):
-            if rate < best.learning_rate:
-                continue
+        unlearned = any(isinstance(trial, SearchTrial) and not trial.learned for trial in tried)
+        if not unlearned and all(trial.final_accuracy >= enough for trial in tried):
+            highest = rate
+        elif rate >= best_rate:
             break
-        highest = rate
     return highest, highest == rates[-1]
 
 

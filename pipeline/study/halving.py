@@ -56,7 +56,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Extend:
-    """This candidate has won at an edge of the grid: one beyond it is to be tried."""
+    """This candidate stands out at an edge of the grid: one beyond it is to be tried."""
 
     beyond: int
 
@@ -136,18 +136,22 @@ def next_move(
     pool = [number for number, rungs in enumerate(scores) if not has_failed(rungs)]
     if not pool:
         return Choice(min(range(len(scores)), key=places.__getitem__), _sorted(range(len(scores)), places), "diverged")
+    rung = -1
     for rung in range(budget.rungs):
         missing = [number for number in pool if len(scores[number]) <= rung]
+        if missing and len(missing) * rung_units(rung) > left:
+            rung -= 1
+            break
         if missing:
-            if len(missing) * rung_units(rung) > left:
-                return _choice(scores, places, pool, rung - 1)
             return Train(tuple(missing))
         pool = going_on(scores, pool, rung)
         if len(pool) == 1 and scores[pool[0]][rung].learned:
-            if can_extend(pool[0]) and units_of(rung + 1) <= left:  # as far as the winner itself has come
-                return Extend(pool[0])
-            return _choice(scores, places, pool, rung)
-    return _choice(scores, places, pool, budget.rungs - 1)
+            break
+    choice = _choice(scores, places, pool, rung)
+    # The one beyond must be able to come as far as the winner itself has come.
+    if len(choice.tied) == 1 and units_of(rung + 1) <= left and can_extend(choice.candidate):
+        return Extend(choice.candidate)
+    return choice
 
 
 def has_failed(rungs: Sequence[RungScore]) -> bool:

@@ -25,9 +25,8 @@ from pipeline.study.trials import Trial
 
 # The fewest optimizer steps of a first rung: a schedule of fewer says nothing about a learning rate.
 LEAST_STEPS = 10
-# Of the budget, the part that the first rung of all candidates takes. Twice as much is left: should all of them tie,
-# all of them can train the second rung, which is twice as long.
-_FIRST_RUNG_PART = 3
+# What the budget holds at least: two rungs of every candidate, should all of them tie, and of one beyond the grid.
+_RUNGS_OF_ALL = 2
 # Sections of the settings in which a value beyond the grid can be tried; workers, for one, must be there.
 _EXTENDABLE = ("train", "model")
 
@@ -44,20 +43,22 @@ class RungPlan:
     budget: Budget
 
 
-def plan_rungs(*, share: float, epochs: int, seeds: int, epoch_steps: Sequence[int]) -> RungPlan:
+def plan_rungs(*, share: float, epochs: int, seeds: int, epoch_steps: Sequence[int], extends: bool) -> RungPlan:
     """Cut the budget of an arm's search, ``share`` x seeds x epochs, into rungs.
 
-    The first rung of all K candidates takes a third of it, and no rung is longer than a training that is compared. A
-    candidate can train as many rungs as the budget holds if all but two candidates are out after the first.
+    It holds two rungs of all K candidates, should all of them tie, and of one beyond the grid: that is 3 (K + 1) first
+    rungs. No rung is longer than a training that is compared. A candidate can train as many rungs as the budget holds
+    if all but two are out after the first.
 
     Parameters
     ----------
     share : ``compare.search_budget``
     epochs, seeds : of the arm's trainings that are compared
     epoch_steps : optimizer steps of an epoch, of each candidate
+    extends : whether the grid may be extended; if not, nothing is set aside for that
     """
     in_all, count = Fraction(str(share)) * seeds * epochs, len(epoch_steps)
-    first = min(in_all / (_FIRST_RUNG_PART * count), Fraction(epochs, 2))
+    first = min(in_all / (units_of(_RUNGS_OF_ALL) * (count + extends)), Fraction(epochs, 2))
     steps = [int(first * each) for each in epoch_steps]
     if min(steps) < LEAST_STEPS:
         return RungPlan(Fraction(0), Budget(0, 0))
@@ -124,7 +125,9 @@ class ArmSearch:
         self.arm = arm
         self.choice: Choice | None = None
         self._settings, self._manifest = settings, manifest
+        tuned_numbers = {type(value) for tuned in values for value in tuned.values()} <= {int, float}
         self.plan = plan_rungs(
+            extends=settings.compare.search_extensions > 0 and tuned_numbers and len(values[0]) == 1,
             share=settings.compare.search_budget,
             epochs=arm.settings.train.epochs,
             seeds=len(settings.compare.seeds),

@@ -114,6 +114,14 @@ def test_where_nothing_learns_that_is_said():
     assert search.run(Budget(9, 2)) == Choice(1, (0, 1, 2), "not_learned")
 
 
+def test_where_the_last_at_an_edge_is_best_and_has_not_learned_one_beyond_is_tried():
+    """As in a grid of rates that are all too low."""
+    means = [[3.0, 3.0], [2.0, 2.0]]
+    search = Simulated(means, learns={0: 9, 1: 9}, beyond=[[1.0, 1.0]])
+    assert search.run(Budget(9, 2)) == Choice(2, (2,))
+    assert search.moves[1:4] == [Train((0, 1)), Extend(1), Train((2,))]
+
+
 def test_one_that_has_not_learned_is_not_chosen_though_its_loss_is_lower():
     search = Simulated([[0.5, 0.5], [1.0, 1.0]], learns={0: 9})
     assert search.run(Budget(6, 2)) == Choice(1, (1,))
