@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.report import statistics
-from pipeline.report.comparison import ArmSummary, Difference, StudyRun
+from pipeline.report.comparison import ArmSummary, Difference, SearchTrial, StudyRun
 from pipeline.training.result import EvaluationPoint
 
 # Student's t of 0.975, from a printed table.
@@ -122,8 +122,48 @@ def test_the_highest_stable_rate(trials, highest, is_bound):
     assert statistics.stable_rates(trials, chance=0.1) == (highest, is_bound)
 
 
-def chosen(name, rate, diverged=0):
-    return ArmSummary.model_construct(arm=name, tuned={"train.learning_rate": rate}, diverged=diverged, n=3)
+def searched(*results):
+    return [
+        SearchTrial.model_construct(
+            arm="batch", tuned={"train.learning_rate": rate}, learning_rate=rate, diverged=False, learned=learned,
+            best_accuracy=accuracy, final_accuracy=accuracy,
+        )
+        for rate, accuracy, learned in results
+    ]  # fmt: skip
+
+
+def test_a_rate_that_did_not_learn_is_not_stable_and_one_below_the_best_is_only_slow():
+    slow = searched((0.001, 0.6, False), (0.1, 0.8, True), (1.0, 0.75, True), (10.0, 0.6, False))
+    assert statistics.stable_rates(slow, chance=0.1) == (1.0, False)
+    assert statistics.stable_rates(searched((0.1, 0.6, False), (1.0, 0.6, False)), chance=0.1) == (None, False)
+
+
+def chosen(name, rate, diverged=0, **search):
+    return ArmSummary.model_construct(arm=name, tuned={"train.learning_rate": rate}, diverged=diverged, n=3, **search)
+
+
+def test_an_extended_grid_has_its_edge_where_the_last_trial_was():
+    grid, tune = {"train.learning_rate": (0.1, 0.2, 0.5)}, ["train.learning_rate"]
+    trials = searched(*((rate, 0.8, True) for rate in (0.1, 0.2, 0.5, 1.25)))
+    assert statistics.warnings_of([chosen("batch", 0.5)], grid, tune, trials) == []
+    assert statistics.warnings_of([chosen("batch", 1.25)], grid, tune, trials) == [
+        "The best train.learning_rate of batch is the highest that was tried, 1.25: a better one may lie beyond it."
+    ]
+
+
+def test_a_search_that_did_not_decide_is_said():
+    tied = tuple({"train.learning_rate": rate} for rate in (0.1, 0.5))
+    arms = [
+        chosen("none", 0.1, search_undecided="tied", search_tied=tied),
+        chosen("batch", 0.1, search_undecided="not_learned", search_tied=()),
+        chosen("group", 0.1, search_undecided=None, search_tied=()),
+    ]
+    assert statistics.search_warnings(arms) == [
+        "Search undecided: that of none could not tell learning_rate 0.1; learning_rate 0.5 apart; "
+        "learning_rate 0.1 was taken.",
+        "Search undecided: that of batch saw none of its trials learn more than the largest class; "
+        "learning_rate 0.1 was taken.",
+    ]
 
 
 def test_a_choice_at_the_edge_of_the_grid_is_said():
