@@ -2,8 +2,9 @@
 
 Successive halving (Jamieson & Talwalkar 2016, algorithm 1; Li et al. 2018, section 3) trains all candidates for a short
 first rung and the better half for a longer one, again and again. Here it is not a half that goes on, but all that
-cannot be told from the best, so that noise chooses nothing; the search ends when one stands out or the budget does not
-hold another rung. Rung k trains 2^(k-1) times as long as the first. Pure numpy: no trainings, no Spark.
+cannot be told from the best or are close to it, so that neither noise nor a head start chooses; the search ends when
+one stands out or the budget does not hold another rung. Rung k trains 2^(k-1) times as long as the first. Pure numpy:
+no trainings, no Spark.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from pipeline.report.comparison import SearchUndecided
 
 # Half the width of a two-sided 95% interval, in standard errors.
 Z = 1.96
+# A candidate goes on while its mean cost is at most this share above the best: with many images an early difference is
+# soon beyond its uncertainty, and yet too small to last.
+CLOSE = 0.05
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,11 @@ def is_worse(one: RungScore, other: RungScore) -> bool:
     return _is_above_zero(one.costs - other.costs)
 
 
+def is_out(one: RungScore, other: RungScore) -> bool:
+    """Whether one need not go on beside the other: it is worse, and by a share `CLOSE` of the other's cost."""
+    return is_worse(one, other) and bool(one.costs.mean() > (1 + CLOSE) * other.costs.mean())
+
+
 def _is_above_zero(values: np.ndarray) -> bool:
     """Whether a mean is above zero by more than `Z` of its standard errors; False of fewer than two values."""
     if len(values) < 2:
@@ -121,9 +130,9 @@ def next_move(
 ) -> Train | Extend | Choice:
     """What a search does next, from all that its candidates have shown so far; nothing else is remembered.
 
-    A candidate is out once one that has learned is better by more than the uncertainty of their difference; while none
-    has learned, all go on. What diverges or collapses is out from the beginning, so that those that it was better than
-    are in again. One that has not learned is not chosen while another has.
+    A candidate is out once one that has learned is better by more than the uncertainty of their difference and by more
+    than a share `CLOSE`; while none has learned, all go on. What diverges or collapses is out from the beginning, so
+    that those that it was better than are in again. One that has not learned is not chosen while another has.
 
     Parameters
     ----------
@@ -162,15 +171,9 @@ def has_failed(rungs: Sequence[RungScore]) -> bool:
 
 
 def going_on(scores: Sequence[Sequence[RungScore]], pool: Sequence[int], rung: int) -> list[int]:
-    """Those of the pool than which none that has learned is better after a rung. The best of these always is one."""
+    """Those of the pool that none that has learned beats (`is_out`) after a rung. The best of these always is one."""
     rivals = [scores[number][rung] for number in pool if scores[number][rung].learned]
-    return _not_worse(scores, pool, rung, rivals)
-
-
-def _not_worse(
-    scores: Sequence[Sequence[RungScore]], pool: Sequence[int], rung: int, rivals: Sequence[RungScore]
-) -> list[int]:
-    return [number for number in pool if not any(is_worse(scores[number][rung], rival) for rival in rivals)]
+    return [number for number in pool if not any(is_out(scores[number][rung], rival) for rival in rivals)]
 
 
 def _choice(scores: Sequence[Sequence[RungScore]], places: Sequence[float], pool: Sequence[int], rung: int) -> Choice:
@@ -180,7 +183,8 @@ def _choice(scores: Sequence[Sequence[RungScore]], places: Sequence[float], pool
         return Choice(tied[(len(tied) - 1) // 2], tied, "no_budget")
     learned = [number for number in pool if scores[number][rung].learned]
     best = learned or pool
-    tied = _sorted(_not_worse(scores, best, rung, [scores[number][rung] for number in best]), places)
+    rivals = [scores[number][rung] for number in best]
+    tied = _sorted([n for n in best if not any(is_worse(scores[n][rung], rival) for rival in rivals)], places)
     middle = tied[(len(tied) - 1) // 2 : len(tied) // 2 + 1]
     chosen = min(middle, key=lambda number: float(scores[number][rung].costs.mean()))
     undecided: SearchUndecided | None = "tied" if len(tied) > 1 else None

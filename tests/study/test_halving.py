@@ -13,6 +13,7 @@ from pipeline.study.halving import (
     Train,
     has_failed,
     has_learned,
+    is_out,
     is_worse,
     next_move,
     rung_units,
@@ -87,6 +88,13 @@ def test_those_that_tie_go_on_and_the_longer_rung_tells_them_apart():
 
 
 @pytest.mark.parametrize(("count", "middle"), [(3, (1,)), (4, (1, 2)), (5, (2,)), (8, (3, 4))])
+def test_what_is_close_goes_on_though_it_can_be_told_apart_and_at_the_end_the_better_one_is_taken():
+    means = [[1.0, 1.0], [1.02, 1.02], [3.0, 3.0]]
+    search = Simulated(means, spread=0.001)
+    assert search.run(Budget(9, 2)) == Choice(0, (0,))
+    assert search.moves[1] == Train((0, 1))
+
+
 def test_of_equals_all_are_named_and_the_middle_one_is_taken(count, middle):
     search = Simulated(flat(count), spread=0.0)
     choice = search.run(Budget(3 * count, 2))
@@ -203,10 +211,10 @@ def has_won(scores, choice):
 def test_out_is_out_whoever_joins():
     """A new candidate never brings back one that another is better than."""
     random = np.random.default_rng(1)
-    scores = [RungScore(random.normal(mean, 1, 60), learned=True) for mean in random.normal(0, 0.3, 12)]
+    scores = [RungScore(random.gamma(mean, 1, 60), learned=True) for mean in random.uniform(1, 2, 12)]
     for size in range(2, 12):
-        before = {n for n in range(size) if not any(is_worse(scores[n], other) for other in scores[:size])}
-        after = {n for n in range(size + 1) if not any(is_worse(scores[n], other) for other in scores[: size + 1])}
+        before = {n for n in range(size) if not any(is_out(scores[n], other) for other in scores[:size])}
+        after = {n for n in range(size + 1) if not any(is_out(scores[n], other) for other in scores[: size + 1])}
         assert before
         assert after - {size} <= before
 

@@ -302,7 +302,7 @@ def test_a_learning_rate_is_not_chosen_on_the_split_that_judges_it(spark, settin
 
 
 def test_a_search_that_stops_goes_on_with_the_rung_it_was_at(spark, settings, tmp_path, monkeypatch):
-    """Two rates that cannot be told apart, so that both train two rungs; the first call of the second rung fails."""
+    """Two rates that are close, so that both train two rungs; the first call of the second rung fails."""
     options = {"grid": {"train.learning_rate": (0.1, 0.1001)}, "search_budget": 4.0, "search_extensions": 0}
     study, launch, calls = varied(settings, **options), barrier.run, []
 
@@ -318,7 +318,6 @@ def test_a_search_that_stops_goes_on_with_the_rung_it_was_at(spark, settings, tm
     comparison = compare(spark, study)
     assert len(calls) == 3 + 3  # both second rungs, and the one training that is compared
     (arm,) = comparison.arms
-    assert (arm.search_undecided, len(arm.search_tied)) == ("tied", 2)
     assert [(trial.rungs, trial.steps, trial.learned) for trial in comparison.search] == [(2, 75, True)] * 2
     assert arm.search_cost == comparison.search_cost == 150 / 50
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
