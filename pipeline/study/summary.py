@@ -16,6 +16,7 @@ from pipeline.report.comparison import (
     StudyRun,
     by,
 )
+from pipeline.report.confusion import confusion_of
 from pipeline.study.search import ArmSearch
 
 
@@ -45,13 +46,13 @@ def summarize(
     compared = statistics.with_targets(runs, baseline, options.target_accuracy)
     runs_of, trials_of = by(compared, lambda run: run.arm), by(search, lambda trial: trial.arm)
     chance = 1 / len(manifest.classes)
-    chosen = {each.arm.name: _search_summary(each) for each in searches}
-    arms = [
-        statistics.summary_of(of_arm, runs_of[baseline], trials_of.get(name, ()), chance).model_copy(
-            update=chosen.get(name, {})
-        )
-        for name, of_arm in runs_of.items()
-    ]
+    searched = {each.arm.name: _search_summary(each) for each in searches}
+    arms = []
+    for name, of_arm in runs_of.items():
+        arm = statistics.summary_of(of_arm, runs_of[baseline], trials_of.get(name, ()), chance)
+        matrix = confusion_of(of_arm, len(manifest.classes))
+        found = {**searched.get(name, {}), **({} if matrix is None else {"confusion": matrix})}
+        arms.append(arm.model_copy(update=found))
     norms_known = any(run.gradient_norms for run in runs)
     return Comparison(
         name=settings.name,
@@ -65,6 +66,7 @@ def summarize(
             name=manifest.name,
             digest=manifest.digest,
             classes=len(manifest.classes),
+            class_names=manifest.classes,
             rows={name: split.rows for name, split in manifest.splits.items()},
         ),
         settings=settings.model_dump(mode="json"),
