@@ -7,7 +7,7 @@ import sys
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, WrapValidator
 from pydantic.fields import FieldInfo
 
 from pipeline.config.settings import Settings
@@ -39,7 +39,8 @@ def _table(model: type[BaseModel], prefix: str) -> str:
     for name, field in model.model_fields.items():
         if not hasattr(field.annotation, "model_fields"):
             description = (field.description or "").replace("|", "\\|")
-            rows.append((f"`{prefix}{name}`", _type(field.annotation), _default(field), _range(field), description))
+            kind = _type(field.annotation) + _or_auto(field)
+            rows.append((f"`{prefix}{name}`", kind, _default(field), _range(field), description))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
@@ -57,6 +58,11 @@ def _type(annotation: Any) -> str:
     if origin is dict:
         return f"mapping of {_type(arguments[0])} to {_type(arguments[1])}"
     return _TYPES[annotation]
+
+
+def _or_auto(field: FieldInfo) -> str:
+    """Settings that take `auto` beside a number are the ones whose validation is wrapped."""
+    return " or `auto`" if any(isinstance(rule, WrapValidator) for rule in field.metadata) else ""
 
 
 def _default(field: FieldInfo) -> str:

@@ -14,7 +14,7 @@ from pipeline.config.cluster import SparkSettings, WorkerSettings
 from pipeline.config.dataset import DatasetSettings, ReaderSettings
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.study import CompareSettings, ExportSettings, TrackingSettings
-from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSettings
+from pipeline.config.training import AUTO, CheckpointSettings, ModelSettings, TrainSettings
 
 # Sections whose settings may have several values in one study.
 VARIABLE = ("model", "train", "reader", "workers")
@@ -59,6 +59,8 @@ class Settings(FrozenModel):
             train = self.train.for_workers(self.workers.count)
         except ValueError as error:
             raise ValueError(f"train.{error}") from None
+        if train.batch_size == AUTO:
+            return self  # the rest is checked once it is known
         rows, lanes = train.global_batch // self.workers.count, train.lanes // self.workers.count
         if rows % train.accumulate:
             raise ValueError(f"train.accumulate {train.accumulate} does not divide a worker's {rows} images of a batch")
@@ -72,6 +74,11 @@ class Settings(FrozenModel):
 
     @model_validator(mode="after")
     def _grid_can_vary(self) -> Settings:
+        for name, values in self.compare.grid.items():
+            if listed := [value for value in values if isinstance(value, (dict, list, tuple))]:
+                raise ValueError(
+                    f"compare cannot vary {name} over {listed[0]!r}: an arm is named after its values, which are single"
+                )
         for name in (*self.compare.grid, *self.compare.tune):
             if name == "train.seed":
                 raise ValueError("train.seed cannot vary: set compare.seeds")

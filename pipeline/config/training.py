@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, WrapValidator, field_validator, model_validator
 
 from pipeline.config.frozen import FrozenModel
+
+# What stands for a number that the size of the training split decides: see `pipeline.config.auto`.
+AUTO = "auto"
+T = TypeVar("T")
+# A number, or `AUTO` until a dataset is known. What computes with settings gets them after that.
+OrAuto = Annotated[
+    T,
+    WrapValidator(lambda value, check: value if value == AUTO else check(value)),
+    PlainSerializer(lambda value: value),
+]
 
 # Images of one step for each worker where neither rank_batch_size nor batch_size is set.
 RANK_BATCH_SIZE = 128
@@ -80,12 +90,16 @@ class TrainSettings(FrozenModel):
     """The network is trained in this way."""
 
     seed: int = Field(0, ge=0, description="seed of the initial weights, the order of rows and augmentation")
-    epochs: int = Field(4, ge=1, description="passes over the training split")
+    epochs: OrAuto[Annotated[int, Field(ge=1)]] = Field(
+        4, description="passes over the training split; auto: 20, or up to 60 where that takes 1,500 steps"
+    )
     rank_batch_size: int | None = Field(
         None, ge=1, description="images of one step for each worker, held when workers.count changes; 128 by default"
     )
-    batch_size: int | None = Field(
-        None, ge=1, description="images of one step over all workers, the global batch, instead of rank_batch_size"
+    batch_size: OrAuto[Annotated[int | None, Field(ge=1)]] = Field(
+        None,
+        description="images of one step over all workers, the global batch, instead of rank_batch_size; auto: the "
+        "largest of 256, 128, 64, 32 that leaves 50 steps an epoch",
     )
     lanes: int = Field(16, ge=1, description="fixed parts of every epoch; the number of workers divides it")
     shuffle_row_groups: int = Field(4, ge=1, description="rows are shuffled over windows of this many row groups")
@@ -99,7 +113,9 @@ class TrainSettings(FrozenModel):
     schedule: Literal["cosine", "linear", "constant", "one_cycle"] = Field(
         "cosine", description="after warm-up; one_cycle has a rise of its own, and cycles momentum the other way"
     )
-    warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear warm-up (not of one_cycle)")
+    warmup_epochs: OrAuto[Annotated[float, Field(ge=0)]] = Field(
+        0.5, description="epochs of linear warm-up (not of one_cycle); auto: a twentieth of the epochs"
+    )
     first_cycle_epochs: float | None = Field(
         None,
         gt=0,
@@ -112,6 +128,17 @@ class TrainSettings(FrozenModel):
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of a label that is spread evenly over all classes (Szegedy et al. 2016)"
+    )
+    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
+        "none",
+        description="weights of the classes in the training loss; balanced: one over a class's share of the training "
+        "split; or weights by name ({shirt: 2}), 1 for other classes; all scaled to a mean of 1 over the images "
+        "trained on",
+    )
+    sampling: Literal["shuffled", "balanced"] = Field(
+        "shuffled",
+        description="shuffled: every image once an epoch; balanced: as many images of each class, those of small "
+        "classes several times and of large ones in turns",
     )
     weight_ema: float | None = Field(
         None, gt=0, lt=1, description="decay of an average of the weights, which is evaluated and kept; null: none"
@@ -141,9 +168,39 @@ class TrainSettings(FrozenModel):
         "mark", description="a loss that is not finite ends the run; mark: as diverged, and a comparison goes on; fail"
     )
 
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weights_are_known(cls, value: Any) -> Any:
+        """Class names may look like numbers in YAML; a weight is a finite number of at least 0."""
+        if isinstance(value, dict) and value:
+            numbers = [
+                weight for weight in value.values() if isinstance(weight, (int, float)) and 0 <= weight < math.inf
+            ]
+            if len(numbers) == len(value) and any(numbers):
+                return {str(name): float(weight) for name, weight in value.items()}
+        elif value in ("none", "balanced"):
+            return value
+        raise ValueError(
+            f"{value!r} is neither none, balanced, nor a mapping of class names to weights of at least 0, such as "
+            "{shirt: 2, coat: 1.5}"
+        )
+
+    @model_validator(mode="after")
+    def _classes_are_balanced_once(self) -> TrainSettings:
+        if self.sampling == self.class_weights == "balanced":
+            raise ValueError(
+                "class_weights balanced and sampling balanced each balance the classes alone: set one of the two"
+            )
+        return self
+
     @model_validator(mode="after")
     def _batch_is_cut_into_lanes(self) -> TrainSettings:
-        if self.batch_size is not None and self.batch_size % self.lanes:
+        if self.batch_size == AUTO:
+            if self.rank_batch_size is not None:
+                raise ValueError(
+                    f"batch_size auto and rank_batch_size {self.rank_batch_size} both say how large a batch is: set one"
+                )
+        elif self.batch_size is not None and self.batch_size % self.lanes:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of lanes {self.lanes}: "
                 f"use {max(1, round(self.batch_size / self.lanes)) * self.lanes}, or other lanes"
@@ -152,7 +209,9 @@ class TrainSettings(FrozenModel):
 
     @model_validator(mode="after")
     def _first_cycle_fits(self) -> TrainSettings:
-        if self.first_cycle_epochs is not None and self.first_cycle_epochs > self.epochs:
+        if self.first_cycle_epochs is None or self.epochs == AUTO:
+            return self
+        if self.first_cycle_epochs > self.epochs:
             raise ValueError(
                 f"first_cycle_epochs {self.first_cycle_epochs:g} is more than epochs {self.epochs}: "
                 "use fewer, or null for one schedule over all epochs"
@@ -169,6 +228,8 @@ class TrainSettings(FrozenModel):
         """The number of images of one step over all workers; it is known once `for_workers` was called."""
         if self.batch_size is None:
             raise ValueError("the number of workers is not known yet: call for_workers")
+        if self.batch_size == AUTO:
+            raise ValueError("train.batch_size is auto, and the dataset is not known yet: call auto.resolve")
         return self.batch_size
 
     def for_workers(self, count: int) -> TrainSettings:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 
@@ -27,8 +29,12 @@ def check_data(manifest: Manifest, train: TrainSettings, settings: ReaderSetting
     ------
     ValueError
         The worker count does not divide the lanes, a split is missing, a batch is larger than the split, or there are
-        too few row groups.
+        too few row groups; or balanced sampling is asked of Petastorm, which knows no lanes.
     """
+    if train.sampling == "balanced" and settings.kind == "petastorm":
+        raise ValueError(
+            "train.sampling balanced needs reader.kind arrow: Petastorm deals whole row groups, and repeats no rows"
+        )
     plan.rank_lanes(0, world_size, train.lanes)
     train = train.for_workers(world_size)
     for split in ("train", train.evaluate_on):
@@ -44,8 +50,9 @@ def check_data(manifest: Manifest, train: TrainSettings, settings: ReaderSetting
     steps_per_epoch(manifest, train, settings, world_size)
 
 
-def plan_of(manifest: Manifest, train: TrainSettings, epoch: int) -> plan.EpochPlan:
-    """The plan of one epoch of the training split."""
+def plan_of(manifest: Manifest, train: TrainSettings, epoch: int, labels: np.ndarray | None = None) -> plan.EpochPlan:
+    """The plan of one epoch of the training split; with its labels, int (rows,), one in which classes are balanced."""
+    copies = None if labels is None else plan.balanced_copies(labels, seed=train.seed, epoch=epoch)
     return plan.plan_epoch(
         np.array([group.rows for group in manifest.split("train").row_groups]),
         lanes=train.lanes,
@@ -53,7 +60,38 @@ def plan_of(manifest: Manifest, train: TrainSettings, epoch: int) -> plan.EpochP
         shuffle_row_groups=train.shuffle_row_groups,
         seed=train.seed,
         epoch=epoch,
+        copies=copies,
     )
+
+
+def train_labels(dataset: str, manifest: Manifest, settings: ReaderSettings) -> np.ndarray:
+    """The labels of the training split in the manifest's order: int32 (rows,).
+
+    Only the column of labels is read; whole files get their SHA-256 when their images are.
+
+    Raises
+    ------
+    DatasetError
+        A shard cannot be read, or its classes have other numbers of rows than the manifest says.
+    """
+    split = manifest.split("train")
+    unverified = settings.model_copy(update={"verify": "off"})
+    with (
+        closing(SplitFiles(dataset, manifest, "train", unverified)) as files,
+        ThreadPoolExecutor(settings.threads) as executor,
+    ):
+
+        def read(number: int) -> np.ndarray:
+            return files.read_labels(number, 0, int(files.group_rows[number])).astype(np.int32)
+
+        labels = np.concatenate(list(executor.map(read, range(len(files.group_rows)))))
+    counts = np.bincount(labels[labels >= 0], minlength=len(split.label_counts)).tolist()
+    if tuple(counts) != split.label_counts:
+        raise DatasetError(
+            f"dataset {manifest.name}: the labels of split 'train' count {counts}, the manifest says "
+            f"{list(split.label_counts)}"
+        )
+    return labels
 
 
 def steps_per_epoch(manifest: Manifest, train: TrainSettings, settings: ReaderSettings, world_size: int) -> int:
@@ -95,6 +133,7 @@ class TrainLoader:
         self.lanes = plan.rank_lanes(worker.rank, worker.world_size, train.lanes)
         self.steps_per_epoch = steps_per_epoch(manifest, train, settings, worker.world_size)
         self._pin = worker.device.type == "cuda"
+        self._labels = train_labels(dataset, manifest, settings) if train.sampling == "balanced" else None
 
     def batches(self, step: int) -> Prefetch[reader.Batch]:
         """The batches from a step of the training to its end: a context manager that gives their iterator.
@@ -110,7 +149,9 @@ class TrainLoader:
             return self._petastorm(first_epoch, first_step)
         return reader.train_blocks(
             self._files,
-            functools.lru_cache(maxsize=4)(functools.partial(plan_of, self._manifest, self._train)),
+            functools.lru_cache(maxsize=4)(
+                functools.partial(plan_of, self._manifest, self._train, labels=self._labels)
+            ),
             self.lanes,
             epochs=self._train.epochs,
             first_epoch=first_epoch,

@@ -8,6 +8,10 @@ Rank r of W owns lanes r, r + W, ...
 What follows, and what the tests hold on to: the rows of every global batch are the same for any W that divides the
 lanes; every rank has the same number of steps; every epoch deals all rows anew among the ranks (Goyal et al. 2017,
 remark 4); continuing at step s is arithmetic, not re-reading.
+
+Balanced sampling changes one thing: in the sequence that is cut into lanes a row stands as often as
+`balanced_copies` says, several times or not at all, so that all classes have equal shares of an epoch. All of the above
+holds for it but that every row comes once.
 """
 
 from __future__ import annotations
@@ -20,7 +24,9 @@ import numpy as np
 from pipeline.config.training import divisors
 
 # What random numbers are for is part of their seed: numpy takes [seed, epoch] and [seed, epoch, 0, 0] for the same.
-_GROUPS, _ROWS = 1, 2
+_GROUPS, _ROWS, _COPIES = 1, 2, 3
+# Multiples of it, modulo 1, spread more evenly over [0, 1) than those of any other number.
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -28,13 +34,18 @@ class Window:
     """A stretch of one lane that is read at once and shuffled.
 
     segments : int64 array of shape (n, 3), columns (row group, first row, end row) within that row group
-    order : int64 array of shape (rows,), a permutation of the segments' rows laid end to end
+    order : int64 array of shape (rows used,), the segments' rows laid end to end in the order of their use: a
+        permutation, or with balanced sampling some of them several times and some not at all
     skip : how many rows of ``order`` an earlier attempt has already used
     """
 
     segments: np.ndarray
     order: np.ndarray
     skip: int
+
+    @property
+    def rows_read(self) -> int:
+        return int((self.segments[:, 2] - self.segments[:, 1]).sum())
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,10 @@ class EpochPlan:
 
     group_rows : int64 array of shape (row groups,), rows of each row group in the manifest's order
     group_order : int64 array of shape (row groups,), this epoch's permutation of them
-    ends : int64 array of shape (row groups,), where each of them ends in that order, in rows
+    ends : int64 array of shape (row groups,), where each of them ends in that order, in rows or copies of rows
     lane_rows : rows of each lane; fewer than ``lanes`` rows of the split are left out of this epoch's lanes
     steps : global batches in the epoch, the same for every rank
+    copies : integer array of shape (rows,), how often each row of the split comes; None: each once
     """
 
     group_rows: np.ndarray
@@ -58,6 +70,7 @@ class EpochPlan:
     shuffle_row_groups: int
     seed: int
     epoch: int
+    copies: np.ndarray | None = None
 
 
 def rank_lanes(rank: int, world_size: int, lanes: int) -> range:
@@ -74,7 +87,14 @@ def rank_lanes(rank: int, world_size: int, lanes: int) -> range:
 
 
 def plan_epoch(
-    group_rows: np.ndarray, *, lanes: int, batch_size: int, shuffle_row_groups: int, seed: int, epoch: int
+    group_rows: np.ndarray,
+    *,
+    lanes: int,
+    batch_size: int,
+    shuffle_row_groups: int,
+    seed: int,
+    epoch: int,
+    copies: np.ndarray | None = None,
 ) -> EpochPlan:
     """Plan one epoch.
 
@@ -82,6 +102,7 @@ def plan_epoch(
     ----------
     group_rows : int array of shape (row groups,), all above 0
     batch_size : rows of a global batch, a multiple of ``lanes``
+    copies : integer array of shape (rows,), how often each row comes (see `balanced_copies`); None: each once
 
     Raises
     ------
@@ -91,14 +112,50 @@ def plan_epoch(
     if batch_size % lanes:
         raise ValueError(f"batch_size {batch_size} is not a multiple of lanes {lanes}")
     group_rows = np.asarray(group_rows, dtype=np.int64)
-    total = int(group_rows.sum())
+    lengths = group_rows
+    if copies is not None:
+        lengths = np.add.reduceat(copies, np.cumsum(group_rows) - group_rows, dtype=np.int64)
+    total = int(lengths.sum())
     lane_rows, lane_batch = total // lanes, batch_size // lanes
     steps = lane_rows // lane_batch
     if steps < 1:
         raise ValueError(f"batch_size {batch_size} is larger than the split: {total} rows in {lanes} lanes")
     order = np.random.default_rng([_GROUPS, seed, epoch]).permutation(len(group_rows))
-    ends = np.cumsum(group_rows[order])
-    return EpochPlan(group_rows, order, ends, lanes, lane_batch, lane_rows, steps, shuffle_row_groups, seed, epoch)
+    ends = np.cumsum(lengths[order])
+    return EpochPlan(
+        group_rows, order, ends, lanes, lane_batch, lane_rows, steps, shuffle_row_groups, seed, epoch, copies
+    )
+
+
+def balanced_copies(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """How often each row of a split comes in an epoch in which all classes have equal shares.
+
+    Of N rows in K classes, each class comes T = N // K times, the first N % K classes once more. Row j of the n rows of
+    a class comes floor(((j + 1) T + u) / n) - floor((j T + u) / n) times, which is T / n rounded down or up, and T / n
+    in the mean over u: systematic sampling (Madow & Madow 1944). The start u is drawn by (seed, class) and moves on by
+    the golden ratio from epoch to epoch, so that in the long run all rows of a class come nearly equally often.
+
+    Parameters
+    ----------
+    labels : int array of shape (rows,), at least 0, in the manifest's order; classes without rows get no share
+
+    Returns
+    -------
+    Unsigned integer array of shape (rows,), of the smallest type that holds its values; its sum is the number of rows.
+    """
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    present = np.flatnonzero(counts)
+    starts = (np.random.default_rng([_COPIES, seed]).random(len(counts)) + epoch * _GOLDEN_RATIO) % 1
+    shares = len(labels) // len(present) + (np.arange(len(present)) < len(labels) % len(present))
+    result = np.empty(len(labels), np.min_scalar_type(int(np.max(-(-shares // counts[present])))))
+    first = 0
+    for number, share in zip(present.tolist(), shares.tolist(), strict=True):
+        rows = int(counts[number])
+        before = (np.arange(rows + 1) * share + int(starts[number] * rows)) // rows
+        result[by_class[first : first + rows]] = np.diff(before)
+        first += rows
+    return result
 
 
 def lane_windows(plan: EpochPlan, lane: int, *, first_step: int = 0) -> Iterator[Window]:
@@ -111,15 +168,32 @@ def lane_windows(plan: EpochPlan, lane: int, *, first_step: int = 0) -> Iterator
         rows = int((window[:, 2] - window[:, 1]).sum())
         if position + rows > done:
             order = np.random.default_rng([_ROWS, plan.seed, plan.epoch, lane, number]).permutation(rows)
+            if plan.copies is not None:
+                window, copied = _rows_of_copies(plan, window)
+                order = copied[order]
             yield Window(window, order, max(0, done - position))
         position += rows
 
 
 def _lane_segments(plan: EpochPlan, lane: int) -> np.ndarray:
-    """Row groups, or parts of them, of one lane: int64 (n, 3) of (row group, first row, end row)."""
+    """Row groups, or parts of them, of one lane: int64 (n, 3) of (row group, first, end), in rows or copies of rows."""
     segments = _segments(plan.ends, lane * plan.lane_rows, (lane + 1) * plan.lane_rows)
     segments[:, 0] = plan.group_order[segments[:, 0]]
-    return segments
+    return segments[segments[:, 1] < segments[:, 2]]  # a row group may have no copy of any row
+
+
+def _rows_of_copies(plan: EpochPlan, segments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Segments of copies as segments of rows, and for each copy its row's place in these, laid end to end."""
+    assert plan.copies is not None
+    offsets = np.cumsum(plan.group_rows) - plan.group_rows
+    row_segments, places, read = segments.copy(), [], 0
+    for number, (group, first, end) in enumerate(segments.tolist()):
+        copies = plan.copies[offsets[group] : offsets[group] + plan.group_rows[group]]
+        rows = np.repeat(np.arange(len(copies)), copies)[first:end]
+        row_segments[number, 1:] = rows[0], rows[-1] + 1
+        places.append(rows - rows[0] + read)
+        read += int(rows[-1]) + 1 - int(rows[0])
+    return row_segments, np.concatenate(places)
 
 
 def step_rows(plan: EpochPlan) -> np.ndarray:

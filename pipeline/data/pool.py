@@ -21,12 +21,14 @@ from pipeline.data.shards import PREFIX, SplitFiles
 class Load:
     """Rows of one lane that are read at once, into one region.
 
-    segments : int64 (n, 3) of (row group, first row, end row), laid end to end in the region
-    order : int64 (rows used,), the rows of the region that are used, in their order
+    segments : int64 (n, 3) of (row group, first row, end row)
+    order : int64 (rows used,), the segments' rows laid end to end, in the order of their use
+    kept : int64 (rows kept,), ascending: which of the segments' rows the region holds; None: all
     """
 
     segments: np.ndarray
     order: np.ndarray
+    kept: np.ndarray | None = None
 
 
 def concatenated(parts: list[np.ndarray]) -> np.ndarray:
@@ -65,16 +67,18 @@ class Pool:
         self._loaded = np.zeros(len(files.group_rows), bool)
         self._locks = [threading.Lock() for _ in files.group_rows] if self.resident else []
 
-    def start(self, segments: np.ndarray, region: int) -> Future[None] | None:
-        """Begin to read row groups, or parts of them, int64 (n, 3); the result is None where they are here already."""
-        if self.resident and self._loaded[segments[:, 0]].all():
+    def start(self, load: Load, region: int) -> Future[None] | None:
+        """Begin to read the rows of a load; the result is None where they are here already."""
+        if not self.resident:
+            return self.executor.submit(self._load, load, region)
+        if self._loaded[load.segments[:, 0]].all():
             return None
-        return self.executor.submit(self._load_resident if self.resident else self._load, segments, region)
+        return self.executor.submit(self._load_resident, load.segments)
 
     def positions(self, load: Load, region: int) -> np.ndarray:
         """Where the rows of a load are once it is done, in the order they are used: int64 (rows,)."""
         if not self.resident:
-            return load.order + region
+            return region + (load.order if load.kept is None else np.searchsorted(load.kept, load.order))
         parts = [np.arange(first, end) + self._starts[number] for number, first, end in load.segments.tolist()]
         return concatenated(parts)[load.order]
 
@@ -83,8 +87,8 @@ class Pool:
         labels = torch.from_numpy(self._labels[positions])
         return (labels.pin_memory() if pin else labels).unbind()
 
-    def load_images(self, number: int, first: int, end: int, rows: slice) -> None:
-        """Read the images of rows [first, end) of a row group to the positions ``rows``."""
+    def load_images(self, number: int, first: int, end: int, rows: slice, kept: np.ndarray | None) -> None:
+        """Read rows [first, end) of a row group to the positions ``rows``: all images, or those that are kept."""
         raise NotImplementedError
 
     def gather(self, positions: np.ndarray, pin: bool) -> torch.Tensor:
@@ -95,13 +99,17 @@ class Pool:
         """Memory for images that are gathered: uint8 (rows, image_bytes), pinned if asked."""
         return torch.empty((rows, self.files.image_bytes), dtype=torch.uint8, pin_memory=pin)
 
-    def _load(self, segments: np.ndarray, region: int) -> None:
-        """Read them end to end, from the start of the region on."""
-        for number, first, end in segments.tolist():
-            self._load_rows(number, first, end, region)
-            region += end - first
+    def _load(self, load: Load, region: int) -> None:
+        """Read the rows end to end, from the start of the region on."""
+        read, kept = 0, None
+        for number, first, end in load.segments.tolist():
+            if load.kept is not None:
+                begin, stop = np.searchsorted(load.kept, (read, read + end - first))
+                kept = load.kept[begin:stop] - read
+            read += end - first
+            region += self._load_rows(number, first, end, region, kept)
 
-    def _load_resident(self, segments: np.ndarray, region: int) -> None:
+    def _load_resident(self, segments: np.ndarray) -> None:
         """Read each row group whole to its own positions; two lanes may want the same one."""
         for number in segments[:, 0].tolist():
             with self._locks[number]:
@@ -109,10 +117,14 @@ class Pool:
                     self._load_rows(number, 0, int(self.files.group_rows[number]), int(self._starts[number]))
                     self._loaded[number] = True
 
-    def _load_rows(self, number: int, first: int, end: int, position: int) -> None:
-        rows = slice(position, position + end - first)
-        self.load_images(number, first, end, rows)
-        self._labels[rows] = self.files.read_labels(number, first, end)
+    def _load_rows(self, number: int, first: int, end: int, position: int, kept: np.ndarray | None = None) -> int:
+        """Read rows of a row group to a position, and return how many are there now."""
+        count = end - first if kept is None else len(kept)
+        rows = slice(position, position + count)
+        self.load_images(number, first, end, rows, kept)
+        labels = self.files.read_labels(number, first, end)
+        self._labels[rows] = labels if kept is None else labels[kept]
+        return count
 
 
 class _RawPool(Pool):
@@ -125,9 +137,11 @@ class _RawPool(Pool):
         self._rows = np.empty((self.rows, self._prefix + files.image_bytes), np.uint8)
         self._pixels = torch.from_numpy(self._rows)[:, self._prefix :]
 
-    def load_images(self, number: int, first: int, end: int, rows: slice) -> None:
+    def load_images(self, number: int, first: int, end: int, rows: slice, kept: np.ndarray | None) -> None:
         target = self._rows[rows]
-        if self.resident:
+        if kept is not None:  # a file is read in long pieces, whatever is used of them
+            target[:, self._prefix :] = self.files.read_raw(number, first, end)[kept]
+        elif self.resident:
             target[:] = self.files.read_raw(number, first, end)
         else:
             self.files.read_raw(number, first, end, target)
@@ -151,8 +165,9 @@ class _EncodedPool(Pool):
         self._stored = np.empty(self.rows, object)
         self._groups = np.zeros(self.rows, np.int64)  # where each came from, for an error that names it
 
-    def load_images(self, number: int, first: int, end: int, rows: slice) -> None:
-        self._stored[rows] = self.files.read_stored(number, first, end)
+    def load_images(self, number: int, first: int, end: int, rows: slice, kept: np.ndarray | None) -> None:
+        stored = self.files.read_stored(number, first, end)
+        self._stored[rows] = stored if kept is None else [stored[row] for row in kept.tolist()]
         self._groups[rows] = number
 
     def gather(self, positions: np.ndarray, pin: bool) -> torch.Tensor:

@@ -119,9 +119,11 @@ def _loads(plan_of: Callable[[int], plan.EpochPlan], lane: int, epochs: range, f
             order = window.order[window.skip :][:left]
             segments.append(window.segments)
             orders.append(order + read if read else order)
-            left, used, read = left - len(order), used + len(order), read + len(window.order)
+            left, used, read = left - len(order), used + len(order), read + window.rows_read
             if used >= epoch_plan.lane_batch or not left:
-                yield Load(concatenated(segments), concatenated(orders))
+                joint = concatenated(orders)
+                kept = None if epoch_plan.copies is None else np.unique(joint)
+                yield Load(concatenated(segments), joint, kept)
                 segments, orders, used, read = [], [], 0, 0
             if not left:
                 break
@@ -164,7 +166,7 @@ class _Lane:
         self._spent.clear()
         while self._free and (load := next(self._loads, None)) is not None:
             region = self._free.popleft()
-            self._coming.append((region, self._pool.start(load.segments, region), self._pool.positions(load, region)))
+            self._coming.append((region, self._pool.start(load, region), self._pool.positions(load, region)))
 
 
 def evaluation_blocks(

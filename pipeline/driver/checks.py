@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pipeline.cluster import elastic, resources
+from pipeline.config import auto
 from pipeline.config.settings import Settings
+from pipeline.console import console
 from pipeline.data import load_manifest
 from pipeline.data.manifest import Manifest
 
@@ -15,6 +18,31 @@ if TYPE_CHECKING:
 
 # Sessions whose executors were asked for their Java: one small job for all trials of a session.
 _JAVA_CHECKED: weakref.WeakSet[SparkSession] = weakref.WeakSet()
+
+
+def open_dataset(settings: Settings) -> tuple[Settings, Manifest]:
+    """Load the dataset's manifest, and put numbers in the place of ``auto``, which it decides.
+
+    Every command that trains, or asks what was trained, begins with this. It is the only place where ``auto`` ends.
+
+    Raises
+    ------
+    ValueError
+        There is no dataset, or a number that is found does not go with the other settings.
+    """
+    manifest = load_manifest(settings.dataset.path, settings.dataset.version)
+    if not auto.is_undecided(settings):
+        return settings, manifest
+    rows = manifest.split("train").rows
+    settings = auto.resolve(settings, rows)
+    tell([auto.words(settings, rows)])
+    return settings, manifest
+
+
+def tell(sentences: Iterable[str]) -> None:
+    """Show sentences that a person should read before training."""
+    for sentence in sentences:
+        console.print(f"note: {sentence}", highlight=False, soft_wrap=True, markup=False)
 
 
 def check_trial(spark: SparkSession, settings: Settings, manifest: Manifest | None = None) -> Manifest:
@@ -48,9 +76,11 @@ def check_trial(spark: SparkSession, settings: Settings, manifest: Manifest | No
 def check_dataset(settings: Settings, manifest: Manifest | None = None) -> Manifest:
     """Load the dataset's manifest, unless it is given, and check that it can be trained on with these settings."""
     from pipeline.data.loader import check_data
+    from pipeline.training.class_weights import weights_of
 
     manifest = manifest or load_manifest(settings.dataset.path, settings.dataset.version)
     check_data(manifest, settings.train, settings.reader, settings.workers.count)
+    weights_of(settings.train, manifest)
     return manifest
 
 

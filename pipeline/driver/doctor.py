@@ -143,7 +143,8 @@ class _Examination:
         return f"executors run Java {', '.join(checks.check_java(self.spark, self.settings))}"
 
     def dataset(self) -> str:
-        self._manifest = checks.check_dataset(self.settings)
+        self.settings, self._manifest = checks.open_dataset(self.settings)
+        checks.check_dataset(self.settings, self._manifest)
         split = self._manifest.split("train")
         groups = sum(len(shard.row_groups) for shard in split.shards)
         lanes, sizes = self.settings.train.lanes, ", ".join(map(str, self.settings.train.world_sizes))

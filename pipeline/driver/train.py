@@ -38,14 +38,16 @@ def train(spark: SparkSession, settings: Settings) -> TrialResult:
     BusyError
         Another process is at the same training.
     """
-    from pipeline.driver.checks import check_trial
+    from pipeline.driver import checks, dataset_checks
     from pipeline.driver.trial import run_trial
     from pipeline.tracking import Tracker
 
     settings.require_single_run()
     path = storage.join(settings.output, FILE)
     storage.remove(path)  # if this call fails, an earlier result must not look like its own
-    manifest = check_trial(spark, settings)
+    settings, manifest = checks.open_dataset(settings)
+    checks.check_trial(spark, settings, manifest)
+    checks.tell(dataset_checks.check_classes(manifest, settings.train.evaluate_on, compared=False))
     tracker = Tracker(settings.tracking)
     name = training_name(settings)
     result = run_trial(spark, settings, tracker, name=name, manifest=manifest, norm=settings.model.norm)

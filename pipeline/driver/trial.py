@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.cluster import elastic
 from pipeline.config.settings import Settings
 from pipeline.data.manifest import Manifest
-from pipeline.driver.checks import check_trial
+from pipeline.driver import checks
 from pipeline.driver.record import Record, finished_record, unfinished_record
 from pipeline.driver.slots import TrainingSlot
 from pipeline.report.comparison import TrialResult
@@ -60,7 +60,7 @@ def run_trial(
     parent : id of the MLflow run that this is a part of
     log_model : whether MLflow gets the trained network
     slot : held while it trains; None where nothing else trains
-    manifest : of the dataset, where it is loaded already
+    manifest : of the dataset, where it is loaded already, and has decided what was ``auto``
     hook : what every rank calls at the moments that `pipeline.training.hooks` documents
     cycle : train to the end of this cycle of the schedule, from that of the one before; 1 is the first. The trial is
         not finished by that: it goes on with the next cycle, in the same MLflow run. None trains to the end
@@ -71,7 +71,9 @@ def run_trial(
     BusyError
         Another process is training it now.
     """
-    manifest = check_trial(spark, settings, manifest)
+    if manifest is None:
+        settings, manifest = checks.open_dataset(settings)
+    checks.check_trial(spark, settings, manifest)
     trial = _begin(settings, manifest, name, parent)
     record = trial.record
     if isinstance(record.content.result, TrialResult):

@@ -28,6 +28,14 @@ _NORMS = {
 }
 
 
+_VALUES = {
+    ("train.class_weights", "none"): "no class weights",
+    ("train.class_weights", "balanced"): "balanced class weights",
+    ("train.sampling", "shuffled"): "shuffled sampling",
+    ("train.sampling", "balanced"): "balanced sampling",
+}
+
+
 def arm_name(values: Values) -> str:
     """An arm is called after its values: ``batch, depth 20``; empty where there are none.
 
@@ -58,7 +66,9 @@ def norm_words(norm: str) -> str:
 def values_words(values: Values) -> str:
     """Values of settings in words: ``batch norm, depth 20``."""
     return ", ".join(
-        norm_words(str(value)) if setting == "model.norm" else arm_name({setting: value}).replace("_", " ")
+        norm_words(str(value))
+        if setting == "model.norm"
+        else _VALUES.get((setting, str(value))) or arm_name({setting: value}).replace("_", " ")
         for setting, value in values.items()
     )
 

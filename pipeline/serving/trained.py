@@ -10,8 +10,9 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.config.settings import Settings
-from pipeline.data import Manifest, load_manifest, reader
+from pipeline.data import Manifest, reader
 from pipeline.data.shards import SplitFiles
+from pipeline.driver import checks
 from pipeline.driver.train import training_name
 from pipeline.driver.trial import newest_finished, trials_folder
 from pipeline.report.comparison import TrialResult
@@ -47,7 +48,7 @@ def find_trained(settings: Settings) -> Trained:
     ExportError
         There is none, it diverged, or its last checkpoint is gone.
     """
-    manifest = load_manifest(settings.dataset.path, settings.dataset.version)
+    settings, manifest = checks.open_dataset(settings)
     name = training_name(settings)
     trial = newest_finished(settings, manifest, name)
     result = trial and trial.record.content.result

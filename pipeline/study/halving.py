@@ -29,7 +29,7 @@ class RungScore:
     """What a candidate has shown at the end of a rung.
 
     costs : float64 (images,), lower is better: the cross-entropy of each validation image in nats, or 1 where it was
-        misclassified and 0 where not. In one order of images for all candidates
+        misclassified and 0 where not, times what an image of its class counts. In one order for all candidates
     learned : whether it was better than always naming the largest class (see `has_learned`)
     diverged : whether its training has ended with a loss that is not finite; costs are then not looked at
     """
@@ -79,20 +79,21 @@ class Choice:
     undecided: SearchUndecided | None = None
 
 
-def has_learned(labels: np.ndarray, predictions: np.ndarray) -> bool:
-    """Whether predictions are right more often than the largest class of the labels is, beyond their uncertainty.
+def has_learned(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> bool:
+    """Whether predictions are right more often than always naming the largest class, beyond their uncertainty.
 
-    The two are compared image by image: the mean of (right - of the largest class) exceeds 0 by `Z` standard errors.
+    The two are compared image by image: the mean of weight x (right - of the largest class) exceeds 0 by `Z` of its
+    standard errors.
 
     Parameters
     ----------
     labels, predictions : int (images,)
+    weights : float (images,), how much each counts, also for which class is the largest
     """
     if not len(labels):
         return False
-    classes, counts = np.unique(labels, return_counts=True)
-    largest = classes[counts.argmax()]
-    return _is_above_zero((predictions == labels).astype(np.float64) - (labels == largest))
+    largest = np.bincount(labels, weights).argmax()
+    return _is_above_zero(weights * ((predictions == labels).astype(np.float64) - (labels == largest)))
 
 
 def is_worse(one: RungScore, other: RungScore) -> bool:

@@ -16,8 +16,8 @@ from pipeline import storage
 from pipeline.config import Settings
 from pipeline.console import console
 from pipeline.data import Manifest
-from pipeline.driver import slots
-from pipeline.driver.checks import check_trial
+from pipeline.driver import dataset_checks, slots
+from pipeline.driver.checks import check_trial, open_dataset, tell
 from pipeline.driver.record import Record, unfinished_record
 from pipeline.driver.trial import run_trial
 from pipeline.report.comparison import Comparison, StudyRun, TrialResult
@@ -53,8 +53,9 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
     ValueError
         Something about the settings, the dataset or the cluster does not fit; nothing was launched.
     """
+    settings, manifest = open_dataset(settings)
     arms, values = arms_of(settings), candidates_of(settings)
-    manifest, searches = _check(spark, settings, arms, values)
+    searches, notes = _check(spark, settings, manifest, arms, values)
     at_once = slots.trials_at_once(spark, [arm.settings.workers for arm in arms], settings.compare.side_by_side)
     tracker = Tracker(settings.tracking)
     record = _begin(settings, manifest)
@@ -70,23 +71,25 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
         run_search(searches, train)
         tuned = {arm.name: values[0] for arm in arms} | {search.arm.name: search.tuned for search in searches}
         runs = train(compared_trials(settings, arms, tuned))
-        comparison = summarize(settings, manifest, runs, searches, side_by_side=at_once, parent_run_id=parent.run_id)
+        comparison = summarize(
+            settings, manifest, runs, searches, notes=notes, side_by_side=at_once, parent_run_id=parent.run_id
+        )
         _publish(settings.output, parent, comparison)
     record.update(result=storage.join(settings.output, RESULT))
     return comparison
 
 
 def _check(
-    spark: SparkSession, settings: Settings, arms: Sequence[Arm], values: Sequence[Values]
-) -> tuple[Manifest, list[ArmSearch]]:
-    """Every arm can be trained, and nothing is chosen on the split that judges it.
+    spark: SparkSession, settings: Settings, manifest: Manifest, arms: Sequence[Arm], values: Sequence[Values]
+) -> tuple[list[ArmSearch], list[str]]:
+    """Every arm can be trained and measured, and nothing is chosen on the split that judges it.
 
     Returns
     -------
-    Manifest
-        Of the dataset.
-    list of ArmSearch
+    searches
         One for each arm; none where there is nothing to choose.
+    notes
+        What a person should know of the dataset, as sentences, which were shown.
     """
     options = settings.compare
     if len(values) > 1 and options.search_on == settings.train.evaluate_on:
@@ -94,13 +97,14 @@ def _check(
             f"compare.search_on and train.evaluate_on are both {options.search_on!r}: a learning rate chosen "
             "on the split that judges it makes the comparison unfair; use `validation`"
         )
-    manifest = check_trial(spark, arms[0].settings)
-    for arm in arms[1:]:
+    notes = dataset_checks.check_comparison(settings, manifest, searches=len(values) > 1)
+    for arm in arms:
         check_trial(spark, arm.settings, manifest)
     searches = [ArmSearch(settings, arm, values, manifest) for arm in arms] if len(values) > 1 else []
     for search in searches[:1]:
         check_trial(spark, search.candidates[0].settings, manifest)
-    return manifest, searches
+    tell([*notes, *dataset_checks.one_seed(settings)])
+    return searches, notes
 
 
 def _begin(settings: Settings, manifest: Manifest) -> Record:

@@ -14,6 +14,7 @@ from typing import TypeGuard
 import numpy as np
 
 from pipeline.config import Settings
+from pipeline.config.training import TrainSettings
 from pipeline.data import Manifest
 from pipeline.data.loader import steps_per_epoch
 from pipeline.driver.checks import check_dataset, check_network
@@ -152,7 +153,8 @@ class ArmSearch:
         """Take up the result of a trial of `next_trials`."""
         candidate = next(each for each in self.candidates if each.tuned == trial.tuned)
         candidate.runs.append(run)
-        candidate.scores.append(score_of(run, self._settings.compare.search_metric))
+        weights = weights_of_classes(trial.settings.train, self._manifest)
+        candidate.scores.append(score_of(run, self._settings.compare.search_metric, weights))
 
     @property
     def tuned(self) -> Values:
@@ -246,12 +248,13 @@ class ArmSearch:
         return [candidate] if steps >= LEAST_STEPS else []
 
 
-def score_of(run: StudyRun, metric: str) -> RungScore:
+def score_of(run: StudyRun, metric: str, class_weights: np.ndarray | None = None) -> RungScore:
     """What a rung has shown, from the predictions that its last evaluation has left.
 
     Parameters
     ----------
     metric : ``compare.search_metric``
+    class_weights : see `weights_of_classes`
     """
     from pipeline.training.predictions import read
 
@@ -259,8 +262,29 @@ def score_of(run: StudyRun, metric: str) -> RungScore:
     found = read(run.predictions)
     wrong = (found.prediction != found.label).astype(np.float64)
     costs = found.loss.astype(np.float64) if metric == "cross_entropy" else wrong
+    weights = np.ones(len(found)) if class_weights is None else class_weights[found.label]
     diverged = run.diverged or not np.isfinite(found.loss).all()
-    return RungScore(costs, not diverged and has_learned(found.label, found.prediction), bool(diverged))
+    learned = not diverged and has_learned(found.label, found.prediction, weights)
+    return RungScore(weights * costs, learned, bool(diverged))
+
+
+def weights_of_classes(train: TrainSettings, manifest: Manifest) -> np.ndarray | None:
+    """How much an image of each class counts in what an arm is trained for: its class weights, and its sampling.
+
+    An arm that is trained to balance the classes is not judged by how often it names the largest one.
+
+    Returns
+    -------
+    float64 (classes,); None where every image counts alike
+    """
+    from pipeline.training.class_weights import weights_of
+
+    weights = weights_of(train, manifest)
+    if train.sampling != "balanced":
+        return weights
+    counts = np.array(manifest.split("train").label_counts, dtype=np.float64)
+    even = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return even if weights is None else weights * even
 
 
 def run_search(searches: Sequence[ArmSearch], train: Callable[[Sequence[Trial]], Sequence[StudyRun]]) -> None:

@@ -26,6 +26,7 @@ def summarize(
     runs: Sequence[StudyRun],
     searches: Sequence[ArmSearch],
     *,
+    notes: Sequence[str] = (),
     side_by_side: int,
     parent_run_id: str,
 ) -> Comparison:
@@ -37,6 +38,7 @@ def summarize(
     manifest : of its dataset
     runs : every arm with every seed, the baseline first
     searches : for the tuned values of each arm; empty where nothing was chosen
+    notes : what was said of the dataset before training, as sentences
     side_by_side : how many trials trained at once
     parent_run_id : the MLflow run whose children they are
     """
@@ -74,7 +76,7 @@ def summarize(
         arms=tuple(arms),
         search=tuple(search),
         **_search_cost(searches),
-        warnings=tuple(statistics.warnings_of(arms, options.grid, tuned, search)),
+        warnings=(*notes, *statistics.warnings_of(arms, options.grid, tuned, search)),
         not_measured=tuple(statistics.not_measured(options.grid, len(options.seeds), gradient_norms=norms_known)),
         side_by_side=side_by_side,
         mlflow=ComparisonRun(parent_run_id=parent_run_id, experiment=settings.tracking.experiment),

@@ -15,6 +15,7 @@ from pipeline.distributed.worker import Worker
 from pipeline.training import hooks, predictions
 from pipeline.training.batch import DeviceBatches
 from pipeline.training.checkpointer import Checkpointer
+from pipeline.training.class_weights import class_weights
 from pipeline.training.diagnostics import Diagnostics
 from pipeline.training.evaluate import Evaluator
 from pipeline.training.event_log import EventLog
@@ -88,7 +89,7 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         exchange = GradientExchange(worker, model, train.gradient_compression)
         events = at_end.enter_context(contextlib.closing(EventLog(worker, job.folder)))
         checkpoints = Checkpointer(worker, job, state, events, hook)
-        loss = MeanLoss(train, worker.device.type)
+        loss = MeanLoss(train, worker.device.type, class_weights(train, manifest, worker.device))
         diagnostics = Diagnostics(worker, model, train.diagnostics, loss=loss, emit=events.emit)
         schedule = Schedule(train, loader.steps_per_epoch)
         ends = schedule.cycle_ends

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
-from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSettings
+from pipeline.config.training import AUTO, CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.data import Manifest, load_manifest
 
 if TYPE_CHECKING:
@@ -47,6 +47,12 @@ class Job:
     hook: Hook | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if undecided := [
+            name for name in ("epochs", "batch_size", "warmup_epochs") if getattr(self.train, name) == AUTO
+        ]:
+            raise ValueError(
+                f"train.{undecided[0]} is auto, which stands for a number only with a dataset: call auto.resolve"
+            )
         if self.train.batch_size is not None:
             object.__setattr__(self, "train", self.train.model_copy(update={"rank_batch_size": None}))
 

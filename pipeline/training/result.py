@@ -78,7 +78,8 @@ class TrainResult(TrainSummary):
     curve : one point for each evaluation
     recall : of each class at the last evaluation, in the order of the dataset's classes: the share of its images that
         were recognized; None of a class that the split does not have
-    train_loss : mean loss of the steps since the evaluation before, one for each; None where there were none
+    train_loss : mean loss of the steps since the evaluation before, one for each, with class weights where there are
+        some; None where there were no steps
     train_seconds : seconds of all optimizer steps up to each evaluation
     checkpoint : path of the last one
     predictions : path of the file that holds, for each image, what the last evaluation has found (see

@@ -34,10 +34,16 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class MeanLoss:
-    """Mean cross-entropy of a batch, in nats: with bfloat16 autocast and smoothed labels where ``train`` says so."""
+    """Mean cross-entropy of a batch, in nats: with bfloat16 autocast and smoothed labels where ``train`` says so.
+
+    class_weights : float (classes,), on the device, as `class_weights` makes them; None: all 1. The loss is then the
+        sum of weight times cross-entropy over the rows, divided by their number and not, as torch does, by the sum of
+        their weights: so parts of a batch of one size add up to the whole, whatever rows each has.
+    """
 
     train: TrainSettings
     device_type: str
+    class_weights: torch.Tensor | None = None
 
     def __call__(
         self, images: torch.Tensor, labels: torch.Tensor, forward: Callable[..., torch.Tensor]
@@ -46,7 +52,13 @@ class MeanLoss:
         with torch.autocast(self.device_type, torch.bfloat16, enabled=self.train.bf16):
             logits = forward(images)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        return nn.functional.cross_entropy(logits, labels, label_smoothing=self.train.label_smoothing)
+        smoothing, weights = self.train.label_smoothing, self.class_weights
+        if weights is None:
+            return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        weights = weights.to(logits.dtype)
+        return nn.functional.cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="sum") / len(
+            labels
+        )
 
 
 class Gradients(NamedTuple):

@@ -19,7 +19,7 @@ def test_rows_say_type_default_and_range():
     page = rows()
     assert page["name"][:3] == ["text", "required", "not empty"]
     assert page["train.momentum"][:3] == ["number", "`0.9`", "at least 0, below 1"]
-    assert page["train.batch_size"][:3] == ["integer or null", "`null`", "at least 1"]
+    assert page["train.batch_size"][:3] == ["integer or null or `auto`", "`null`", "at least 1"]
     assert page["model.norm_scale"][:2] == ["one of `learned`, `fixed`, `off`", "`learned`"]
     assert page["dataset.image.shape"][:2] == ["list of 3 integers or null", "`null`"]
     assert page["compare.seeds"][:2] == ["list of integers", "`[0]`"]

@@ -64,7 +64,9 @@ def workspace(spark, idx_folder, tmp_path_factory):
             continue
         kind = load_settings(path).dataset.source.kind
         source = {"kind": "idx", "path": str(idx_folder), "classes": list(CLASSES)}
-        dataset = {"source": {"path": str(photos)}} if kind == "folder" else {"source": source, "row_group_rows": 30}
+        # Of 96 pictures, 38 judge: a comparison needs 30.
+        pictures = {"source": {"path": str(photos)}, "test_share": 0.4}
+        dataset = pictures if kind == "folder" else {"source": source, "row_group_rows": 30}
         grid = {**(tree.get("compare") or {}).get("grid", {}), **SHORT["compare"]["grid"]}
         tree = merged(tree, {**SHORT, "dataset": dataset, "compare": {**SHORT["compare"], "grid": grid}})
         path.write_text(yaml.safe_dump(tree))

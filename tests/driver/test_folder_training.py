@@ -1,6 +1,7 @@
 """A folder of photographs of many sizes and formats, some damaged, all the way through ingest and training."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -67,7 +68,7 @@ def test_a_folder_of_photographs_trains(spark, photos, tmp_path, capfd):
         "model.network": "cnn",
         "model.width": 8,
         "train.epochs": 6,
-        "train.batch_size": 16,
+        "train.batch_size": 16,  # a twentieth of the epochs is warm-up, since the file says auto
         "train.lanes": 4,
         "train.evaluate_on": "test",
         "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
@@ -76,7 +77,9 @@ def test_a_folder_of_photographs_trains(spark, photos, tmp_path, capfd):
     words = ["-c", "conf/folder.yaml", *(word for key, value in options.items() for word in ("-o", f"{key}={value}"))]
     for command in ("ingest", "train"):
         app([command, *words], standalone_mode=False)
-    capfd.readouterr()
+    said = capfd.readouterr().err
+    assert "training images: batch size 16, 6 epochs, warm-up over 0.3 of them" in said
+    assert re.search(r"Dataset folder has 27\d images, \d+ of them in the test split", said)
 
     made = json.loads((tmp_path / "runs" / "ingest.json").read_text())
     assert sum(made["rows"].values()) + len(damaged) == 320

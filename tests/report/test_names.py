@@ -1,4 +1,4 @@
-from pipeline.report.names import arm_name, norm_words
+from pipeline.report.names import arm_name, norm_words, values_words
 
 
 def test_norms_have_names():
@@ -16,3 +16,10 @@ def test_rates_that_differ_late_have_names_that_differ():
     assert [arm_name({"train.learning_rate": rate}) for rate in (0.1234561, 0.1234562, 0.5)] == [
         "learning_rate 0.1234561", "learning_rate 0.1234562", "learning_rate 0.5",
     ]  # fmt: skip
+
+
+def test_ways_to_balance_classes_have_names():
+    values = {"train.class_weights": "balanced", "train.sampling": "shuffled"}
+    assert arm_name(values) == "class_weights balanced, sampling shuffled"
+    assert values_words(values) == "balanced class weights, shuffled sampling"
+    assert values_words({"train.class_weights": "none"}) == "no class weights"

@@ -227,15 +227,31 @@ def test_a_false_elimination_is_as_rare_as_the_interval_says():
     assert 0.018 < share < 0.035
 
 
+LABELS = np.repeat(np.arange(10), [61, *[5] * 3, *[4] * 6])
+
+
+def learned(predictions, weights=None):
+    return has_learned(LABELS, predictions, np.ones(100) if weights is None else weights)
+
+
 def test_always_naming_the_largest_class_is_not_learning():
-    labels = np.repeat(np.arange(10), [61, *[5] * 3, *[4] * 6])
-    assert not has_learned(labels, np.zeros(100, int))
-    assert has_learned(labels, labels)
+    assert not learned(np.zeros(100, int))
+    assert learned(LABELS)
     by_luck = np.zeros(100, int)
     by_luck[61] = 1  # one image more than the largest class: within its uncertainty
-    assert not has_learned(labels, by_luck)
-    assert not has_learned(labels, np.full(100, 3))
-    assert not has_learned(np.array([], int), np.array([], int))
+    assert not learned(by_luck)
+    assert not learned(np.full(100, 3))
+    assert not has_learned(np.array([], int), np.array([], int), np.array([]))
+
+
+def test_where_classes_count_alike_one_can_learn_below_the_share_of_the_largest():
+    """Right of half of the images of every class: 50% where one class has 61%."""
+    half = np.where(np.arange(100) % 2, LABELS, (LABELS + 1) % 10)
+    even = 1 / np.bincount(LABELS)[LABELS]
+    assert not learned(half)
+    assert learned(half, even)
+    assert not learned(np.zeros(100, int), even)
+    assert not learned(np.full(100, 3), even)
 
 
 def test_rungs_are_as_long_as_the_cycles_of_a_training():

@@ -32,16 +32,19 @@ def write_dataset(
     row_group_rows: int = 30,
     compression: str = "none",
     foreign: dict[str, Any] | None = None,
+    labels: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One split, ``train``; its images, uint8 (rows, C, H, W), and labels.
 
     Parameters
     ----------
     foreign : options of ``pyarrow.parquet.write_table``, and ``schema``: write as another program would
+    labels : 0 to 2, one for each row; None: at random
     """
     random = np.random.default_rng(len(shard_rows))
     rows = sum(shard_rows)
-    pixels, labels = random.integers(0, 256, (rows, *shape), dtype=np.uint8), random.integers(0, 3, rows)
+    pixels = random.integers(0, 256, (rows, *shape), dtype=np.uint8)
+    labels = random.integers(0, 3, rows) if labels is None else labels
     layout = Layout(
         dataset=path, prefix="part", splits=(("train", len(shard_rows)),), form="pixels", pixel_shape=shape,
         image=ImageSpec(shape, encoding=encoding), num_classes=3, row_group_rows=row_group_rows,
