@@ -87,7 +87,6 @@ def test_those_that_tie_go_on_and_the_longer_rung_tells_them_apart():
     assert search.spent == 3 + 2 * 2
 
 
-@pytest.mark.parametrize(("count", "middle"), [(3, (1,)), (4, (1, 2)), (5, (2,)), (8, (3, 4))])
 def test_what_is_close_goes_on_though_it_can_be_told_apart_and_at_the_end_the_better_one_is_taken():
     means = [[1.0, 1.0], [1.02, 1.02], [3.0, 3.0]]
     search = Simulated(means, spread=0.001)
@@ -95,6 +94,7 @@ def test_what_is_close_goes_on_though_it_can_be_told_apart_and_at_the_end_the_be
     assert search.moves[1] == Train((0, 1))
 
 
+@pytest.mark.parametrize(("count", "middle"), [(3, (1,)), (4, (1, 2)), (5, (2,)), (8, (3, 4))])
 def test_of_equals_all_are_named_and_the_middle_one_is_taken(count, middle):
     search = Simulated(flat(count), spread=0.0)
     choice = search.run(Budget(3 * count, 2))
