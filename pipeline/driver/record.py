@@ -75,6 +75,19 @@ class Record:
     def finished(self) -> bool:
         return self.content.result is not None
 
+    def result(self, cycle: int | None = None) -> TrialResult | None:
+        """What a training has returned at its end or, where it has come no further, at the end of a cycle; or None."""
+        if isinstance(self.content.result, TrialResult):
+            return self.content.result
+        return self.content.cycles[cycle - 1] if cycle is not None and cycle <= len(self.content.cycles) else None
+
+    def add_result(self, result: TrialResult, cycle: int | None = None) -> None:
+        """Write down what a training has returned at its end, or at the end of the cycle that comes next."""
+        if cycle is None:
+            self.update(result=result)
+        else:
+            self.update(cycles=(*self.content.cycles, result))
+
     def claim(self, name: str) -> None:
         """Write down that this process trains it, under this name.
 

@@ -76,10 +76,8 @@ def run_trial(
     checks.check_trial(spark, settings, manifest)
     trial = _begin(settings, manifest, name, parent)
     record = trial.record
-    if isinstance(record.content.result, TrialResult):
-        return record.content.result
-    if cycle is not None and cycle <= len(record.content.cycles):
-        return record.content.cycles[cycle - 1]
+    if known := record.result(cycle):
+        return known
     record.claim(name)
     with ExitStack() as training:
         stop = training.enter_context(slot or TrainingSlot()).stop
@@ -92,11 +90,9 @@ def run_trial(
             if log_model and not result.diverged and not record.content.model:
                 _log_model(run, trial, manifest)
                 record.update(model=True)
-    if cycle is None:
-        record.update(result=result)
-    else:
+    if cycle is not None:
         result = _preserve(result, record.folder, cycle)
-        record.update(cycles=(*record.content.cycles, result))
+    record.add_result(result, cycle)
     return result
 
 

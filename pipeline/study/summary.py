@@ -11,6 +11,7 @@ from pipeline.report import statistics
 from pipeline.report.comparison import (
     ArmSummary,
     ComparedDataset,
+    ComparedRun,
     Comparison,
     ComparisonRun,
     StudyRun,
@@ -46,15 +47,7 @@ def summarize(
     tuned = tuple(name for name in options.grid if name in options.tune)
     search = [trial for each in searches for trial in each.trials()]
     compared = statistics.with_targets(runs, baseline, options.target_accuracy)
-    runs_of, trials_of = by(compared, lambda run: run.arm), by(search, lambda trial: trial.arm)
-    chance = 1 / len(manifest.classes)
-    searched = {each.arm.name: _search_summary(each) for each in searches}
-    arms = []
-    for name, of_arm in runs_of.items():
-        arm = statistics.summary_of(of_arm, runs_of[baseline], trials_of.get(name, ()), chance)
-        matrix = confusion_of(of_arm, len(manifest.classes))
-        found = {**searched.get(name, {}), **({} if matrix is None else {"confusion": matrix})}
-        arms.append(arm.model_copy(update=found))
+    arms = _arms_of(compared, searches, len(manifest.classes))
     norms_known = any(run.gradient_norms for run in runs)
     return Comparison(
         name=settings.name,
@@ -81,6 +74,20 @@ def summarize(
         side_by_side=side_by_side,
         mlflow=ComparisonRun(parent_run_id=parent_run_id, experiment=settings.tracking.experiment),
     )
+
+
+def _arms_of(runs: Sequence[ComparedRun], searches: Sequence[ArmSearch], classes: int) -> list[ArmSummary]:
+    """What the runs of each arm show, and what its search has found; the baseline first."""
+    runs_of, search_of = by(runs, lambda run: run.arm), {search.arm.name: search for search in searches}
+    base = next(iter(runs_of.values()))
+    arms = []
+    for name, of_arm in runs_of.items():
+        search = search_of.get(name)
+        arm = statistics.summary_of(of_arm, base, search.trials() if search else (), 1 / classes)
+        matrix = confusion_of(of_arm, classes)
+        found = {**(_search_summary(search) if search else {}), **({} if matrix is None else {"confusion": matrix})}
+        arms.append(arm.model_copy(update=found))
+    return arms
 
 
 def _search_summary(search: ArmSearch) -> dict[str, object]:
