@@ -19,6 +19,9 @@ from pipeline.config.training import AUTO, CheckpointSettings, ModelSettings, Tr
 # Sections whose settings may have several values in one study.
 VARIABLE = ("model", "train", "reader", "workers")
 
+# Settings that a trial of the search has values of its own of.
+SET_BY_SEARCH = ("train.epochs", "train.first_cycle_epochs", "train.evaluate_on", "train.evaluations_per_epoch")
+
 
 class SettingsError(ValueError):
     """A setting is missing or unknown, or its value cannot be used; the message says what would be right."""
@@ -86,6 +89,16 @@ class Settings(FrozenModel):
                     f"; did you mean {hint}?" if hint not in ("", name) else f": settings of {', '.join(VARIABLE)} can"
                 )
                 raise ValueError(f"compare cannot vary {name!r}{also}")
+        return self
+
+    @model_validator(mode="after")
+    def _search_can_tune(self) -> Settings:
+        for name in self.compare.tune:
+            if name in SET_BY_SEARCH:
+                raise ValueError(
+                    f"compare.tune cannot choose {name}, which the search sets for its own short trials: take it out, "
+                    "and its values make arms"
+                )
         return self
 
     def require_single_run(self) -> None:

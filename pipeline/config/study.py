@@ -24,7 +24,20 @@ class CompareSettings(FrozenModel):
         ("train.learning_rate",), description="settings of the grid that make no arms: each arm has its own best value"
     )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="every arm is trained once with each seed")
-    search_epochs: int = Field(1, ge=1, description="epochs of one trial that chooses the values of `tune`")
+    search_budget: float = Field(
+        0.5,
+        gt=0,
+        description="the trials that choose the values of `tune` train at most this share of the epochs of those "
+        "that are compared",
+    )
+    search_metric: Literal["cross_entropy", "accuracy"] = Field(
+        "cross_entropy", description="what those trials are judged by, image by image, on `search_on`"
+    )
+    search_extensions: int = Field(
+        2,
+        ge=0,
+        description="values tried beyond an edge of the grid of a single tuned number, where the one at the edge wins",
+    )
     search_seed: int = Field(1_000, ge=0, description="seed of those trials, apart from the seeds compared")
     search_on: str = Field("validation", description="split that chooses; never the one that judges")
     target_accuracy: float | None = Field(
@@ -36,6 +49,16 @@ class CompareSettings(FrozenModel):
     side_by_side: int | None = Field(
         None, ge=1, description="trials that train at once; null: as many as the slots hold (over Spark Connect: 1)"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _search_epochs_are_gone(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "search_epochs" in values:
+            raise ValueError(
+                f"search_epochs {values['search_epochs']!r} is no longer a setting: candidates train for as long as "
+                "search_budget allows, a share of the trainings that are compared (0.5 by default)"
+            )
+        return values
 
     @model_validator(mode="after")
     def _no_doubles(self) -> CompareSettings:

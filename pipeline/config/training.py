@@ -116,6 +116,12 @@ class TrainSettings(FrozenModel):
     warmup_epochs: OrAuto[Annotated[float, Field(ge=0)]] = Field(
         0.5, description="epochs of linear warm-up (not of one_cycle); auto: a twentieth of the epochs"
     )
+    first_cycle_epochs: float | None = Field(
+        None,
+        gt=0,
+        description="warm restarts: epochs of the schedule's first cycle; each next one is twice as long, the last "
+        "ends with the training, and warm-up is at most half of a cycle; null: one schedule over all epochs",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of SGD")
     weight_decay: float = Field(
         5e-4, ge=0, description="weight decay of SGD, not applied to norm parameters and biases"
@@ -201,6 +207,17 @@ class TrainSettings(FrozenModel):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of lanes {self.lanes}: "
                 f"use {max(1, round(self.batch_size / self.lanes)) * self.lanes}, or other lanes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _first_cycle_fits(self) -> TrainSettings:
+        if self.first_cycle_epochs is None or self.epochs == AUTO:
+            return self
+        if self.first_cycle_epochs > self.epochs:
+            raise ValueError(
+                f"first_cycle_epochs {self.first_cycle_epochs:g} is more than epochs {self.epochs}: "
+                "use fewer, or null for one schedule over all epochs"
             )
         return self
 

@@ -48,6 +48,7 @@ class RecordContent(FrozenModel):
     name : of the training or the study
     run_id : of its MLflow run
     model : whether the trained network is in MLflow
+    cycles : results at the ends of the schedule's cycles, of a training that stops there
     result : of a training; for a study the path of its result
     """
 
@@ -55,6 +56,7 @@ class RecordContent(FrozenModel):
     name: str | None = None
     run_id: str | None = None
     model: bool = False
+    cycles: tuple[TrialResult, ...] = ()
     result: TrialResult | str | None = None
 
 
@@ -72,6 +74,19 @@ class Record:
     @property
     def finished(self) -> bool:
         return self.content.result is not None
+
+    def result(self, cycle: int | None = None) -> TrialResult | None:
+        """What a training has returned at its end or, where it has come no further, at the end of a cycle; or None."""
+        if isinstance(self.content.result, TrialResult):
+            return self.content.result
+        return self.content.cycles[cycle - 1] if cycle is not None and cycle <= len(self.content.cycles) else None
+
+    def add_result(self, result: TrialResult, cycle: int | None = None) -> None:
+        """Write down what a training has returned at its end, or at the end of the cycle that comes next."""
+        if cycle is None:
+            self.update(result=result)
+        else:
+            self.update(cycles=(*self.content.cycles, result))
 
     def claim(self, name: str) -> None:
         """Write down that this process trains it, under this name.

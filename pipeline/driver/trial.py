@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import uuid
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from pipeline.driver import checks
 from pipeline.driver.record import Record, finished_record, unfinished_record
 from pipeline.driver.slots import TrainingSlot
 from pipeline.report.comparison import TrialResult
+from pipeline.report.confusion import MOST_CLASSES
 from pipeline.tracking import Tracker
 from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
@@ -43,6 +46,7 @@ def run_trial(
     slot: TrainingSlot | None = None,
     manifest: Manifest | None = None,
     hook: Hook | None = None,
+    cycle: int | None = None,
     **tags: Any,
 ) -> TrialResult:
     """Train once and log it as one MLflow run, whatever the number of ranks or restarts, also of the driver.
@@ -58,6 +62,8 @@ def run_trial(
     slot : held while it trains; None where nothing else trains
     manifest : of the dataset, where it is loaded already, and has decided what was ``auto``
     hook : what every rank calls at the moments that `pipeline.training.hooks` documents
+    cycle : train to the end of this cycle of the schedule, from that of the one before; 1 is the first. The trial is
+        not finished by that: it goes on with the next cycle, in the same MLflow run. None trains to the end
     tags : of the MLflow run
 
     Raises
@@ -70,22 +76,33 @@ def run_trial(
     checks.check_trial(spark, settings, manifest)
     trial = _begin(settings, manifest, name, parent)
     record = trial.record
-    if isinstance(record.content.result, TrialResult):
-        return record.content.result
+    if known := record.result(cycle):
+        return known
     record.claim(name)
     with ExitStack() as training:
         stop = training.enter_context(slot or TrainingSlot()).stop
         with tracker.run(name, settings=settings, parent=parent, run_id=record.content.run_id, **tags) as run:
             record.update(run_id=run.run_id)
             run.log_dataset(manifest, settings.dataset.path, context="training")
-            trained = _train(spark, settings, replace(trial.job, hook=hook), run, name, stop)
+            trained = _train(spark, settings, replace(trial.job, until_cycle=cycle, hook=hook), run, name, stop)
             training.close()  # what is left to do needs no worker
-            result = _log_result(run, trial.job, trained)
+            result = _log_result(run, trial.job, trained, manifest.classes)
             if log_model and not result.diverged and not record.content.model:
                 _log_model(run, trial, manifest)
                 record.update(model=True)
-    record.update(result=result)
+    if cycle is not None:
+        result = _preserve(result, record.folder, cycle)
+    record.add_result(result, cycle)
     return result
+
+
+def _preserve(result: TrialResult, folder: str, cycle: int) -> TrialResult:
+    """Copy the predictions at the end of a cycle, which the next one replaces: a study that was killed needs both."""
+    if result.predictions is None:
+        return result
+    path = storage.join(folder, f"predictions-cycle-{cycle}.parquet")
+    storage.publish(path, storage.read_bytes(result.predictions))
+    return result.model_copy(update={"predictions": path})
 
 
 @dataclass(frozen=True)
@@ -170,18 +187,36 @@ def _train(
     return results[0]
 
 
-def _log_result(run: TrackedRun, job: Job, trained: TrainResult) -> TrialResult:
-    """Log the final figures and, where diagnostics looked, their pictures."""
+def _log_result(run: TrackedRun, job: Job, trained: TrainResult, classes: Sequence[str]) -> TrialResult:
+    """Log the final figures, the predictions and, where diagnostics looked, their pictures."""
     from pipeline.report.figures.diagnostics import draw, gradient_norms
     from pipeline.telemetry.events import EventReader
 
     values = trained.model_dump(mode="json")
     run.log_summary({key: value for key, value in values.items() if not isinstance(value, list)})
+    run.log_summary(recall_metrics(trained.recall, classes))
+    if trained.predictions is not None:
+        name = trained.predictions.rpartition("/")[2]
+        run.log_files(None, {name: storage.read_bytes(trained.predictions)})
     if job.train.diagnostics.every_steps is not None:
         events = EventReader(storage.join(job.folder, "events")).new()
         run.log_files("diagnostics", draw(events))
         values["gradient_norms"] = gradient_norms(events)
     return TrialResult(**values, run_id=run.run_id)
+
+
+def recall_metrics(recall: Sequence[float | None], classes: Sequence[str]) -> dict[str, float | None]:
+    """The recall of each class by its name in MLflow, ``recall/03 dress``; none for more classes than one looks at.
+
+    The number keeps names apart of which MLflow does not allow every letter.
+    """
+    if len(classes) > MOST_CLASSES:
+        return {}
+    names = (re.sub(r"[^\w\-. ]", "", name)[:100] for name in classes)
+    return {
+        f"recall/{number:02d} {name}".rstrip(): share
+        for number, (name, share) in enumerate(zip(names, recall, strict=True))
+    }
 
 
 def _log_model(run: TrackedRun, trial: BegunTrial, manifest: Manifest) -> None:

@@ -6,7 +6,7 @@ Fields that do not apply are left unset, and absent from the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -48,13 +48,14 @@ class StudyRun(TrialResult, StudyTrial):
 
 
 class SearchTrial(TrainSummary, StudyTrial):
-    """One short training that tried values of the tuned settings for an arm, without its curves."""
+    """The short training that tried values of the tuned settings for an arm, as far as it came, without its curves."""
 
+    learned: bool = Field(
+        True, description="whether it was right more often than always naming the largest class, beyond uncertainty"
+    )
+    rungs: int = Field(1, description="rungs of the search that it trained, each twice as long as the one before")
+    beyond_grid: bool = Field(False, description="whether its value extends the grid at an edge")
     run_id: str = Field(description="the MLflow run")
-
-    @classmethod
-    def of(cls, run: StudyRun) -> SearchTrial:
-        return cls(**run.model_dump(include=set(cls.model_fields)))
 
 
 class ComparedRun(StudyRun):
@@ -80,10 +81,15 @@ class Difference(FrozenModel):
         return self.low is not None and self.high is not None and self.low <= 0 <= self.high
 
 
+# Why a search has not decided: candidates tie, none has learned, all diverged, or no rung is within the budget.
+SearchUndecided = Literal["tied", "not_learned", "diverged", "no_budget"]
+
+
 class ArmSummary(FrozenModel):
     """What the runs of one arm show. Deviations are those of a sample, null for fewer than two values.
 
-    The last four fields are absent of the baseline, which they compare the arm with.
+    The fields of the search are absent where nothing was tuned; those from ``difference`` to ``overhead`` are absent of
+    the baseline, which they compare the arm with.
     """
 
     arm: str = Field(description="name of the arm")
@@ -96,6 +102,18 @@ class ArmSummary(FrozenModel):
     best_accuracy_std: float | None = Field(description="its standard deviation")
     final_accuracy_mean: float = Field(description="mean over runs of the accuracy of their last evaluation")
     final_accuracy_std: float | None = Field(description="its standard deviation")
+    final_balanced_accuracy_mean: float = Field(description="mean over runs of the balanced accuracy of the last one")
+    final_balanced_accuracy_std: float | None = Field(description="its standard deviation")
+    final_macro_f1_mean: float = Field(description="mean over runs of the macro F1 score of the last evaluation")
+    final_macro_f1_std: float | None = Field(description="its standard deviation")
+    final_loss_mean: float | None = Field(
+        description="mean over the runs where it is finite of the cross-entropy of the last evaluation, in nats"
+    )
+    final_loss_std: float | None = Field(description="its standard deviation")
+    final_calibration_error_mean: float | None = Field(
+        description="mean over the runs where it is finite of the expected calibration error of the last evaluation"
+    )
+    final_calibration_error_std: float | None = Field(description="its standard deviation")
     reached_target: int = Field(description="how many of the runs reached the target")
     images_per_second_mean: float | None = Field(description="mean over the runs of which the speed is known")
     images_per_second_std: float | None = Field(description="its standard deviation")
@@ -110,6 +128,21 @@ class ArmSummary(FrozenModel):
     images_to_target_std: float | None = Field(description="its standard deviation")
     seconds_to_target_mean: float | None = Field(description="mean over the runs that reached the target")
     seconds_to_target_std: float | None = Field(description="its standard deviation")
+    search_tied: tuple[dict[str, SettingValue], ...] = Field(
+        (),
+        description="all values of the tuned settings that the search could not tell apart, by dotted name, the chosen "
+        "ones among them; empty where those stand out",
+    )
+    search_undecided: SearchUndecided | None = Field(
+        None,
+        description="why the choice of the tuned values is not certain: several are tied, none had learned "
+        "(not_learned), all diverged, or compare.search_budget holds no rung (no_budget); null where it is certain",
+    )
+    search_cost: float | None = Field(
+        None,
+        description="training images of the arm's search / those of its trainings that are compared, if none ends "
+        "early: the ratio of optimizer steps where the batch is the same",
+    )
     difference: Difference | None = Field(None, description="best accuracy against the baseline's")
     steps_ratio: float | None = Field(
         None, description="baseline's steps to the target / the arm's, over the seeds where both reached it"
@@ -117,6 +150,12 @@ class ArmSummary(FrozenModel):
     seconds_ratio: float | None = Field(None, description="the same ratio of the seconds to the target")
     overhead: float | None = Field(
         None, description="median over seeds of the extra time of a training image: 0.1 is a tenth more"
+    )
+
+    confusion: tuple[tuple[int, ...], ...] | None = Field(
+        None,
+        description="images of the last evaluations by label (rows) and prediction (columns), summed over the runs "
+        "that did not diverge, or over all; absent for more than 30 classes",
     )
 
     @property
@@ -135,6 +174,7 @@ class ComparedDataset(FrozenModel):
     name: str = Field(description="dataset.name")
     digest: str = Field(description="of its manifest: sha256 and 64 hex digits")
     classes: int = Field(description="number of classes")
+    class_names: tuple[str, ...] = Field(description="their names, in the order of labels, recall and confusion")
     rows: dict[str, int] = Field(description="images, by split")
 
 
@@ -162,6 +202,9 @@ class Comparison(FrozenModel):
     runs: tuple[ComparedRun, ...] = Field(description="every arm with every seed")
     arms: tuple[ArmSummary, ...] = Field(description="the baseline first")
     search: tuple[SearchTrial, ...] = Field(description="trials of the tuned settings; empty if nothing was chosen")
+    search_cost: float | None = Field(
+        None, description="training images of all searches / those of all trainings that are compared; null: no search"
+    )
     warnings: tuple[str, ...] = Field(description="what a reader should know, as sentences")
     not_measured: tuple[str, ...] = Field(description="questions that the study does not answer")
     side_by_side: int = Field(description="how many trials trained at once")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from scipy.special import stdtrit
 
 from pipeline.report.comparison import ArmSummary, ComparedRun, Difference, SearchTrial, StudyRun
-from pipeline.report.names import BATCH_SIZES, LEARNING_RATE, SettingValue
+from pipeline.report.names import BATCH_SIZES, LEARNING_RATE, SettingValue, arm_name
 
 CONFIDENCE = 0.95
 # Arms that a sentence names; of more, the others are counted.
@@ -75,6 +75,10 @@ def summary_of(
         diverged=sum(run.diverged for run in runs),
         **_mean_and_std("best_accuracy", (run.best_accuracy for run in runs)),
         **_mean_and_std("final_accuracy", (run.final_accuracy for run in runs)),
+        **_mean_and_std("final_balanced_accuracy", (run.final_balanced_accuracy for run in runs)),
+        **_mean_and_std("final_macro_f1", (run.final_macro_f1 for run in runs)),
+        **_mean_and_std("final_loss", (run.final_loss for run in runs)),
+        **_mean_and_std("final_calibration_error", (run.final_calibration_error for run in runs)),
         reached_target=sum(run.steps_to_target is not None for run in runs),
         **_mean_and_std("images_per_second", (run.images_per_second or None for run in runs)),
         highest_stable_rate=highest,
@@ -143,10 +147,11 @@ def _overhead(pairs: Iterable[tuple[ComparedRun, ComparedRun]]) -> float | None:
 
 
 def stable_rates(trials: Sequence[SearchTrial] | Sequence[ComparedRun], chance: float) -> tuple[float | None, bool]:
-    """The highest learning rate up to which all rates of the grid were stable, and how the grid bounds that.
+    """The highest learning rate up to which all rates that were tried were stable, and how these bound that.
 
     A rate is stable if no trial with it diverged and each ended at least half way from chance to the best accuracy of
-    all these trials: a network that has collapsed computes a finite loss.
+    all these trials: a network that has collapsed computes a finite loss. Of a rate below the best one that is too
+    slow for so short a trial nothing is known: it is passed over. A trial that did not learn is not stable.
 
     Parameters
     ----------
@@ -155,42 +160,73 @@ def stable_rates(trials: Sequence[SearchTrial] | Sequence[ComparedRun], chance: 
     Returns
     -------
     highest : None if no rate was stable, or fewer than two were tried
-    is_bound : whether it is the highest of the grid, so that the truth may lie above
+    is_bound : whether it is the highest that was tried, so that the truth may lie above
     """
     rates = sorted({trial.learning_rate for trial in trials})
     if len(rates) < 2:
         return None, False
     best = max(trial.best_accuracy for trial in trials)
+    best_rate = max((not trial.diverged, trial.best_accuracy, trial.learning_rate) for trial in trials)[-1]
     enough = chance + (best - chance) / 2
     highest = None
     for rate in rates:
         tried = [trial for trial in trials if trial.learning_rate == rate]
-        if any(trial.diverged or trial.final_accuracy < enough for trial in tried):
+        if any(trial.diverged for trial in tried):
             break
-        highest = rate
+        unlearned = any(isinstance(trial, SearchTrial) and not trial.learned for trial in tried)
+        if not unlearned and all(trial.final_accuracy >= enough for trial in tried):
+            highest = rate
+        elif rate >= best_rate:
+            break
     return highest, highest == rates[-1]
 
 
 def warnings_of(
-    arms: Sequence[ArmSummary], grid: dict[str, tuple[SettingValue, ...]], tuned: Sequence[str]
+    arms: Sequence[ArmSummary],
+    grid: dict[str, tuple[SettingValue, ...]],
+    tuned: Sequence[str],
+    search: Sequence[SearchTrial] = (),
 ) -> list[str]:
-    """Sentences that a reader should know before believing the comparison."""
+    """Sentences that a reader should know before believing the comparison.
+
+    search : every trial of it; a grid that was extended has its edges where the arm's last trials are
+    """
     sentences = []
     if arms and arms[0].diverged:
         sentences.append(
             f"{arms[0].diverged} of {arms[0].n} runs of the baseline diverged: differences from it include them."
         )
     for name in tuned:
-        values = [value for value in grid.get(name, ()) if isinstance(value, (int, float))]
-        if len(values) < 2:
-            continue
-        for edge, where in ((min(values), "lowest"), (max(values), "highest")):
-            names = [arm.arm for arm in arms if arm.tuned[name] == edge]
-            if names:
-                sentences.append(
-                    f"The best {name} of {_some(names)} is the {where} of the grid, {edge:g}: "
-                    "a better one may lie beyond it."
-                )
+        names: dict[str, list[str]] = {}
+        for arm in arms:
+            tried = [trial.tuned[name] for trial in search if trial.arm == arm.arm]
+            values = [value for value in (*grid.get(name, ()), *tried) if isinstance(value, (int, float))]
+            if len(set(values)) < 2:
+                continue
+            for edge, where in ((min(values), "lowest"), (max(values), "highest")):
+                if arm.tuned[name] == edge:
+                    whose = "of the grid" if edge in grid.get(name, ()) else "that was tried"
+                    names.setdefault(f"is the {where} {whose}, {edge:g}", []).append(arm.arm)
+        sentences += [
+            f"The best {name} of {_some(names[where])} {where}: a better one may lie beyond it."
+            for where in sorted(names, key=lambda text: "highest" in text)
+        ]
+    return sentences + search_warnings(arms)
+
+
+def search_warnings(arms: Sequence[ArmSummary]) -> list[str]:
+    """A sentence for each arm whose values were not chosen with certainty."""
+    sentences = []
+    for arm in arms:
+        taken, tied = arm_name(arm.tuned), "; ".join(arm_name(values) for values in arm.search_tied)
+        why = {
+            "tied": f"could not tell {tied} apart",
+            "not_learned": "saw none of its trials learn more than the largest class",
+            "diverged": "saw all of its trials diverge",
+            "no_budget": "had no trials, since compare.search_budget holds none that is long enough",
+        }
+        if arm.search_undecided:
+            sentences.append(f"Search undecided: that of {arm.arm} {why[arm.search_undecided]}; {taken} was taken.")
     return sentences
 
 

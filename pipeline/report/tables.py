@@ -107,6 +107,22 @@ def arm_columns(comparison: Comparison) -> list[Column]:
     return _without_sizes(columns, comparison)
 
 
+def score_columns() -> list[Column]:
+    """What the last evaluations say beyond accuracy."""
+    scores = {"balanced accuracy": "balanced_accuracy", "macro F1": "macro_f1", "loss": "loss",
+              "calibration error": "calibration_error"}  # fmt: skip
+    return [
+        Column(
+            heading,
+            (
+                Part(f"final_{score}_mean", "{:.4f}" if score == "loss" else _SHARE),
+                Part(f"final_{score}_std", " ± {:.4f}" if score == "loss" else _and_points),
+            ),
+        )
+        for heading, score in scores.items()
+    ]
+
+
 def cost_columns(comparison: Comparison) -> list[Column]:
     """How fast the arms learned, and what they cost."""
     to_target = [
@@ -135,6 +151,8 @@ def run_columns(comparison: Comparison) -> list[Column]:
         *_tuned(comparison),
         Column("best accuracy", (Part("best_accuracy", _SHARE),)),
         Column("final accuracy", (Part("final_accuracy", _SHARE),)),
+        Column("balanced accuracy", (Part("final_balanced_accuracy", _SHARE),)),
+        Column("loss", (Part("final_loss", "{:.4f}"),)),
         Column("diverged", (Part("diverged", _yes_or_no),)),
         Column("steps", (Part("steps", _COUNT),)),
         Column("target", (Part("target", _SHARE),)),
@@ -147,9 +165,10 @@ def run_columns(comparison: Comparison) -> list[Column]:
 
 def search_columns(comparison: Comparison) -> list[Column]:
     """Every trial of the search."""
-    keys = {"best_accuracy", "final_accuracy", "diverged", "steps", "images_per_second"}
-    tuned = _tuned(comparison)
-    return [*tuned, *(column for column in run_columns(comparison) if column.parts[0].key in keys)]
+    keys = {"final_accuracy", "final_loss", "diverged", "steps", "images_per_second"}
+    columns = [column for column in run_columns(comparison) if column.parts[0].key in keys]
+    rungs = [Column("rungs", (Part("rungs", _COUNT),)), Column("learned", (Part("learned", _learned),))]
+    return [*_tuned(comparison), *rungs, *columns]
 
 
 def _tuned(comparison: Comparison) -> list[Column]:
@@ -184,6 +203,10 @@ def _times(ratio: float, _: Numbers) -> str:
 
 def _stable(rate: float, arm: Numbers) -> str:
     return f"{'≥ ' if arm['highest_stable_is_bound'] else ''}{rate:g}"
+
+
+def _learned(learned: bool, _: Numbers) -> str:
+    return "yes" if learned else "no"
 
 
 def _yes_or_no(diverged: bool, _: Numbers) -> str:

@@ -1,8 +1,9 @@
 """A study: arms x seeds -> runs -> a comparison and its report.
 
-Each arm gets its own best values of the tuned settings (the learning rate), chosen on the validation split with a seed
-of its own. Then each arm is trained with each seed and judged on the test split. Arms differ in the settings varied and
-those tuned alone: one seed gives all of them the same order of rows and the same initial weights where they share them.
+Each arm gets its own values of the tuned settings (the learning rate), chosen on the validation split with a seed of
+its own (see `search`). Then each arm is trained with each seed and judged on the test split. Arms differ in the
+settings varied and those tuned alone: one seed gives all of them the same order of rows and the same initial weights
+where they share them.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from pipeline.driver import dataset_checks, slots
 from pipeline.driver.checks import check_trial, open_dataset, tell
 from pipeline.driver.record import Record, unfinished_record
 from pipeline.driver.trial import run_trial
-from pipeline.report.comparison import Comparison, SearchTrial, StudyRun, TrialResult
+from pipeline.report.comparison import Comparison, StudyRun, TrialResult
 from pipeline.report.figures.study import figures_of
+from pipeline.report.names import Values
 from pipeline.report.page import render
 from pipeline.study.arms import Arm, arms_of, candidates_of
+from pipeline.study.search import ArmSearch, run_search
 from pipeline.study.summary import metrics_of, summarize
-from pipeline.study.trials import Trial, compared_trials, search_trials
+from pipeline.study.trials import Trial, compared_trials
 from pipeline.tracking import Tracker
 from pipeline.tracking.run import TrackedRun
 
@@ -51,9 +54,8 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
         Something about the settings, the dataset or the cluster does not fit; nothing was launched.
     """
     settings, manifest = open_dataset(settings)
-    arms, candidates = arms_of(settings), candidates_of(settings)
-    search = search_trials(settings, arms, candidates)
-    notes = _check(spark, settings, manifest, arms, search)
+    arms, values = arms_of(settings), candidates_of(settings)
+    searches, notes = _check(spark, settings, manifest, arms, values)
     at_once = slots.trials_at_once(spark, [arm.settings.workers for arm in arms], settings.compare.side_by_side)
     tracker = Tracker(settings.tracking)
     record = _begin(settings, manifest)
@@ -64,12 +66,13 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
     with tracker.run(settings.name, settings=settings, varied=varied, run_id=run_id, kind="comparison") as parent:
         record.update(run_id=parent.run_id)
         parent.log_dataset(manifest, settings.dataset.path, context="comparison")
-        _say_begin(arms, search, settings, at_once)
+        _say_begin(arms, searches, settings, at_once)
         train = partial(_train, spark, tracker, manifest, parent.run_id, at_once)
-        searched = [SearchTrial.of(run) for run in train(search)]
-        runs = train(compared_trials(settings, arms, candidates, searched))
+        run_search(searches, train)
+        tuned = {arm.name: values[0] for arm in arms} | {search.arm.name: search.tuned for search in searches}
+        runs = train(compared_trials(settings, arms, tuned))
         comparison = summarize(
-            settings, manifest, runs, searched, notes=notes, side_by_side=at_once, parent_run_id=parent.run_id
+            settings, manifest, runs, searches, notes=notes, side_by_side=at_once, parent_run_id=parent.run_id
         )
         _publish(settings.output, parent, comparison)
     record.update(result=storage.join(settings.output, RESULT))
@@ -77,25 +80,31 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
 
 
 def _check(
-    spark: SparkSession, settings: Settings, manifest: Manifest, arms: Sequence[Arm], search: Sequence[Trial]
-) -> list[str]:
+    spark: SparkSession, settings: Settings, manifest: Manifest, arms: Sequence[Arm], values: Sequence[Values]
+) -> tuple[list[ArmSearch], list[str]]:
     """Every arm can be trained and measured, and nothing is chosen on the split that judges it.
 
     Returns
     -------
-    What a person should know of the dataset, as sentences, which were shown.
+    searches
+        One for each arm; none where there is nothing to choose.
+    notes
+        What a person should know of the dataset, as sentences, which were shown.
     """
     options = settings.compare
-    if search and options.search_on == settings.train.evaluate_on:
+    if len(values) > 1 and options.search_on == settings.train.evaluate_on:
         raise ValueError(
             f"compare.search_on and train.evaluate_on are both {options.search_on!r}: a learning rate chosen "
             "on the split that judges it makes the comparison unfair; use `validation`"
         )
-    notes = dataset_checks.check_comparison(settings, manifest, searches=bool(search))
-    for trained in (*(arm.settings for arm in arms), *(trial.settings for trial in search[:1])):
-        check_trial(spark, trained, manifest)
+    notes = dataset_checks.check_comparison(settings, manifest, searches=len(values) > 1)
+    for arm in arms:
+        check_trial(spark, arm.settings, manifest)
+    searches = [ArmSearch(settings, arm, values, manifest) for arm in arms] if len(values) > 1 else []
+    for search in searches[:1]:
+        check_trial(spark, search.candidates[0].settings, manifest)
     tell([*notes, *dataset_checks.one_seed(settings)])
-    return notes
+    return searches, notes
 
 
 def _begin(settings: Settings, manifest: Manifest) -> Record:
@@ -121,7 +130,7 @@ def _train_one(
 ) -> StudyRun:
     result = run_trial(
         spark, trial.settings, tracker, name=trial.name, parent=parent, log_model=trial.kind == "arm",
-        slot=slot, manifest=manifest, **trial.tags,
+        slot=slot, manifest=manifest, cycle=trial.cycle, **trial.tags,
     )  # fmt: skip
     _say_end(trial.name, result)
     train = trial.settings.train
@@ -151,9 +160,10 @@ def _publish(output: str, parent: TrackedRun, comparison: Comparison) -> None:
     parent.log_summary(metrics_of(comparison.arms))
 
 
-def _say_begin(arms: Sequence[Arm], search: Sequence[Trial], settings: Settings, at_once: int) -> None:
+def _say_begin(arms: Sequence[Arm], searches: Sequence[ArmSearch], settings: Settings, at_once: int) -> None:
     number = len(arms) * len(settings.compare.seeds)
-    searched = f"{len(search)} short trials to choose {', '.join(settings.compare.tune)}, then " if search else ""
+    tried = sum(len(search.candidates) for search in searches)
+    searched = f"{tried} short trials or more to choose {', '.join(settings.compare.tune)}, then " if searches else ""
     console.print(
         f"{settings.name}: {len(arms)} arms x {len(settings.compare.seeds)} seeds: {searched}{number} trials, "
         f"{at_once} at once",

@@ -1,4 +1,4 @@
-"""The trainings of a study: short ones that choose the tuned values of each arm, then every arm with every seed."""
+"""The trainings of a study, and those of every arm with every seed. Those of a search are in `search`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.config import Settings
-from pipeline.report.comparison import SearchTrial
 from pipeline.report.names import Values, arm_name, short_name
 from pipeline.study.arms import Arm
 
@@ -19,12 +18,14 @@ class Trial:
     kind : ``search`` for one that chooses tuned values for an arm, ``arm`` for one that is compared
     tuned : its values of the tuned settings
     settings : everything it is trained with
+    cycle : of its schedule, to the end of which it trains now; None to the end of all
     """
 
     kind: Literal["search", "arm"]
     arm: Arm
     tuned: Values
     settings: Settings
+    cycle: int | None = None
 
     @property
     def name(self) -> str:
@@ -40,43 +41,14 @@ class Trial:
         return {"kind": self.kind, "arm": self.arm.name, "seed": self.settings.train.seed, **values}
 
 
-def search_trials(settings: Settings, arms: Sequence[Arm], candidates: Sequence[Values]) -> list[Trial]:
-    """Every arm with every candidate; none where there is nothing to choose.
+def compared_trials(settings: Settings, arms: Sequence[Arm], tuned: Mapping[str, Values]) -> list[Trial]:
+    """Every arm with its values of the tuned settings and with every seed, the arms of one seed after each other.
 
-    A trial is short and judged on another split. At most half of it is warm-up, so that it does try the rate it is for.
+    tuned : the values of each arm, by its name
     """
-    if len(candidates) < 2:
-        return []
-    options = settings.compare
-    short: Values = {
-        "train.warmup_epochs": min(settings.train.warmup_epochs, options.search_epochs / 2),
-        "train.seed": options.search_seed,
-        "train.epochs": options.search_epochs,
-        "train.evaluate_on": options.search_on,
-        "train.evaluations_per_epoch": 1,
-    }
-    return [
-        Trial("search", arm, tuned, settings.with_values({**arm.values, **tuned, **short}))
-        for arm in arms
-        for tuned in candidates
-    ]
-
-
-def compared_trials(
-    settings: Settings, arms: Sequence[Arm], candidates: Sequence[Values], search: Sequence[SearchTrial]
-) -> list[Trial]:
-    """Every arm with its own best candidate and with every seed, the arms of one seed after each other."""
     trials = []
     for seed in settings.compare.seeds:
         for arm in arms:
-            tuned = best_of(search, arm, candidates)
-            trials.append(Trial("arm", arm, tuned, settings.with_values({**arm.values, **tuned, "train.seed": seed})))
+            own = settings.with_values({**arm.values, **tuned[arm.name], "train.seed": seed})
+            trials.append(Trial("arm", arm, tuned[arm.name], own))
     return trials
-
-
-def best_of(search: Sequence[SearchTrial], arm: Arm, candidates: Sequence[Values]) -> Values:
-    """The arm's candidate with the highest accuracy; those that diverged are taken only if all did."""
-    trials = [trial for trial in search if trial.arm == arm.name]
-    if not trials:
-        return candidates[0]
-    return max(trials, key=lambda trial: (not trial.diverged, trial.best_accuracy)).tuned

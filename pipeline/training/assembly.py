@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline import storage
 from pipeline.config.training import TrainSettings
 from pipeline.data import load_manifest
 from pipeline.data.loader import TrainLoader
 from pipeline.distributed.gradients import GradientExchange
 from pipeline.distributed.worker import Worker
-from pipeline.training import hooks
+from pipeline.training import hooks, predictions
 from pipeline.training.batch import DeviceBatches
 from pipeline.training.checkpointer import Checkpointer
 from pipeline.training.class_weights import class_weights
@@ -33,11 +34,14 @@ class Training:
     """The parts of one training on one rank. None of them knows this class, or the loop that uses them.
 
     train : the job's settings, with the global batch of the whole training
+    last_step : optimizer steps done when this call of `fit` ends: all, or those to the end of ``Job.until_cycle``
+    predictions_path : where rank 0 publishes the predictions of the last evaluation
     hook : see `hooks`
     """
 
     worker: Worker
     train: TrainSettings
+    last_step: int
     loader: TrainLoader
     state: TrainingState
     step: TrainStep
@@ -45,6 +49,7 @@ class Training:
     diagnostics: Diagnostics
     checkpoints: Checkpointer
     events: EventLog
+    predictions_path: str
     hook: CallHook
 
     @property
@@ -52,8 +57,14 @@ class Training:
         return self.loader.steps_per_epoch
 
     @property
-    def total_steps(self) -> int:
-        return self.loader.steps_per_epoch * self.train.epochs
+    def at_cycle_end(self) -> bool:
+        """Whether a cycle of the schedule has just ended, where the training may stop and go on later."""
+        return self.state.progress.step in self.step.schedule.cycle_ends
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left to take now: those to `last_step` are done, or the loss was not finite."""
+        return self.state.progress.diverged or self.state.progress.step >= self.last_step
 
 
 @contextlib.contextmanager
@@ -81,8 +92,13 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         loss = MeanLoss(train, worker.device.type, class_weights(train, manifest, worker.device))
         diagnostics = Diagnostics(worker, model, train.diagnostics, loss=loss, emit=events.emit)
         schedule = Schedule(train, loader.steps_per_epoch)
+        ends = schedule.cycle_ends
+        last_step = ends[-1] if job.until_cycle is None else ends[min(job.until_cycle, len(ends)) - 1]
         times = StepTimes(worker.world_size)
         step = TrainStep(
             worker, train, state, data, exchange, schedule, loss, diagnostics, events, checkpoints.is_due, times, hook
         )
-        yield Training(worker, train, loader, state, step, evaluator, diagnostics, checkpoints, events, hook)
+        path = storage.join(job.folder, predictions.FILE)
+        yield Training(
+            worker, train, last_step, loader, state, step, evaluator, diagnostics, checkpoints, events, path, hook
+        )

@@ -29,6 +29,9 @@ class Job:
     folder : where checkpoints and events go; a training that finds its checkpoints there goes on from the newest
     version : of the dataset; None is the newest
     token : what the driver wrote into the file `TOKEN` of the folder, by which every rank sees that it has the same one
+    until_cycle : train to the end of this cycle of the schedule, 1 is the first (see `optimizer.cycle_ends`), with an
+        evaluation and a checkpoint there; None is the last. No part of the identity: the same job with a later cycle
+        goes on as if it had not stopped
     hook : called by every rank at the moments that `hooks` documents, for tests of faults; no part of the identity
     """
 
@@ -40,6 +43,7 @@ class Job:
     version: int | None = None
     token: str = ""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    until_cycle: int | None = None
     hook: Hook | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import math
 
+from pipeline import storage
 from pipeline.distributed.worker import Worker
 from pipeline.training.assembly import Training, assemble
 from pipeline.training.job import Job
+from pipeline.training.predictions import Predictions, write
 from pipeline.training.result import EvaluationPoint, TrainResult
 
 
 def fit(worker: Worker, job: Job) -> TrainResult:
     """Train to the end, evaluating and checkpointing on the way. Every rank calls it and gets the same result.
 
-    A job that finds checkpoints of its own in its folder goes on from the newest.
+    A job that finds checkpoints of its own in its folder goes on from the newest. One with ``until_cycle`` stops at the
+    end of that cycle of its schedule, evaluated and saved; the same job with a later one goes on bit by bit.
 
     Raises
     ------
@@ -28,19 +31,21 @@ def fit(worker: Worker, job: Job) -> TrainResult:
     DivergedError
         The loss was not finite and ``train.on_divergence`` is ``fail``.
     OSError
-        The last checkpoint could not be written.
+        The last checkpoint, or the predictions, could not be written.
     """
     with assemble(worker, job) as training:
         training.step.warm_up()
         training.checkpoints.restore()
         progress = training.state.progress
         _emit_start(training)
+        _restore_predictions(training)
         with training.loader.batches(progress.step) as batches:
-            while progress.step < training.total_steps and not progress.diverged:
+            while not training.ended:
                 save = training.step.take(batches)
-                if progress.diverged or training.evaluator.is_due(progress.step):
+                if progress.diverged or training.at_cycle_end or training.evaluator.is_due(progress.step):
                     _evaluate(training)
-                if progress.diverged or save or progress.step % training.steps_per_epoch == 0:
+                at_epoch_end = progress.step % training.steps_per_epoch == 0
+                if progress.diverged or save or at_epoch_end or training.at_cycle_end:
                     training.checkpoints.save()
         training.checkpoints.finish()
         worker.wait_for_all()
@@ -57,8 +62,8 @@ def _emit_start(training: Training) -> None:
         restored_from=step,
         attempt=worker.attempt,
         world_size=worker.world_size,
-        total_steps=training.total_steps,
-        epochs=training.train.epochs,
+        total_steps=training.last_step,
+        epochs=math.ceil(training.last_step / training.steps_per_epoch),
         force=True,
     )
 
@@ -68,14 +73,17 @@ def _evaluate(training: Training) -> None:
     worker, state, progress = training.worker, training.state, training.state.progress
     worker.status.enter("evaluation")
     with training.diagnostics.evaluation(progress.step):
-        evaluation, state.evaluated_state = training.evaluator.run()
+        evaluation, state.evaluated_state, predictions = training.evaluator.run(collect=training.ended)
     point = EvaluationPoint(
         step=progress.step,
         epoch=progress.step / training.steps_per_epoch,
         accuracy=evaluation.accuracy,
-        loss=evaluation.loss if math.isfinite(evaluation.loss) else None,  # JSON has no infinity
+        loss=evaluation.loss,
+        balanced_accuracy=evaluation.balanced_accuracy,
+        macro_f1=evaluation.macro_f1,
+        calibration_error=evaluation.calibration_error,
     )
-    train_loss = progress.add_evaluation(point)
+    train_loss = progress.add_evaluation(point, evaluation.recall)
     ranks = training.step.times.gather(worker)
     training.events.emit(
         "evaluation",
@@ -89,22 +97,42 @@ def _evaluate(training: Training) -> None:
     )
     if training.hook:
         training.hook("after_evaluation", step=progress.step)
+    _publish(training, predictions)
+
+
+def _publish(training: Training, predictions: Predictions | None) -> None:
+    """Before the last checkpoint: a training that has one has its predictions too."""
+    if predictions is not None:
+        write(training.predictions_path, predictions)
+
+
+def _restore_predictions(training: Training) -> None:
+    """A training that had ended, and whose predictions are gone, evaluates its last state again."""
+    if training.ended and not training.worker.gather(storage.exists(training.predictions_path))[0]:
+        training.worker.status.enter("evaluation")
+        _publish(training, training.evaluator.run(collect=True).predictions)
 
 
 def _result(training: Training) -> TrainResult:
     worker, progress = training.worker, training.state.progress
-    accuracies = [point.accuracy for point in progress.curve]
+    last = progress.curve[-1]
     return TrainResult(
-        best_accuracy=max(accuracies),
-        final_accuracy=accuracies[-1],
+        best_accuracy=max(point.accuracy for point in progress.curve),
+        final_accuracy=last.accuracy,
+        final_balanced_accuracy=last.balanced_accuracy,
+        final_macro_f1=last.macro_f1,
+        final_loss=last.loss,
+        final_calibration_error=last.calibration_error,
         steps=progress.step,
         images_per_second=progress.images_per_second,
         data_wait_share=progress.data_wait_share,
         diverged=progress.diverged,
         curve=tuple(progress.curve),
+        recall=tuple(progress.recall),
         train_loss=tuple(progress.train_loss),
         train_seconds=tuple(progress.train_seconds),
         checkpoint=worker.gather(training.checkpoints.path)[0],
+        predictions=training.predictions_path,
         world_size=worker.world_size,
         attempts=worker.attempt,
         ranks=tuple(training.step.times.totals()),

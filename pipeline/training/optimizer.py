@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 import torch
 from torch import nn
@@ -26,43 +27,71 @@ class Schedule:
     equation 5), ``linear`` is 1 - t, ``constant`` is 1. ``one_cycle`` (Smith & Topin 2018) has no warm-up but
     rises from 1/25 of the peak over the first 30% and falls to 4e-6 of it, both along half a cosine, while momentum
     goes down by 0.1 and up again.
+
+    With ``train.first_cycle_epochs`` this begins anew at every end of a cycle, each a whole schedule of its own length
+    (warm restarts, SGDR, Loshchilov & Hutter 2017, section 3, with T_mult = 2): see `cycle_ends`. Momentum buffers and
+    all else go on. Warm-up is then at most half of a cycle, so that each reaches the peak.
+
+    cycle_ends : optimizer steps done at the end of each cycle, ascending; the last is all steps of the training
     """
 
     def __init__(self, train: TrainSettings, steps_per_epoch: int):
         self.steps_per_epoch = steps_per_epoch
+        self.cycle_ends = cycle_ends(train, steps_per_epoch)
         self._train = train
-        self._steps = steps_per_epoch * train.epochs
         self._warmup = round(train.warmup_epochs * steps_per_epoch)
         self._scale = train.global_batch / train.base_batch_size if train.base_batch_size else 1.0
 
     def learning_rate(self, step: int) -> float:
-        return self._train.learning_rate * self._scale * self._factor(step)
+        return self._train.learning_rate * self._scale * self._factor(*self._cycle(step))
 
     def momentum(self, step: int) -> float:
         if self._train.schedule != "one_cycle":
             return self._train.momentum
         lowest = max(0.0, self._train.momentum - _MOMENTUM_CYCLE)
-        rising, part = self._cycle(step)
+        rising, part = _rise(*self._cycle(step))
         if rising:
             return _between(self._train.momentum, lowest, part)
         return _between(lowest, self._train.momentum, part)
 
-    def _factor(self, step: int) -> float:
+    def _cycle(self, step: int) -> tuple[int, int]:
+        """The step within its cycle, and the steps of that cycle; a step after the last is of the last."""
+        number = min(bisect_right(self.cycle_ends, step), len(self.cycle_ends) - 1)
+        start = self.cycle_ends[number - 1] if number else 0
+        return step - start, self.cycle_ends[number] - start
+
+    def _factor(self, step: int, steps: int) -> float:
         if self._train.schedule == "one_cycle":
-            rising, part = self._cycle(step)
+            rising, part = _rise(step, steps)
             return _between(1 / _START, 1.0, part) if rising else _between(1.0, 1 / _END, part)
-        if step < self._warmup:
+        warmup = self._warmup if self._train.first_cycle_epochs is None else min(self._warmup, steps // 2)
+        if step < warmup:
             first = 1 / self._scale if self._scale > 1 else 0.0
-            return first + (1 - first) * (step + 1) / self._warmup
-        done = (step - self._warmup) / max(1, self._steps - self._warmup)
+            return first + (1 - first) * (step + 1) / warmup
+        done = (step - warmup) / max(1, steps - warmup)
         if self._train.schedule == "constant":
             return 1.0
         return 1 - done if self._train.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
-    def _cycle(self, step: int) -> tuple[bool, float]:
-        """Whether the rate rises, and how much of that part is done."""
-        peak = _RISE * self._steps
-        return (True, step / peak) if step < peak else (False, (step - peak) / max(1.0, self._steps - 1 - peak))
+
+def cycle_ends(train: TrainSettings, steps_per_epoch: int) -> tuple[int, ...]:
+    """Optimizer steps done at the end of each cycle of the schedule, ascending.
+
+    With a first cycle of c steps they are c, 3c, 7c, ... below the steps of the training, and then those. Without
+    ``train.first_cycle_epochs`` the training is one cycle.
+    """
+    steps = steps_per_epoch * train.epochs
+    if train.first_cycle_epochs is None:
+        return (steps,)
+    first = max(1, round(train.first_cycle_epochs * steps_per_epoch))
+    whole = [first * (2**number - 1) for number in range(1, steps.bit_length() + 1)]
+    return (*(end for end in whole if end < steps), steps)
+
+
+def _rise(step: int, steps: int) -> tuple[bool, float]:
+    """Whether the rate of one_cycle rises at a step of a cycle of so many, and how much of that part is done."""
+    peak = _RISE * steps
+    return (True, step / peak) if step < peak else (False, (step - peak) / max(1.0, steps - 1 - peak))
 
 
 def _between(start: float, end: float, part: float) -> float:

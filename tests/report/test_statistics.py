@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 
 from pipeline.report import statistics
-from pipeline.report.comparison import ArmSummary, Difference, StudyRun
+from pipeline.report.comparison import ArmSummary, Difference, SearchTrial, StudyRun
 from pipeline.training.result import EvaluationPoint
 
 # Student's t of 0.975, from a printed table.
 T_975 = {1: 12.706204736, 6: 2.446911851}
 
 
-def run(arm, seed, accuracies, *, speed=100.0, diverged=False, rate=0.1):
-    curve = [EvaluationPoint(step=10 * (n + 1), epoch=n + 1, accuracy=a, loss=1.0) for n, a in enumerate(accuracies)]
+def run(arm, seed, accuracies, *, speed=100.0, diverged=False, rate=0.1, loss=1.0):
+    scores = {"loss": loss, "balanced_accuracy": accuracies[-1] - 0.1, "macro_f1": 0.4, "calibration_error": None}
+    curve = [EvaluationPoint(step=10 * n, epoch=n, accuracy=a, **scores) for n, a in enumerate(accuracies, start=1)]
     return StudyRun(
         arm=arm, values={"model.norm": arm}, tuned={"train.learning_rate": rate}, learning_rate=rate, global_batch=32,
-        seed=seed, best_accuracy=max(accuracies), final_accuracy=accuracies[-1], steps=10 * len(accuracies),
+        seed=seed, best_accuracy=max(accuracies), final_accuracy=accuracies[-1], recall=(0.25, None),
+        **{f"final_{score}": value for score, value in scores.items()}, steps=10 * len(accuracies),
         images_per_second=speed, data_wait_share=None, diverged=diverged, curve=tuple(curve),
         train_loss=(1.0,) * len(curve), train_seconds=tuple(2.0 * (n + 1) for n in range(len(curve))),
         checkpoint="", world_size=1, attempts=1, ranks=(), run_id="",
@@ -80,6 +82,19 @@ def test_one_seed_says_nothing_about_chance():
     assert summarized(BASE[:1], BATCH[:1]).best_accuracy_std is None
 
 
+def test_scores_are_means_and_deviations_of_the_last_evaluations():
+    arm = summarized(BASE, [run("batch", 0, [0.7], loss=0.5), run("batch", 1, [0.5], loss=0.75)])
+    assert (arm.final_balanced_accuracy_mean, arm.final_balanced_accuracy_std) == pytest.approx((0.5, math.sqrt(0.02)))
+    assert (arm.final_macro_f1_mean, arm.final_macro_f1_std) == (0.4, 0.0)
+    assert (arm.final_loss_mean, arm.final_loss_std) == pytest.approx((0.625, math.sqrt(0.03125)))
+    assert (arm.final_calibration_error_mean, arm.final_calibration_error_std) == (None, None)
+
+
+def test_a_loss_that_is_not_finite_is_left_out_of_the_mean():
+    arm = summarized(BASE, [run("batch", 0, [0.7], loss=0.5), run("batch", 1, [0.1], loss=None, diverged=True)])
+    assert (arm.final_loss_mean, arm.final_loss_std) == (0.5, None)
+
+
 def test_ratios_and_overhead_are_against_the_baseline():
     arm = summarized(BASE, BATCH)
     assert arm.steps_ratio == (30 + 20) / (20 + 10)
@@ -122,8 +137,48 @@ def test_the_highest_stable_rate(trials, highest, is_bound):
     assert statistics.stable_rates(trials, chance=0.1) == (highest, is_bound)
 
 
-def chosen(name, rate, diverged=0):
-    return ArmSummary.model_construct(arm=name, tuned={"train.learning_rate": rate}, diverged=diverged, n=3)
+def searched(*results):
+    return [
+        SearchTrial.model_construct(
+            arm="batch", tuned={"train.learning_rate": rate}, learning_rate=rate, diverged=False, learned=learned,
+            best_accuracy=accuracy, final_accuracy=accuracy,
+        )
+        for rate, accuracy, learned in results
+    ]  # fmt: skip
+
+
+def test_a_rate_that_did_not_learn_is_not_stable_and_one_below_the_best_is_only_slow():
+    slow = searched((0.001, 0.6, False), (0.1, 0.8, True), (1.0, 0.75, True), (10.0, 0.6, False))
+    assert statistics.stable_rates(slow, chance=0.1) == (1.0, False)
+    assert statistics.stable_rates(searched((0.1, 0.6, False), (1.0, 0.6, False)), chance=0.1) == (None, False)
+
+
+def chosen(name, rate, diverged=0, **search):
+    return ArmSummary.model_construct(arm=name, tuned={"train.learning_rate": rate}, diverged=diverged, n=3, **search)
+
+
+def test_an_extended_grid_has_its_edge_where_the_last_trial_was():
+    grid, tune = {"train.learning_rate": (0.1, 0.2, 0.5)}, ["train.learning_rate"]
+    trials = searched(*((rate, 0.8, True) for rate in (0.1, 0.2, 0.5, 1.25)))
+    assert statistics.warnings_of([chosen("batch", 0.5)], grid, tune, trials) == []
+    assert statistics.warnings_of([chosen("batch", 1.25)], grid, tune, trials) == [
+        "The best train.learning_rate of batch is the highest that was tried, 1.25: a better one may lie beyond it."
+    ]
+
+
+def test_a_search_that_did_not_decide_is_said():
+    tied = tuple({"train.learning_rate": rate} for rate in (0.1, 0.5))
+    arms = [
+        chosen("none", 0.1, search_undecided="tied", search_tied=tied),
+        chosen("batch", 0.1, search_undecided="not_learned", search_tied=()),
+        chosen("group", 0.1, search_undecided=None, search_tied=()),
+    ]
+    assert statistics.search_warnings(arms) == [
+        "Search undecided: that of none could not tell learning_rate 0.1; learning_rate 0.5 apart; "
+        "learning_rate 0.1 was taken.",
+        "Search undecided: that of batch saw none of its trials learn more than the largest class; "
+        "learning_rate 0.1 was taken.",
+    ]
 
 
 def test_a_choice_at_the_edge_of_the_grid_is_said():

@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.entities import RunStatus
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
 from pipeline import __main__ as commands
 from pipeline.cluster import barrier
@@ -20,6 +21,7 @@ from pipeline.config.study import CompareSettings
 from pipeline.report.comparison import ArmSummary, Comparison
 from pipeline.study import compare
 from pipeline.study.summary import metrics_of
+from pipeline.training import predictions
 
 pytestmark = [pytest.mark.spark, pytest.mark.long]
 
@@ -90,16 +92,46 @@ def test_every_arm_and_seed_has_its_run(comparison):
         assert all(layer["first"] > 0 and layer["median"] > 0 for layer in run["gradient_norms"])
 
 
-def test_each_arm_has_the_learning_rate_that_was_best_on_validation(comparison):
-    assert len(comparison["search"]) == 4
-    for norm in ("none", "batch"):
-        trials = [trial for trial in comparison["search"] if trial["arm"] == norm]
-        assert [trial["tuned"] for trial in trials] == [{"train.learning_rate": 0.02}, {"train.learning_rate": 0.1}]
-        best = max(trials, key=lambda trial: trial["best_accuracy"])
-        chosen = [run["learning_rate"] for run in comparison["runs"] if run["arm"] == norm]
-        assert chosen == [best["learning_rate"]] * 2
-        assert any(f"The best train.learning_rate of {norm}" in text or f"; {norm}" in text
-                   for text in comparison["warnings"])  # of two values both are the edge of the grid  # fmt: skip
+def test_each_arm_has_the_learning_rate_that_was_best_on_validation(comparison, client):
+    assert sum(trial["learning_rate"] in (0.02, 0.1) for trial in comparison["search"]) == 4
+    for arm in comparison["arms"]:
+        trials = {t["learning_rate"]: t for t in comparison["search"] if t["arm"] == arm["arm"]}
+        tied = [values["train.learning_rate"] for values in arm["search_tied"]]
+        chosen = {run["learning_rate"] for run in comparison["runs"] if run["arm"] == arm["arm"]}
+        assert chosen == {arm["tuned"]["train.learning_rate"]}
+        assert trials[min(chosen)]["learned"]
+        if tied:
+            assert chosen <= set(tied)
+            assert arm["search_undecided"] == "tied"
+            assert any(text.startswith(f"Search undecided: that of {arm['arm']}") for text in comparison["warnings"])
+        else:  # none that came as far was better
+            losses = {
+                trial["learning_rate"]: client.get_metric_history(trial["run_id"], "validation/loss")[-1].value
+                for trial in trials.values()
+                if trial["rungs"] == trials[min(chosen)]["rungs"]
+            }
+            assert chosen == {min(losses, key=losses.__getitem__)}
+
+
+def test_the_search_is_within_its_budget_and_says_what_it_cost(comparison, study):
+    """A share of 2 seeds x 2 epochs x 84 steps for each arm."""
+    for arm in comparison["arms"]:
+        steps = sum(trial["steps"] for trial in comparison["search"] if trial["arm"] == arm["arm"])
+        assert arm["search_cost"] == steps / (2 * 2 * comparison["runs"][0]["steps"] / 2)
+        assert arm["search_cost"] <= 0.5
+    assert comparison["search_cost"] == pytest.approx(np.mean([arm["search_cost"] for arm in comparison["arms"]]))
+    assert f"The search trained {100 * comparison['search_cost']:.0f}% as many" in (study / "report.html").read_text()
+
+
+def test_each_trial_of_the_search_is_one_mlflow_run_over_its_rungs(comparison, client):
+    """Cycles of 18 and 36 steps: every step once, an evaluation at the end of each rung, one file of predictions."""
+    assert {trial["steps"] for trial in comparison["search"]} <= {18 * (2**rungs - 1) for rungs in (1, 2)}
+    for trial in comparison["search"]:
+        losses = client.get_metric_history(trial["run_id"], "train/loss")
+        assert [metric.step for metric in losses] == list(range(1, trial["steps"] + 1))
+        evaluated = [metric.step for metric in client.get_metric_history(trial["run_id"], "validation/accuracy")]
+        assert [18 * (2**rung - 1) for rung in range(1, trial["rungs"] + 1)] == evaluated
+        assert trial["attempts"] == trial["rungs"]
 
 
 def test_targets_follow_from_the_curves(comparison):
@@ -127,6 +159,26 @@ def test_arms_are_mean_deviation_and_paired_difference_of_their_runs(comparison)
     assert (found["low"], found["high"]) == pytest.approx((differences.mean() - half, differences.mean() + half))
 
 
+def test_scores_are_those_of_the_predictions_that_were_kept(comparison):
+    for arm in comparison["arms"]:
+        runs = [run for run in comparison["runs"] if run["arm"] == arm["arm"]]
+        matrix = np.zeros((10, 10), int)
+        for run in runs:
+            found = predictions.read(run["predictions"])
+            matrix += confusion_matrix(found.label, found.prediction)
+            assert len(found) == 1000
+            assert run["final_accuracy"] == np.mean(found.label == found.prediction)
+            assert run["final_balanced_accuracy"] == pytest.approx(
+                balanced_accuracy_score(found.label, found.prediction)
+            )
+            assert run["final_loss"] == pytest.approx(found.loss.mean(dtype=float), rel=1e-6)
+        assert arm["confusion"] == matrix.tolist()
+        for score in ("balanced_accuracy", "macro_f1", "loss", "calibration_error"):
+            values = [run[f"final_{score}"] for run in runs]
+            assert math.isclose(arm[f"final_{score}_mean"], np.mean(values))
+            assert math.isclose(arm[f"final_{score}_std"], np.std(values, ddof=1), abs_tol=1e-12)
+
+
 def test_page_json_and_mlflow_have_the_same_numbers(study, comparison, runs):
     page = (study / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!#)[^"]*"|url\((?!#)|@import', page)
@@ -147,13 +199,14 @@ def test_page_json_and_mlflow_have_the_same_numbers(study, comparison, runs):
 
 
 def test_every_figure_is_a_picture_and_a_table(study, comparison, client):
-    names = {"learning_curves", "training_loss", "learning_rates", "gradient_norms", "steps_to_target", "cost"}
+    names = {"learning_curves", "training_loss", "learning_rates", "gradient_norms", "steps_to_target", "cost",
+             "confusion_1_none", "confusion_2_batch"}  # fmt: skip
     there = {path.name for path in (study / "report").iterdir()}
     assert there == {f"{name}.{kind}" for name in names for kind in ("png", "csv")}
     logged = {file.path for file in client.list_artifacts(comparison["mlflow"]["parent_run_id"], "report")}
     assert logged == {f"report/{name}" for name in there}
     with (study / "report" / "learning_rates.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 4
+        assert len(list(csv.DictReader(file))) == len(comparison["search"])
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +223,11 @@ def runs(client):
 def test_one_parent_and_a_child_for_each_trial(comparison, runs):
     parent = runs[comparison["mlflow"]["parent_run_id"]]
     children = [run for run in runs.values() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == 8 == len(runs) - 1
+    assert len(children) == 4 + len(comparison["search"]) == len(runs) - 1
     assert {run.info.status for run in runs.values()} == {RunStatus.to_string(RunStatus.FINISHED)}
     assert parent.data.params["model.norm"] == "none, batch"
     assert (parent.data.params["train.learning_rate"], parent.data.params["train.seed"]) == ("0.02, 0.1", "0, 1")
-    assert sorted(run.data.tags["kind"] for run in children) == ["arm"] * 4 + ["search"] * 4
+    assert sorted(run.data.tags["kind"] for run in children) == ["arm"] * 4 + ["search"] * len(comparison["search"])
 
 
 def test_mlflow_has_the_numbers_of_every_run(comparison, runs, client):
@@ -185,6 +238,13 @@ def test_mlflow_has_the_numbers_of_every_run(comparison, runs, client):
         assert run.data.metrics["best_accuracy"] == result["best_accuracy"]
         history = client.get_metric_history(result["run_id"], "test/accuracy")
         assert [(m.step, m.value) for m in history] == [(p["step"], p["accuracy"]) for p in result["curve"]]
+        for score in ("loss", "balanced_accuracy", "macro_f1", "calibration_error"):
+            history = client.get_metric_history(result["run_id"], f"test/{score}")
+            assert [m.value for m in history] == [point[score] for point in result["curve"]]
+            assert run.data.metrics[f"final_{score}"] == result[f"final_{score}"] == result["curve"][-1][score]
+        recall = {name: value for name, value in run.data.metrics.items() if name.startswith("recall/")}
+        assert list(recall.values()) == result["recall"]
+        assert list(recall)[:2] == ["recall/00 shirt", "recall/01 trouser"]
         losses = client.get_metric_history(result["run_id"], "train/loss")
         assert [m.step for m in losses] == list(range(1, result["steps"] + 1))
         assert run.inputs.dataset_inputs[0].dataset.name == "fashion_mnist"
@@ -269,3 +329,27 @@ def test_a_learning_rate_is_not_chosen_on_the_split_that_judges_it(spark, settin
     with pytest.raises(ValueError, match=r"search_on and train\.evaluate_on are both 'test'.*use `validation`"):
         compare(spark, varied(settings, grid=grid, search_on="test"))
     assert (tmp_path / "mlflow.db").read_bytes() == empty_store.read_bytes()  # nothing was tracked
+
+
+def test_a_search_that_stops_goes_on_with_the_rung_it_was_at(spark, settings, tmp_path, monkeypatch):
+    """Two rates that are close, so that both train two rungs; the first call of the second rung fails."""
+    options = {"grid": {"train.learning_rate": (0.1, 0.1001)}, "search_budget": 4.0, "search_extensions": 0}
+    study, launch, calls = varied(settings, **options), barrier.run, []
+
+    def fail_third(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise LaunchError("executors were lost")
+        return launch(*args, **kwargs)
+
+    monkeypatch.setattr(barrier, "run", fail_third)
+    with pytest.raises(LaunchError, match="executors were lost"):
+        compare(spark, study)
+    comparison = compare(spark, study)
+    assert len(calls) == 3 + 3  # both second rungs, and the one training that is compared
+    (arm,) = comparison.arms
+    assert [(trial.rungs, trial.steps, trial.learned) for trial in comparison.search] == [(2, 75, True)] * 2
+    assert arm.search_cost == comparison.search_cost == 150 / 50
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        states = [state for (state,) in store.execute("SELECT status FROM runs")]
+    assert states == ["FINISHED"] * 4  # the parent, one run for each candidate over both rungs, the compared one

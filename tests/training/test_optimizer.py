@@ -91,3 +91,33 @@ def test_batch_of_a_worker_or_of_all(given, workers, rank, total):
 def test_batches_that_do_not_fit(given, message):
     with pytest.raises(ValueError, match=message):
         TrainSettings(**given).for_workers(2)
+
+
+def test_warm_restarts_are_whole_schedules_of_doubling_lengths():
+    """SGDR with T_0 = 1.5 epochs of 20 steps and T_mult = 2: cycles of 30, 60 and 120 steps, and what is left."""
+    train = TrainSettings(epochs=11, batch_size=256, learning_rate=1.0, warmup_epochs=1.0, first_cycle_epochs=1.5)
+    schedule = Schedule(train, 20)
+    assert schedule.cycle_ends == (30, 90, 210, 220)
+    starts = (0, *schedule.cycle_ends[:-1])
+    for start, end in zip(starts, schedule.cycle_ends, strict=True):
+        steps, warmup = end - start, min(20, (end - start) // 2)  # so that the shortest reaches its peak
+        found = [schedule.learning_rate(step) for step in range(start, end)]
+        assert found[:warmup] == pytest.approx([(s + 1) / warmup for s in range(warmup)])
+        assert found[warmup:] == pytest.approx(
+            [0.5 * (1 + math.cos(math.pi * s / (steps - warmup))) for s in range(steps - warmup)]
+        )
+
+
+def test_each_cycle_of_one_cycle_rises_and_falls():
+    train = TrainSettings(epochs=3, batch_size=256, learning_rate=1.0, schedule="one_cycle", first_cycle_epochs=1)
+    schedule = Schedule(train, 100)
+    alone = Schedule(TrainSettings(epochs=1, batch_size=256, learning_rate=1.0, schedule="one_cycle"), 100)
+    assert schedule.cycle_ends == (100, 300)
+    assert [schedule.learning_rate(s) for s in range(100)] == [alone.learning_rate(s) for s in range(100)]
+    assert (schedule.learning_rate(100), schedule.momentum(100)) == (alone.learning_rate(0), alone.momentum(0))
+    assert schedule.learning_rate(160) == 1.0  # 30% of 200 steps after the restart
+
+
+def test_a_first_cycle_longer_than_the_training_is_refused():
+    with pytest.raises(ValueError, match=r"first_cycle_epochs 2\.5 is more than epochs 2: use fewer, or null"):
+        TrainSettings(epochs=2, first_cycle_epochs=2.5)

@@ -1,8 +1,11 @@
 """Going on from a checkpoint: the same bits with as many ranks, the same batches with fewer or more."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from ranks import fit_until, run_ranks
+from small_training import equal
 
 from pipeline import storage
 from pipeline.config.training import AugmentSettings, CheckpointSettings, ModelSettings, TrainSettings
@@ -113,3 +116,26 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_bits_are_the_same(dataset, 
     assert "trying the one before it" in caplog.text
     before, after = state_of(undisturbed)["model"], state_of(killed)["model"]
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_a_job_that_stops_at_the_ends_of_cycles_ends_with_the_same_bits(dataset, tmp_path, schedule):
+    """As a search trains a candidate rung by rung: cycles of 12, 24 and 39 of 75 steps, none of whole epochs."""
+    options = {"epochs": 3, "first_cycle_epochs": 12 / 25, "schedule": schedule, "weight_ema": 0.9}
+    through, stopped = (make_job(dataset, tmp_path / name, **options) for name in ("through", "stopped"))
+    expected = fit(alone("cpu"), through)
+    steps = []
+    for cycle in (1, 2, 2, None):  # the second time there is nothing left to do
+        result = fit(alone("cpu"), replace(stopped, until_cycle=cycle))
+        steps.append(result.steps)
+        assert state_of(stopped)["progress"]["step"] == result.steps == result.curve[-1].step
+    assert steps == [12, 36, 36, 75]
+    assert result.curve == expected.curve
+    assert [point.step for point in result.curve] == [12, 25, 36, 50, 75]
+    assert equal(without_times(state_of(stopped)), without_times(state_of(through)))
+    assert identity(replace(stopped, until_cycle=1)) == identity(stopped)
+
+
+def without_times(state):
+    progress = {key: value for key, value in state["progress"].items() if "seconds" not in key and "timed" not in key}
+    return {**state, "progress": progress}
