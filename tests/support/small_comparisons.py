@@ -119,7 +119,7 @@ def _trial(values: dict[str, Any], rate: float) -> SearchTrial:
         best_accuracy=0.31 if fallen else accuracy, final_accuracy=0.1 if fallen else accuracy,
         **final_scores(scores_of(0.1 if fallen else accuracy, gone=fallen)),
         diverged=fallen, steps=200, images_per_second=4000.0, data_wait_share=0.01, world_size=WORKERS, attempts=1,
-        run_id=f"search-{arm}-{rate:g}",
+        learned=not fallen, rungs=1, run_id=f"search-{arm}-{rate:g}",
     )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def small_study(spark, dataset, folder):
         "model": {"depth": 3, "width": 4, "norm": ["none", "batch"]},
         "train": {"epochs": 2, "rank_batch_size": 32, "lanes": 4, "learning_rate": [0.02, 0.1]},
         "workers": {"count": 1},
-        "compare": {"seeds": [0, 1]},
+        "compare": {"seeds": [0, 1], "search_budget": 1.5},
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "artifacts": f"{folder}/mlartifacts"},
     }
     config = folder / "small.yaml"
