@@ -171,12 +171,23 @@ def evaluation_blocks(
     files: SplitFiles, *, rank: int, world_size: int, batch_size: int, pin: bool = False
 ) -> Iterator[Block]:
     """One rank's share of a split, every row exactly once over all ranks; the last batch may be smaller."""
-    first, end = plan.rank_slice(int(files.group_rows.sum()), rank, world_size)
-    for number, start, stop in plan.slice_segments(files.group_rows, first, end).tolist():
+    for number, start, stop in _evaluation_segments(files, rank, world_size):
         images, labels = files.read(number, start, stop)
         for row in range(0, len(labels), batch_size):
             batch = [torch.from_numpy(part[row : row + batch_size]) for part in (images, labels)]
             yield [Batch(*(part.pin_memory() for part in batch)) if pin else Batch(*batch)]
+
+
+def evaluation_ids(files: SplitFiles, *, rank: int, world_size: int) -> np.ndarray:
+    """Ids of the images of `evaluation_blocks`, in their order: int64 (rows,)."""
+    segments = _evaluation_segments(files, rank, world_size)
+    return np.concatenate([np.empty(0, np.int64), *(files.read_ids(*segment) for segment in segments)])
+
+
+def _evaluation_segments(files: SplitFiles, rank: int, world_size: int) -> list[list[int]]:
+    """One rank's part of a split, as [row group, first row, end row]."""
+    first, end = plan.rank_slice(int(files.group_rows.sum()), rank, world_size)
+    return plan.slice_segments(files.group_rows, first, end).tolist()
 
 
 def blocks_ahead(files: SplitFiles) -> int:

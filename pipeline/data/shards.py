@@ -33,6 +33,7 @@ _LABEL_BYTES, _BYTES_OBJECT = 8, 64
 # A page header is a few dozen bytes; where more is left over, the row group is no single page.
 _LARGEST_PAGE_HEADER = 256
 _IS_RIGHT_TYPE: dict[str, Callable[[pa.DataType], bool]] = {
+    "id": pa.types.is_integer,
     "label": pa.types.is_integer,
     "image": lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
 }
@@ -91,10 +92,12 @@ class SplitFiles:
         """Labels of rows [first, end) of a row group: int64 (rows,)."""
         labels, group = self._shard(number).labels, self.row_groups[number].number
         if group not in labels:
-            chunks = self._column(number, "label").chunks
-            # Not `to_numpy`, which imports pandas: half a second before the first step of a new worker.
-            labels[group] = np.concatenate([np.from_dlpack(chunk) for chunk in chunks], dtype=np.int64)
+            labels[group] = self._integers(number, "label")
         return labels[group][first:end]
+
+    def read_ids(self, number: int, first: int, end: int) -> np.ndarray:
+        """Ids of rows [first, end) of a row group: int64 (rows,). They are read from the file at every call."""
+        return self._integers(number, "id")[first:end]
 
     def read_raw(self, number: int, first: int, end: int, target: np.ndarray | None = None) -> np.ndarray:
         """Rows [first, end) of a row group of raw images: a view of ``target``, uint8 (rows, image_bytes).
@@ -146,6 +149,10 @@ class SplitFiles:
             self._shard(number).read_into(start + first * target.shape[1], target)
         length = np.frombuffer(self.image_bytes.to_bytes(PREFIX, "little"), np.uint8)
         return bool((target[:, :PREFIX] == length).all())
+
+    def _integers(self, number: int, column: str) -> np.ndarray:
+        # Not `to_numpy`, which imports pandas: half a second before the first step of a new worker.
+        return np.concatenate([np.from_dlpack(chunk) for chunk in self._column(number, column).chunks], dtype=np.int64)
 
     def _column(self, number: int, column: str) -> pa.ChunkedArray:
         row_group = self.row_groups[number]

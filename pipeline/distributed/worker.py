@@ -62,6 +62,15 @@ class Worker:
                 dist.all_gather_object(values, value)
         return values
 
+    def gather_on_first(self, value: Any) -> list[Any] | None:
+        """The values of all ranks in rank order, on rank 0; None on the others. A value is anything that pickles."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        with self.status.waiting():
+            dist.gather_object(value, values, dst=0)
+        return values
+
     def wait_for_all(self) -> None:
         """Return once every rank is here, or raise after the collective timeout."""
         if self.world_size > 1:

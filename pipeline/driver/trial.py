@@ -169,12 +169,15 @@ def _train(
 
 
 def _log_result(run: TrackedRun, job: Job, trained: TrainResult) -> TrialResult:
-    """Log the final figures and, where diagnostics looked, their pictures."""
+    """Log the final figures, the predictions and, where diagnostics looked, their pictures."""
     from pipeline.report.figures.diagnostics import draw, gradient_norms
     from pipeline.telemetry.events import EventReader
 
     values = trained.model_dump(mode="json")
     run.log_summary({key: value for key, value in values.items() if not isinstance(value, list)})
+    if trained.predictions is not None:
+        name = trained.predictions.rpartition("/")[2]
+        run.log_files(None, {name: storage.read_bytes(trained.predictions)})
     if job.train.diagnostics.every_steps is not None:
         events = EventReader(storage.join(job.folder, "events")).new()
         run.log_files("diagnostics", draw(events))

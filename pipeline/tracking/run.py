@@ -115,8 +115,8 @@ class TrackedRun:
         with time_to_upload():
             self._call(f"store {name}", lambda: self._client.log_text(self.run_id, text, name))
 
-    def log_files(self, folder: str, files: dict[str, bytes]) -> None:
-        """Store files, by their names, as artifacts in a folder of the run."""
+    def log_files(self, folder: str | None, files: dict[str, bytes]) -> None:
+        """Store files, by their names, as artifacts in a folder of the run; None is the run itself."""
         with tempfile.TemporaryDirectory() as local, time_to_upload():
             for name, content in files.items():
                 Path(local, name).write_bytes(content)

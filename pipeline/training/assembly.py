@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline import storage
 from pipeline.config.training import TrainSettings
 from pipeline.data import load_manifest
 from pipeline.data.loader import TrainLoader
 from pipeline.distributed.gradients import GradientExchange
 from pipeline.distributed.worker import Worker
-from pipeline.training import hooks
+from pipeline.training import hooks, predictions
 from pipeline.training.batch import DeviceBatches
 from pipeline.training.checkpointer import Checkpointer
 from pipeline.training.diagnostics import Diagnostics
@@ -32,6 +33,7 @@ class Training:
     """The parts of one training on one rank. None of them knows this class, or the loop that uses them.
 
     train : the job's settings, with the global batch of the whole training
+    predictions_path : where rank 0 publishes the predictions of the last evaluation
     hook : see `hooks`
     """
 
@@ -44,6 +46,7 @@ class Training:
     diagnostics: Diagnostics
     checkpoints: Checkpointer
     events: EventLog
+    predictions_path: str
     hook: CallHook
 
     @property
@@ -53,6 +56,11 @@ class Training:
     @property
     def total_steps(self) -> int:
         return self.loader.steps_per_epoch * self.train.epochs
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left to take: all are done, or the loss was not finite."""
+        return self.state.progress.diverged or self.state.progress.step >= self.total_steps
 
 
 @contextlib.contextmanager
@@ -84,4 +92,5 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         step = TrainStep(
             worker, train, state, data, exchange, schedule, loss, diagnostics, events, checkpoints.is_due, times, hook
         )
-        yield Training(worker, train, loader, state, step, evaluator, diagnostics, checkpoints, events, hook)
+        path = storage.join(job.folder, predictions.FILE)
+        yield Training(worker, train, loader, state, step, evaluator, diagnostics, checkpoints, events, path, hook)

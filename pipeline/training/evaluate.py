@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,6 +23,8 @@ from pipeline.data.shards import SplitFiles
 from pipeline.distributed.worker import Worker
 from pipeline.training import norm_statistics
 from pipeline.training.batch import DeviceBatches
+from pipeline.training.image_scores import PredictionCollector, image_scores
+from pipeline.training.predictions import Predictions
 from pipeline.training.progress import TrainingState
 
 T = TypeVar("T")
@@ -45,6 +48,7 @@ def evaluate(
     *,
     split_rows: int,
     channels_last: bool = False,
+    collector: PredictionCollector | None = None,
 ) -> Evaluation:
     """Accuracy and loss over all rows of a split.
 
@@ -53,6 +57,7 @@ def evaluate(
     model : the bare model, not its DDP wrapper; left in the mode it was in
     batches : this rank's share of the split, as `reader.evaluation_blocks` gives it
     split_rows : rows of the split over all ranks
+    collector : gets the scores of each image
 
     Raises
     ------
@@ -68,15 +73,30 @@ def evaluate(
         labels = batch.labels.to(worker.device, non_blocking=True)
         logits = model.forward(images)  # not the compiled call: the last batch has another size
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        scores = image_scores(logits, labels)
         sums[0] += len(labels)
-        sums[1] += (logits.argmax(dim=1) == labels).sum()
-        sums[2] += nn.functional.cross_entropy(logits, labels, reduction="sum").double()
+        sums[1] += (scores.prediction == labels).sum()
+        sums[2] += scores.loss.double().sum()
+        if collector is not None:
+            collector.add(labels, scores)
     model.train(was_training)
     with worker.status.waiting():
         rows, correct, loss = worker.all_reduce_sum(sums).tolist()
     if int(rows) != split_rows:
         raise RuntimeError(f"evaluation saw {int(rows)} rows of a split that has {split_rows}")
     return Evaluation(int(rows), int(correct), correct / rows, loss / rows)
+
+
+class EvaluatedNetwork(NamedTuple):
+    """What an evaluation in the middle or at the end of a training has found.
+
+    state : the tensors, by name, in which the network that was evaluated differs from the one in training
+    predictions : of each image, on rank 0 where they were asked for; else None
+    """
+
+    evaluation: Evaluation
+    state: dict[str, torch.Tensor]
+    predictions: Predictions | None
 
 
 class Evaluator:
@@ -103,17 +123,15 @@ class Evaluator:
         """Whether to evaluate after this many steps: at equal distances within an epoch, and at its end."""
         return (step - 1) % self._steps_per_epoch + 1 in self._due
 
-    def run(self) -> tuple[Evaluation, dict[str, torch.Tensor]]:
+    def run(self, *, collect: bool = False) -> EvaluatedNetwork:
         """Evaluate what the training has reached. Every rank calls it.
 
-        Returns
-        -------
-        Evaluation
-        dict
-            The evaluated state: the tensors, by name, in which the network that was evaluated differs from the one in
-            training.
+        Parameters
+        ----------
+        collect : whether the predictions of all images come with it
         """
         worker, model, average = self._worker, self._state.model, self._state.average
+        collector = PredictionCollector(worker.device) if collect else None
         as_averaged = average.in_place_of_weights() if average else contextlib.nullcontext()
         with norm_statistics.preserve_buffers(model), as_averaged:
             if self.precise:
@@ -121,13 +139,14 @@ class Evaluator:
                 norm_statistics.precise(worker, model, self._with_signs_of_life(images))
             else:
                 norm_statistics.of_all_ranks(worker, model, self._train.global_batch // worker.world_size)
-            evaluation = self.measure()
+            evaluation = self.measure(collector)
             evaluated_state = {name: buffer.clone() for name, buffer in model.named_buffers()}
             if average:
                 evaluated_state |= {name: weight.detach().clone() for name, weight in model.named_parameters()}
-        return evaluation, evaluated_state
+        predictions = collector.gather(worker, self._ids()) if collector is not None else None
+        return EvaluatedNetwork(evaluation, evaluated_state, predictions)
 
-    def measure(self) -> Evaluation:
+    def measure(self, collector: PredictionCollector | None = None) -> Evaluation:
         """Accuracy and loss of the network as it is, over the split. Every rank calls it."""
         batches = reader.evaluation_blocks(
             self._files,
@@ -143,7 +162,11 @@ class Evaluator:
                 self._with_signs_of_life(ready),
                 split_rows=self._data.manifest.split(self._train.evaluate_on).rows,
                 channels_last=self._train.channels_last,
+                collector=collector,
             )
+
+    def _ids(self) -> np.ndarray:
+        return reader.evaluation_ids(self._files, rank=self._worker.rank, world_size=self._worker.world_size)
 
     def _with_signs_of_life(self, batches: Iterable[T]) -> Iterator[T]:
         """The heartbeat sees that the rank gets on, batch by batch."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 
+from pipeline import storage
 from pipeline.distributed.worker import Worker
 from pipeline.training.assembly import Training, assemble
 from pipeline.training.job import Job
+from pipeline.training.predictions import Predictions, write
 from pipeline.training.result import EvaluationPoint, TrainResult
 
 
@@ -28,15 +30,16 @@ def fit(worker: Worker, job: Job) -> TrainResult:
     DivergedError
         The loss was not finite and ``train.on_divergence`` is ``fail``.
     OSError
-        The last checkpoint could not be written.
+        The last checkpoint, or the predictions, could not be written.
     """
     with assemble(worker, job) as training:
         training.step.warm_up()
         training.checkpoints.restore()
         progress = training.state.progress
         _emit_start(training)
+        _restore_predictions(training)
         with training.loader.batches(progress.step) as batches:
-            while progress.step < training.total_steps and not progress.diverged:
+            while not training.ended:
                 save = training.step.take(batches)
                 if progress.diverged or training.evaluator.is_due(progress.step):
                     _evaluate(training)
@@ -68,7 +71,7 @@ def _evaluate(training: Training) -> None:
     worker, state, progress = training.worker, training.state, training.state.progress
     worker.status.enter("evaluation")
     with training.diagnostics.evaluation(progress.step):
-        evaluation, state.evaluated_state = training.evaluator.run()
+        evaluation, state.evaluated_state, predictions = training.evaluator.run(collect=training.ended)
     point = EvaluationPoint(
         step=progress.step,
         epoch=progress.step / training.steps_per_epoch,
@@ -89,6 +92,20 @@ def _evaluate(training: Training) -> None:
     )
     if training.hook:
         training.hook("after_evaluation", step=progress.step)
+    _publish(training, predictions)
+
+
+def _publish(training: Training, predictions: Predictions | None) -> None:
+    """Before the last checkpoint: a training that has one has its predictions too."""
+    if predictions is not None:
+        write(training.predictions_path, predictions)
+
+
+def _restore_predictions(training: Training) -> None:
+    """A training that had ended, and whose predictions are gone, evaluates its last state again."""
+    if training.ended and not training.worker.gather(storage.exists(training.predictions_path))[0]:
+        training.worker.status.enter("evaluation")
+        _publish(training, training.evaluator.run(collect=True).predictions)
 
 
 def _result(training: Training) -> TrainResult:
@@ -105,6 +122,7 @@ def _result(training: Training) -> TrainResult:
         train_loss=tuple(progress.train_loss),
         train_seconds=tuple(progress.train_seconds),
         checkpoint=worker.gather(training.checkpoints.path)[0],
+        predictions=training.predictions_path,
         world_size=worker.world_size,
         attempts=worker.attempt,
         ranks=tuple(training.step.times.totals()),

@@ -66,6 +66,8 @@ class TrainResult(TrainSummary):
     train_loss : mean loss of the steps since the evaluation before, one for each; None where there were none
     train_seconds : seconds of all optimizer steps up to each evaluation
     checkpoint : path of the last one
+    predictions : path of the file that holds, for each image, what the last evaluation has found (see
+        `pipeline.training.predictions`); None where none was kept
     ranks : what each rank of the last attempt spent its time on
     """
 
@@ -73,6 +75,7 @@ class TrainResult(TrainSummary):
     train_loss: tuple[float | None, ...]
     train_seconds: tuple[float, ...]
     checkpoint: str
+    predictions: str | None = None
     ranks: tuple[RankSeconds, ...]
 
 

@@ -75,6 +75,8 @@ def test_evaluation_reads_every_row_once(dataset, world_size):
     images = torch.cat([part.images for part in parts])
     assert [image.numpy().tobytes() for image in images] == table["image"].to_pylist()
     assert torch.cat([part.labels for part in parts]).tolist() == table["label"].to_pylist()
+    ids = [reader.evaluation_ids(files, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert np.concatenate(ids).tolist() == table["id"].to_pylist()
 
 
 STREAMING, RESIDENT = {"memory_bytes": 0}, {"memory_bytes": 1 << 30}

@@ -18,6 +18,7 @@ from pipeline.driver.trial import run_trial
 from pipeline.telemetry.events import EventReader
 from pipeline.tracking.tracker import Tracker
 from pipeline.training import checkpoint, job
+from pipeline.training.predictions import FILE
 
 pytestmark = [pytest.mark.spark, pytest.mark.long]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -54,13 +55,15 @@ def test_a_killed_worker_changes_nothing_but_the_time(spark, settings):
     assert result.curve == expected.curve
     before, after = weights(settings, expected), weights(settings, result)
     assert all(torch.equal(before[name], after[name]) for name in before)
+    client = mlflow.MlflowClient(settings.tracking.uri)
+    published = [Path(trained.predictions).read_bytes() for trained in (expected, result)]
+    assert published[0] == published[1] == Path(client.download_artifacts(result.run_id, FILE)).read_bytes()
     # It went on from the middle of an epoch.
     starts = [event for event in EventReader(str(folder / "events")).new() if event["kind"] == "start"]
     assert [start["attempt"] for start in starts] == [1, 2]
     steps_per_epoch = result.steps // 3
     assert steps_per_epoch < starts[1]["restored_from"] <= steps_per_epoch + 5
     # One run, each step once.
-    client = mlflow.MlflowClient(settings.tracking.uri)
     for metric, steps in (
         ("train/loss", list(range(1, result.steps + 1))),
         ("test/accuracy", [point.step for point in result.curve]),

@@ -180,7 +180,7 @@ def final_buffers(worker, job):
     fit(worker, job)
     with assemble(worker, job) as training:
         training.checkpoints.restore()
-        _, evaluated = training.evaluator.run()
+        evaluated = training.evaluator.run().state
         return evaluated, {name: buffer.clone() for name, buffer in training.state.model.named_buffers()}
 
 
