@@ -1,3 +1,3 @@
 """sparknorm: train batch-normalized CNNs inside the Spark cluster that already holds the data."""
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"

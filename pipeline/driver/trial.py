@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import uuid
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from pipeline.driver.checks import check_trial
 from pipeline.driver.record import Record, finished_record, unfinished_record
 from pipeline.driver.slots import TrainingSlot
 from pipeline.report.comparison import TrialResult
+from pipeline.report.confusion import MOST_CLASSES
 from pipeline.tracking import Tracker
 from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
@@ -78,7 +81,7 @@ def run_trial(
             run.log_dataset(manifest, settings.dataset.path, context="training")
             trained = _train(spark, settings, replace(trial.job, hook=hook), run, name, stop)
             training.close()  # what is left to do needs no worker
-            result = _log_result(run, trial.job, trained)
+            result = _log_result(run, trial.job, trained, manifest.classes)
             if log_model and not result.diverged and not record.content.model:
                 _log_model(run, trial, manifest)
                 record.update(model=True)
@@ -168,13 +171,14 @@ def _train(
     return results[0]
 
 
-def _log_result(run: TrackedRun, job: Job, trained: TrainResult) -> TrialResult:
+def _log_result(run: TrackedRun, job: Job, trained: TrainResult, classes: Sequence[str]) -> TrialResult:
     """Log the final figures, the predictions and, where diagnostics looked, their pictures."""
     from pipeline.report.figures.diagnostics import draw, gradient_norms
     from pipeline.telemetry.events import EventReader
 
     values = trained.model_dump(mode="json")
     run.log_summary({key: value for key, value in values.items() if not isinstance(value, list)})
+    run.log_summary(recall_metrics(trained.recall, classes))
     if trained.predictions is not None:
         name = trained.predictions.rpartition("/")[2]
         run.log_files(None, {name: storage.read_bytes(trained.predictions)})
@@ -183,6 +187,20 @@ def _log_result(run: TrackedRun, job: Job, trained: TrainResult) -> TrialResult:
         run.log_files("diagnostics", draw(events))
         values["gradient_norms"] = gradient_norms(events)
     return TrialResult(**values, run_id=run.run_id)
+
+
+def recall_metrics(recall: Sequence[float | None], classes: Sequence[str]) -> dict[str, float | None]:
+    """The recall of each class by its name in MLflow, ``recall/03 dress``; none for more classes than one looks at.
+
+    The number keeps names apart of which MLflow does not allow every letter.
+    """
+    if len(classes) > MOST_CLASSES:
+        return {}
+    names = (re.sub(r"[^\w\-. ]", "", name)[:100] for name in classes)
+    return {
+        f"recall/{number:02d} {name}".rstrip(): share
+        for number, (name, share) in enumerate(zip(names, recall, strict=True))
+    }
 
 
 def _log_model(run: TrackedRun, trial: BegunTrial, manifest: Manifest) -> None:

@@ -83,7 +83,7 @@ class Difference(FrozenModel):
 class ArmSummary(FrozenModel):
     """What the runs of one arm show. Deviations are those of a sample, null for fewer than two values.
 
-    The last four fields are absent of the baseline, which they compare the arm with.
+    The fields from ``difference`` to ``overhead`` are absent of the baseline, which they compare the arm with.
     """
 
     arm: str = Field(description="name of the arm")
@@ -96,6 +96,18 @@ class ArmSummary(FrozenModel):
     best_accuracy_std: float | None = Field(description="its standard deviation")
     final_accuracy_mean: float = Field(description="mean over runs of the accuracy of their last evaluation")
     final_accuracy_std: float | None = Field(description="its standard deviation")
+    final_balanced_accuracy_mean: float = Field(description="mean over runs of the balanced accuracy of the last one")
+    final_balanced_accuracy_std: float | None = Field(description="its standard deviation")
+    final_macro_f1_mean: float = Field(description="mean over runs of the macro F1 score of the last evaluation")
+    final_macro_f1_std: float | None = Field(description="its standard deviation")
+    final_loss_mean: float | None = Field(
+        description="mean over the runs where it is finite of the cross-entropy of the last evaluation, in nats"
+    )
+    final_loss_std: float | None = Field(description="its standard deviation")
+    final_calibration_error_mean: float | None = Field(
+        description="mean over the runs where it is finite of the expected calibration error of the last evaluation"
+    )
+    final_calibration_error_std: float | None = Field(description="its standard deviation")
     reached_target: int = Field(description="how many of the runs reached the target")
     images_per_second_mean: float | None = Field(description="mean over the runs of which the speed is known")
     images_per_second_std: float | None = Field(description="its standard deviation")
@@ -119,6 +131,12 @@ class ArmSummary(FrozenModel):
         None, description="median over seeds of the extra time of a training image: 0.1 is a tenth more"
     )
 
+    confusion: tuple[tuple[int, ...], ...] | None = Field(
+        None,
+        description="images of the last evaluations by label (rows) and prediction (columns), summed over the runs "
+        "that did not diverge, or over all; absent for more than 30 classes",
+    )
+
     @property
     def words(self) -> str:
         """The arm in words: ``batch norm, depth 20``."""
@@ -135,6 +153,7 @@ class ComparedDataset(FrozenModel):
     name: str = Field(description="dataset.name")
     digest: str = Field(description="of its manifest: sha256 and 64 hex digits")
     classes: int = Field(description="number of classes")
+    class_names: tuple[str, ...] = Field(description="their names, in the order of labels, recall and confusion")
     rows: dict[str, int] = Field(description="images, by split")
 
 

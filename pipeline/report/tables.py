@@ -107,6 +107,22 @@ def arm_columns(comparison: Comparison) -> list[Column]:
     return _without_sizes(columns, comparison)
 
 
+def score_columns() -> list[Column]:
+    """What the last evaluations say beyond accuracy."""
+    scores = {"balanced accuracy": "balanced_accuracy", "macro F1": "macro_f1", "loss": "loss",
+              "calibration error": "calibration_error"}  # fmt: skip
+    return [
+        Column(
+            heading,
+            (
+                Part(f"final_{score}_mean", "{:.4f}" if score == "loss" else _SHARE),
+                Part(f"final_{score}_std", " ± {:.4f}" if score == "loss" else _and_points),
+            ),
+        )
+        for heading, score in scores.items()
+    ]
+
+
 def cost_columns(comparison: Comparison) -> list[Column]:
     """How fast the arms learned, and what they cost."""
     to_target = [
@@ -135,6 +151,8 @@ def run_columns(comparison: Comparison) -> list[Column]:
         *_tuned(comparison),
         Column("best accuracy", (Part("best_accuracy", _SHARE),)),
         Column("final accuracy", (Part("final_accuracy", _SHARE),)),
+        Column("balanced accuracy", (Part("final_balanced_accuracy", _SHARE),)),
+        Column("loss", (Part("final_loss", "{:.4f}"),)),
         Column("diverged", (Part("diverged", _yes_or_no),)),
         Column("steps", (Part("steps", _COUNT),)),
         Column("target", (Part("target", _SHARE),)),

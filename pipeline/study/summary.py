@@ -17,6 +17,7 @@ from pipeline.report.comparison import (
     StudyRun,
     by,
 )
+from pipeline.report.confusion import confusion_of
 
 
 def summarize(
@@ -44,10 +45,11 @@ def summarize(
     compared = statistics.with_targets(runs, baseline, options.target_accuracy)
     runs_of, trials_of = by(compared, lambda run: run.arm), by(search, lambda trial: trial.arm)
     chance = 1 / len(manifest.classes)
-    arms = [
-        statistics.summary_of(of_arm, runs_of[baseline], trials_of.get(name, ()), chance)
-        for name, of_arm in runs_of.items()
-    ]
+    arms = []
+    for name, of_arm in runs_of.items():
+        arm = statistics.summary_of(of_arm, runs_of[baseline], trials_of.get(name, ()), chance)
+        matrix = confusion_of(of_arm, len(manifest.classes))
+        arms.append(arm if matrix is None else arm.model_copy(update={"confusion": matrix}))
     norms_known = any(run.gradient_norms for run in runs)
     return Comparison(
         name=settings.name,
@@ -61,6 +63,7 @@ def summarize(
             name=manifest.name,
             digest=manifest.digest,
             classes=len(manifest.classes),
+            class_names=manifest.classes,
             rows={name: split.rows for name, split in manifest.splits.items()},
         ),
         settings=settings.model_dump(mode="json"),

@@ -15,6 +15,9 @@ from pipeline import storage
 
 log = logging.getLogger(__name__)
 
+# What an evaluation counts beside accuracy and loss; versions before 0.7.0 did not.
+_SCORES = ("balanced_accuracy", "macro_f1", "calibration_error")
+
 # One JSON object: ``kind``, ``time`` (of writing, in seconds since 1970) and the fields of its kind.
 Event = dict[str, Any]
 
@@ -142,6 +145,7 @@ def metric_values(event: Event) -> dict[str, float | None]:
         return {
             f"{event['split']}/accuracy": event["accuracy"],
             f"{event['split']}/loss": event["loss"],
+            **{f"{event['split']}/{score}": event.get(score) for score in _SCORES},
             "train/mean_loss": event["train_loss"],
             "train/images_per_second": event["images_per_second"],
             "epoch": event["epoch"],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -24,20 +23,11 @@ from pipeline.distributed.worker import Worker
 from pipeline.training import norm_statistics
 from pipeline.training.batch import DeviceBatches
 from pipeline.training.image_scores import PredictionCollector, image_scores
+from pipeline.training.metrics import Evaluation, EvaluationCounts
 from pipeline.training.predictions import Predictions
 from pipeline.training.progress import TrainingState
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """accuracy : share of rows whose largest logit is their label's; loss : mean cross-entropy in nats"""
-
-    rows: int
-    correct: int
-    accuracy: float
-    loss: float
 
 
 @torch.inference_mode()
@@ -46,16 +36,18 @@ def evaluate(
     model: nn.Module,
     batches: Iterator[Batch],
     *,
+    classes: int,
     split_rows: int,
     channels_last: bool = False,
     collector: PredictionCollector | None = None,
 ) -> Evaluation:
-    """Accuracy and loss over all rows of a split.
+    """The scores of a network over all rows of a split.
 
     Parameters
     ----------
     model : the bare model, not its DDP wrapper; left in the mode it was in
     batches : this rank's share of the split, as `reader.evaluation_blocks` gives it
+    classes : how many the dataset has, as many as the network has logits
     split_rows : rows of the split over all ranks
     collector : gets the scores of each image
 
@@ -67,24 +59,19 @@ def evaluate(
     was_training = model.training
     model.eval()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    sums = torch.zeros(3, dtype=torch.float64, device=worker.device)
+    counts = EvaluationCounts(classes, worker.device)
     for batch in batches:
         images = batch.images.to(worker.device, non_blocking=True).contiguous(memory_format=memory_format)
         labels = batch.labels.to(worker.device, non_blocking=True)
         logits = model.forward(images)  # not the compiled call: the last batch has another size
         logits = logits if logits.dtype == torch.float64 else logits.float()
         scores = image_scores(logits, labels)
-        sums[0] += len(labels)
-        sums[1] += (scores.prediction == labels).sum()
-        sums[2] += scores.loss.double().sum()
+        counts.update(labels, scores)
         if collector is not None:
             collector.add(labels, scores)
     model.train(was_training)
     with worker.status.waiting():
-        rows, correct, loss = worker.all_reduce_sum(sums).tolist()
-    if int(rows) != split_rows:
-        raise RuntimeError(f"evaluation saw {int(rows)} rows of a split that has {split_rows}")
-    return Evaluation(int(rows), int(correct), correct / rows, loss / rows)
+        return counts.sum_over(worker, split_rows)
 
 
 class EvaluatedNetwork(NamedTuple):
@@ -147,7 +134,7 @@ class Evaluator:
         return EvaluatedNetwork(evaluation, evaluated_state, predictions)
 
     def measure(self, collector: PredictionCollector | None = None) -> Evaluation:
-        """Accuracy and loss of the network as it is, over the split. Every rank calls it."""
+        """The scores of the network as it is, over the split. Every rank calls it."""
         batches = reader.evaluation_blocks(
             self._files,
             rank=self._worker.rank,
@@ -160,6 +147,7 @@ class Evaluator:
                 self._worker,
                 self._state.model,
                 self._with_signs_of_life(ready),
+                classes=len(self._data.manifest.classes),
                 split_rows=self._data.manifest.split(self._train.evaluate_on).rows,
                 channels_last=self._train.channels_last,
                 collector=collector,

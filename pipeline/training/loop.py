@@ -8,8 +8,6 @@ By hand, in a world of one::
 
 from __future__ import annotations
 
-import math
-
 from pipeline import storage
 from pipeline.distributed.worker import Worker
 from pipeline.training.assembly import Training, assemble
@@ -76,9 +74,12 @@ def _evaluate(training: Training) -> None:
         step=progress.step,
         epoch=progress.step / training.steps_per_epoch,
         accuracy=evaluation.accuracy,
-        loss=evaluation.loss if math.isfinite(evaluation.loss) else None,  # JSON has no infinity
+        loss=evaluation.loss,
+        balanced_accuracy=evaluation.balanced_accuracy,
+        macro_f1=evaluation.macro_f1,
+        calibration_error=evaluation.calibration_error,
     )
-    train_loss = progress.add_evaluation(point)
+    train_loss = progress.add_evaluation(point, evaluation.recall)
     ranks = training.step.times.gather(worker)
     training.events.emit(
         "evaluation",
@@ -110,15 +111,20 @@ def _restore_predictions(training: Training) -> None:
 
 def _result(training: Training) -> TrainResult:
     worker, progress = training.worker, training.state.progress
-    accuracies = [point.accuracy for point in progress.curve]
+    last = progress.curve[-1]
     return TrainResult(
-        best_accuracy=max(accuracies),
-        final_accuracy=accuracies[-1],
+        best_accuracy=max(point.accuracy for point in progress.curve),
+        final_accuracy=last.accuracy,
+        final_balanced_accuracy=last.balanced_accuracy,
+        final_macro_f1=last.macro_f1,
+        final_loss=last.loss,
+        final_calibration_error=last.calibration_error,
         steps=progress.step,
         images_per_second=progress.images_per_second,
         data_wait_share=progress.data_wait_share,
         diverged=progress.diverged,
         curve=tuple(progress.curve),
+        recall=tuple(progress.recall),
         train_loss=tuple(progress.train_loss),
         train_seconds=tuple(progress.train_seconds),
         checkpoint=worker.gather(training.checkpoints.path)[0],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from pipeline.training.checkpoint import State
+from pipeline.training.checkpoint import CheckpointError, State
 from pipeline.training.result import EvaluationPoint
 from pipeline.training.timing import StepTimes
 from pipeline.training.weight_average import WeightAverage
@@ -19,6 +21,7 @@ class Progress:
 
     step : optimizer steps done
     curve : one point for each evaluation
+    recall : of each class at the newest evaluation; None of a class that the split does not have
     train_loss : mean loss of the steps since the evaluation before, one entry for each evaluation
     train_seconds : seconds of all optimizer steps so far, one entry for each evaluation
     step_seconds : of all optimizer steps so far
@@ -29,6 +32,7 @@ class Progress:
 
     step: int = 0
     curve: list[EvaluationPoint] = field(default_factory=list)
+    recall: list[float | None] = field(default_factory=list)
     train_loss: list[float | None] = field(default_factory=list)
     train_seconds: list[float] = field(default_factory=list)
     step_seconds: float = 0.0
@@ -47,11 +51,12 @@ class Progress:
             self.timed_seconds += times.last_seconds
             self.data_wait_seconds += times.last_data_wait_seconds
 
-    def add_evaluation(self, point: EvaluationPoint) -> float | None:
+    def add_evaluation(self, point: EvaluationPoint, recall: Sequence[float | None]) -> float | None:
         """Add an evaluation, and return the mean loss of the steps since the one before; None where there were none."""
         train_loss = self.loss_sum / self.loss_steps if self.loss_steps else None
         self.loss_sum, self.loss_steps = 0.0, 0
         self.curve.append(point)
+        self.recall = list(recall)
         self.train_loss.append(train_loss)
         self.train_seconds.append(self.step_seconds)
         return train_loss
@@ -70,7 +75,21 @@ class Progress:
 
     @classmethod
     def from_values(cls, values: State) -> Progress:
-        return cls(**{**values, "curve": [EvaluationPoint(**point) for point in values["curve"]]})
+        """What `values` gave.
+
+        Raises
+        ------
+        CheckpointError
+            Another version of sparknorm has written them, with other fields.
+        """
+        try:
+            return cls(**{**values, "curve": [EvaluationPoint(**point) for point in values["curve"]]})
+        except (TypeError, ValidationError) as error:
+            raise CheckpointError(
+                "another version of sparknorm has written the newest checkpoint, and its evaluations lack scores that "
+                "this one counts (0.7.0 added some): train to the end with that version, or anew in another folder "
+                "(`output`)"
+            ) from error
 
 
 @dataclass

@@ -12,12 +12,19 @@ class EvaluationPoint(FrozenModel):
     epoch : the same in epochs, a fraction within one
     accuracy : share of the split's rows whose largest logit is their label's
     loss : mean cross-entropy over the split, in nats; None where it is not finite
+    balanced_accuracy : mean recall of the classes that the split has
+    macro_f1 : mean F1 score of the classes that the split has or that were predicted
+    calibration_error : expected difference between confidence and accuracy, over 15 bins of the confidence; None where
+        a confidence is not finite
     """
 
     step: int
     epoch: float
     accuracy: float
     loss: float | None
+    balanced_accuracy: float
+    macro_f1: float
+    calibration_error: float | None
 
 
 class RankSeconds(FrozenModel):
@@ -41,6 +48,8 @@ class TrainSummary(FrozenModel):
     """What a training has reached in single numbers, over all its attempts except where it says otherwise.
 
     best_accuracy, final_accuracy : largest and last of the evaluations
+    final_balanced_accuracy, final_macro_f1, final_loss, final_calibration_error : of the last evaluation, as an
+        `EvaluationPoint` has them
     steps : optimizer steps done
     images_per_second : of the whole training, in a steady state; None before there was one
     data_wait_share : part of that time in which rank 0 waited for data, from 0 to 1; None as above
@@ -51,6 +60,10 @@ class TrainSummary(FrozenModel):
 
     best_accuracy: float
     final_accuracy: float
+    final_balanced_accuracy: float
+    final_macro_f1: float
+    final_loss: float | None
+    final_calibration_error: float | None
     steps: int
     images_per_second: float | None
     data_wait_share: float | None
@@ -63,6 +76,8 @@ class TrainResult(TrainSummary):
     """What a training has reached, and how it came there. The same on every rank.
 
     curve : one point for each evaluation
+    recall : of each class at the last evaluation, in the order of the dataset's classes: the share of its images that
+        were recognized; None of a class that the split does not have
     train_loss : mean loss of the steps since the evaluation before, one for each; None where there were none
     train_seconds : seconds of all optimizer steps up to each evaluation
     checkpoint : path of the last one
@@ -72,6 +87,7 @@ class TrainResult(TrainSummary):
     """
 
     curve: tuple[EvaluationPoint, ...]
+    recall: tuple[float | None, ...]
     train_loss: tuple[float | None, ...]
     train_seconds: tuple[float, ...]
     checkpoint: str

@@ -10,8 +10,11 @@ from pipeline.report.comparison import Comparison, Difference, LayerGradient, Tr
 from pipeline.training.result import TrainResult
 
 RESULT = {
-    "best_accuracy": 0.9, "final_accuracy": 0.8, "steps": 20, "images_per_second": 1000.5, "data_wait_share": None,
-    "diverged": False, "curve": [{"step": 20, "epoch": 1.0, "accuracy": 0.8, "loss": None}], "train_loss": [None],
+    "best_accuracy": 0.9, "final_accuracy": 0.8, "final_balanced_accuracy": 0.7, "final_macro_f1": 0.6,
+    "final_loss": None, "final_calibration_error": 0.1, "recall": [0.9, None], "predictions": "predictions.parquet",
+    "steps": 20, "images_per_second": 1000.5, "data_wait_share": None,
+    "diverged": False, "curve": [{"step": 20, "epoch": 1.0, "accuracy": 0.8, "loss": None,
+    "balanced_accuracy": 0.7, "macro_f1": 0.6, "calibration_error": 0.1}], "train_loss": [None],
     "train_seconds": [1.5], "checkpoint": "step-00000020.pt", "world_size": 2, "attempts": 1,
     "ranks": [{"rank": 0, "steps": 20, "data_wait_seconds": 0.5, "compute_seconds": 0.75, "all_reduce_seconds": 0.25}],
     "run_id": "5fd1",

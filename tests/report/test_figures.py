@@ -6,8 +6,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from PIL import Image
-from small_comparisons import comparison_of, many_arms, with_runs
+from small_comparisons import CLASSES, comparison_of, many_arms, with_arms, with_runs
 
+from pipeline.report.figures.confusion import confusion_matrices
 from pipeline.report.figures.rates import _heat
 from pipeline.report.figures.study import figures_of
 from pipeline.report.figures.style import COLORS, DASHES, MARKERS, line_styles
@@ -16,7 +17,10 @@ from pipeline.report.names import LEARNING_RATE
 COMMON = ["learning_curves", "training_loss"]
 ENDS = ["steps_to_target", "cost"]
 STUDIES = {
-    "norms": (comparison_of(), [*COMMON, "learning_rates", "gradient_norms", *ENDS]),
+    "norms": (
+        comparison_of(confusion=True),
+        [*COMMON, "learning_rates", "gradient_norms", *ENDS, "confusion_1_none", "confusion_2_batch"],
+    ),
     "one arm, one seed, no search": (
         comparison_of({}, seeds=1, rates=(0.1,), gradient_norms=False),
         [*COMMON, *ENDS],
@@ -225,6 +229,36 @@ def test_an_arm_that_never_arrived_is_named_so():
     comparison = comparison_of(level={"batch": 0.7})
     assert [record["reached"] for record in records(comparison, "steps_to_target")] == [2, 0]
     assert ">never<" in drawing_of(comparison, "steps_to_target").svg()
+
+
+def test_confusion_matrices_show_every_class_with_its_recall():
+    comparison = comparison_of(confusion=True, level={"batch": 0.8})
+    assert drawing_of(comparison, "confusion_2_batch").title == "Confusion: batch norm"
+    found = {(record["label"], record["prediction"]): record for record in records(comparison, "confusion_2_batch")}
+    matrix = comparison.arm("batch").confusion
+    assert len(found) == 20  # ten pairs of classes that are mistaken, and each class itself
+    for label, row in zip(CLASSES, matrix, strict=True):
+        for guess, images in zip(CLASSES, row, strict=True):
+            record = found.get((label, guess), {"images": 0, "share": 0})
+            assert record["images"] == images
+            assert record["share"] == images / sum(row)
+    svg = drawing_of(comparison, "confusion_2_batch").svg()
+    assert all(f">{name}<" in svg for name in CLASSES)
+    assert f">{matrix[0][0] / 2000:.1%}<" in svg
+
+
+@pytest.mark.parametrize("classes", [1, 2, 30])
+def test_confusion_matrices_of_few_and_many_classes_can_be_drawn(classes):
+    """The last class has no images."""
+    matrix = [[7 * (row == column) + (row + column) % 3 for column in range(classes)] for row in range(classes)]
+    matrix[-1] = [0] * classes
+    names = tuple(f"a class with a long name, {number}" for number in range(classes))
+    comparison = with_arms(comparison_of({}), {"confusion": matrix})
+    dataset = comparison.dataset.model_copy(update={"class_names": names, "classes": classes})
+    (drawing,) = confusion_matrices(comparison.model_copy(update={"dataset": dataset}))
+    assert drawing.rows[-1] == ("batch", names[-1], names[-1], 0, None)
+    assert classes > 2 or ">no images<" in drawing.svg()
+    assert Image.open(io.BytesIO(drawing.png())).height < 2500
 
 
 @pytest.mark.parametrize("name", ["norms", "many"])

@@ -12,7 +12,7 @@ from pipeline.report.verdict import verdict
 
 VOID = {"meta", "br", "link", "img", "input", "hr", "col"}
 STUDIES = {
-    "norms": comparison_of(seeds=3),
+    "norms": comparison_of(seeds=3, confusion=True),
     "one arm, one seed, no search": comparison_of({}, seeds=1, rates=(0.1,), gradient_norms=False),
     "two arms, one seed": comparison_of(seeds=1),
     "all diverged": comparison_of(diverged={"none": 2, "batch": 2}),
@@ -27,12 +27,15 @@ STUDIES = {
 }
 ARM_KEYS = {
     "n", "diverged", "best_accuracy_mean", "best_accuracy_std", "final_accuracy_mean", "final_accuracy_std",
+    "final_balanced_accuracy_mean", "final_balanced_accuracy_std", "final_macro_f1_mean", "final_macro_f1_std",
+    "final_loss_mean", "final_loss_std", "final_calibration_error_mean", "final_calibration_error_std",
     "difference_mean", "difference_low", "difference_high", "reached_target", "steps_to_target_mean",
     "steps_to_target_std", "steps_ratio", "seconds_to_target_mean", "seconds_to_target_std", "seconds_ratio",
     "highest_stable_rate", "images_per_second_mean", "images_per_second_std", "overhead", f"tuned/{LEARNING_RATE}",
 }  # fmt: skip
 RUN_KEYS = {
-    "seed", "best_accuracy", "final_accuracy", "steps", "target", "steps_to_target", "images_to_target",
+    "seed", "best_accuracy", "final_accuracy", "final_balanced_accuracy", "final_loss", "steps",
+    "target", "steps_to_target", "images_to_target",
     "seconds_to_target", "images_per_second", "diverged",
 }  # fmt: skip
 
@@ -177,7 +180,8 @@ def test_warnings_gaps_and_the_way_of_measuring_are_said(study):
     assert "not corrected for the number of arms" in words
     assert "Seconds are those of optimizer steps" in words
     assert comparison.mlflow.parent_run_id in words
-    order = ["Arms", "Accuracy on the test split", "Every run", "Not measured here", "How it was measured"]
+    order = ["Arms", "Beyond accuracy", "Accuracy on the test split", "Every run", "Not measured here",
+             "How it was measured"]  # fmt: skip
     assert [heading for heading in page.headings if heading in order] == order
 
 

@@ -13,11 +13,13 @@ from pipeline.training.result import EvaluationPoint
 T_975 = {1: 12.706204736, 6: 2.446911851}
 
 
-def run(arm, seed, accuracies, *, speed=100.0, diverged=False, rate=0.1):
-    curve = [EvaluationPoint(step=10 * (n + 1), epoch=n + 1, accuracy=a, loss=1.0) for n, a in enumerate(accuracies)]
+def run(arm, seed, accuracies, *, speed=100.0, diverged=False, rate=0.1, loss=1.0):
+    scores = {"loss": loss, "balanced_accuracy": accuracies[-1] - 0.1, "macro_f1": 0.4, "calibration_error": None}
+    curve = [EvaluationPoint(step=10 * n, epoch=n, accuracy=a, **scores) for n, a in enumerate(accuracies, start=1)]
     return StudyRun(
         arm=arm, values={"model.norm": arm}, tuned={"train.learning_rate": rate}, learning_rate=rate, global_batch=32,
-        seed=seed, best_accuracy=max(accuracies), final_accuracy=accuracies[-1], steps=10 * len(accuracies),
+        seed=seed, best_accuracy=max(accuracies), final_accuracy=accuracies[-1], recall=(0.25, None),
+        **{f"final_{score}": value for score, value in scores.items()}, steps=10 * len(accuracies),
         images_per_second=speed, data_wait_share=None, diverged=diverged, curve=tuple(curve),
         train_loss=(1.0,) * len(curve), train_seconds=tuple(2.0 * (n + 1) for n in range(len(curve))),
         checkpoint="", world_size=1, attempts=1, ranks=(), run_id="",
@@ -78,6 +80,19 @@ def test_one_seed_says_nothing_about_chance():
         mean=BATCH[0].best_accuracy - BASE[0].best_accuracy, low=None, high=None, n=1
     )
     assert summarized(BASE[:1], BATCH[:1]).best_accuracy_std is None
+
+
+def test_scores_are_means_and_deviations_of_the_last_evaluations():
+    arm = summarized(BASE, [run("batch", 0, [0.7], loss=0.5), run("batch", 1, [0.5], loss=0.75)])
+    assert (arm.final_balanced_accuracy_mean, arm.final_balanced_accuracy_std) == pytest.approx((0.5, math.sqrt(0.02)))
+    assert (arm.final_macro_f1_mean, arm.final_macro_f1_std) == (0.4, 0.0)
+    assert (arm.final_loss_mean, arm.final_loss_std) == pytest.approx((0.625, math.sqrt(0.03125)))
+    assert (arm.final_calibration_error_mean, arm.final_calibration_error_std) == (None, None)
+
+
+def test_a_loss_that_is_not_finite_is_left_out_of_the_mean():
+    arm = summarized(BASE, [run("batch", 0, [0.7], loss=0.5), run("batch", 1, [0.1], loss=None, diverged=True)])
+    assert (arm.final_loss_mean, arm.final_loss_std) == (0.5, None)
 
 
 def test_ratios_and_overhead_are_against_the_baseline():

@@ -176,8 +176,18 @@ def test_a_training_that_cannot_be_exported(settings, tmp_path, monkeypatch, div
 
 def result_of(**values):
     """A result as a finished training leaves it in its record."""
-    numbers = {"best_accuracy": 0.5, "final_accuracy": 0.5, "images_per_second": None, "data_wait_share": None}
-    rest = {"world_size": 1, "attempts": 1, "curve": (), "train_loss": (), "train_seconds": (), "ranks": ()}
+    numbers = {"best_accuracy": 0.5, "final_accuracy": 0.5, "final_balanced_accuracy": 0.5, "final_macro_f1": 0.5,
+               "final_loss": None, "final_calibration_error": None, "images_per_second": None,
+               "data_wait_share": None}  # fmt: skip
+    rest = {
+        "world_size": 1,
+        "attempts": 1,
+        "curve": (),
+        "train_loss": (),
+        "train_seconds": (),
+        "ranks": (),
+        "recall": (),
+    }
     return TrialResult(**numbers, **rest, checkpoint="", run_id="1", **values)
 
 

@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.entities import RunStatus
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
 from pipeline import __main__ as commands
 from pipeline.cluster import barrier
@@ -20,6 +21,7 @@ from pipeline.config.study import CompareSettings
 from pipeline.report.comparison import ArmSummary, Comparison
 from pipeline.study import compare
 from pipeline.study.summary import metrics_of
+from pipeline.training import predictions
 
 pytestmark = [pytest.mark.spark, pytest.mark.long]
 
@@ -127,6 +129,26 @@ def test_arms_are_mean_deviation_and_paired_difference_of_their_runs(comparison)
     assert (found["low"], found["high"]) == pytest.approx((differences.mean() - half, differences.mean() + half))
 
 
+def test_scores_are_those_of_the_predictions_that_were_kept(comparison):
+    for arm in comparison["arms"]:
+        runs = [run for run in comparison["runs"] if run["arm"] == arm["arm"]]
+        matrix = np.zeros((10, 10), int)
+        for run in runs:
+            found = predictions.read(run["predictions"])
+            matrix += confusion_matrix(found.label, found.prediction)
+            assert len(found) == 1000
+            assert run["final_accuracy"] == np.mean(found.label == found.prediction)
+            assert run["final_balanced_accuracy"] == pytest.approx(
+                balanced_accuracy_score(found.label, found.prediction)
+            )
+            assert run["final_loss"] == pytest.approx(found.loss.mean(dtype=float), rel=1e-6)
+        assert arm["confusion"] == matrix.tolist()
+        for score in ("balanced_accuracy", "macro_f1", "loss", "calibration_error"):
+            values = [run[f"final_{score}"] for run in runs]
+            assert math.isclose(arm[f"final_{score}_mean"], np.mean(values))
+            assert math.isclose(arm[f"final_{score}_std"], np.std(values, ddof=1), abs_tol=1e-12)
+
+
 def test_page_json_and_mlflow_have_the_same_numbers(study, comparison, runs):
     page = (study / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!#)[^"]*"|url\((?!#)|@import', page)
@@ -147,7 +169,8 @@ def test_page_json_and_mlflow_have_the_same_numbers(study, comparison, runs):
 
 
 def test_every_figure_is_a_picture_and_a_table(study, comparison, client):
-    names = {"learning_curves", "training_loss", "learning_rates", "gradient_norms", "steps_to_target", "cost"}
+    names = {"learning_curves", "training_loss", "learning_rates", "gradient_norms", "steps_to_target", "cost",
+             "confusion_1_none", "confusion_2_batch"}  # fmt: skip
     there = {path.name for path in (study / "report").iterdir()}
     assert there == {f"{name}.{kind}" for name in names for kind in ("png", "csv")}
     logged = {file.path for file in client.list_artifacts(comparison["mlflow"]["parent_run_id"], "report")}
@@ -185,6 +208,13 @@ def test_mlflow_has_the_numbers_of_every_run(comparison, runs, client):
         assert run.data.metrics["best_accuracy"] == result["best_accuracy"]
         history = client.get_metric_history(result["run_id"], "test/accuracy")
         assert [(m.step, m.value) for m in history] == [(p["step"], p["accuracy"]) for p in result["curve"]]
+        for score in ("loss", "balanced_accuracy", "macro_f1", "calibration_error"):
+            history = client.get_metric_history(result["run_id"], f"test/{score}")
+            assert [m.value for m in history] == [point[score] for point in result["curve"]]
+            assert run.data.metrics[f"final_{score}"] == result[f"final_{score}"] == result["curve"][-1][score]
+        recall = {name: value for name, value in run.data.metrics.items() if name.startswith("recall/")}
+        assert list(recall.values()) == result["recall"]
+        assert list(recall)[:2] == ["recall/00 shirt", "recall/01 trouser"]
         losses = client.get_metric_history(result["run_id"], "train/loss")
         assert [m.step for m in losses] == list(range(1, result["steps"] + 1))
         assert run.inputs.dataset_inputs[0].dataset.name == "fashion_mnist"

@@ -21,6 +21,8 @@ from pipeline.report.statistics import not_measured, summary_of, warnings_of, wi
 from pipeline.training.result import EvaluationPoint
 
 ROWS, WORKERS, CHANCE = 54_000, 2, 0.1
+SCORES = ("loss", "balanced_accuracy", "macro_f1", "calibration_error")
+CLASSES = ("shirt", "trouser", "pullover", "dress", "coat", "sandal", "blouse", "sneaker", "bag", "boot")
 LAYERS = ("0", "1.stem.0", "1.stem.1", "1.stages.0.0", "1.stages.1.0", "2")
 
 
@@ -35,12 +37,14 @@ def comparison_of(
     gradient_norms: bool = True,
     speed: bool = True,
     level: dict[str, float] | None = None,
+    confusion: bool = False,
 ) -> Comparison:
     """A comparison of every combination of ``varied`` (norms none and batch where it is None).
 
     rates : of the search; one of them is no search
     diverged : how many of an arm's runs did, by its name
     level : an arm's accuracy after all epochs, by its name
+    confusion : whether the arms have confusion matrices
     """
     varied = {"model.norm": ["none", "batch"]} if varied is None else varied
     arms = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
@@ -59,11 +63,15 @@ def comparison_of(
     summaries = [
         summary_of(of_arm, runs_of[baseline], trials_of.get(arm, []), CHANCE) for arm, of_arm in runs_of.items()
     ]
+    if confusion:
+        matrices = [confusion_matrix(arm.final_accuracy_mean, arm.n) for arm in summaries]
+        pairs = zip(summaries, matrices, strict=True)
+        summaries = [arm.model_copy(update={"confusion": matrix}) for arm, matrix in pairs]
     grid = {name: tuple(values) for name, values in varied.items()} | ({LEARNING_RATE: rates} if tune else {})
     return Comparison(
         name="quickstart", evaluated_on="test", baseline=baseline, varied=tuple(varied), tuned=tuple(tune), grid=grid,
         target_accuracy=target_accuracy, side_by_side=2,
-        dataset=ComparedDataset(name="fashion_mnist", digest="sha256:" + 32 * "6a", classes=10,
+        dataset=ComparedDataset(name="fashion_mnist", digest="sha256:" + 32 * "6a", classes=10, class_names=CLASSES,
                                 rows={"test": 10_000, "train": ROWS, "validation": 6_000}),
         settings={
             "model": {"network": "cnn", "norm": "batch", "depth": 3, "width": 16},
@@ -109,9 +117,31 @@ def _trial(values: dict[str, Any], rate: float) -> SearchTrial:
     return SearchTrial(
         arm=arm, values=values, tuned={LEARNING_RATE: rate}, learning_rate=rate, global_batch=256, seed=1000,
         best_accuracy=0.31 if fallen else accuracy, final_accuracy=0.1 if fallen else accuracy,
+        **final_scores(scores_of(0.1 if fallen else accuracy, gone=fallen)),
         diverged=fallen, steps=200, images_per_second=4000.0, data_wait_share=0.01, world_size=WORKERS, attempts=1,
         run_id=f"search-{arm}-{rate:g}",
     )  # fmt: skip
+
+
+def scores_of(accuracy: float, *, gone: bool) -> dict[str, float | None]:
+    """What an evaluation of this accuracy says beside it; ``gone``: of a network whose logits are not finite."""
+    values = None if gone else 2.3 * (1 - accuracy), accuracy - 0.01, accuracy - 0.02, None if gone else 0.03
+    return dict(zip(SCORES, values, strict=True))
+
+
+def final_scores(scores: dict[str, float | None]) -> dict[str, Any]:
+    """The scores by their names in a training's summary."""
+    return {f"final_{score}": value for score, value in scores.items()}
+
+
+def confusion_matrix(accuracy: float, runs: int) -> tuple[tuple[int, ...], ...]:
+    """Of 1,000 images of each class in each run: what is wrong was taken for the class after it."""
+    wrong = round(1000 * (1 - accuracy)) * runs
+    rows = [[0] * len(CLASSES) for _ in CLASSES]
+    for label, row in enumerate(rows):
+        row[label] = 1000 * runs - wrong
+        row[(label + 1) % len(rows)] = wrong
+    return tuple(tuple(row) for row in rows)
 
 
 def _chosen(search: list[SearchTrial], arm: str, rates: tuple[float, ...]) -> float:
@@ -132,9 +162,9 @@ def _run(
         rise = 1 - math.exp(-(7 + 5 * (values.get("model.norm") == "batch")) * look / looks)
         accuracy = round((best + noise.gauss(0, 0.001)) * (rise - noise.uniform(0, 0.02) * (1 - look / looks)), 4)
         step, gone = total * look // looks, fallen and look == looks // 2
-        point = {"step": step - 3 - seed, "accuracy": 0.1, "loss": None} if gone else {"step": step}
-        numbers = {"epoch": epochs * look / looks, "accuracy": accuracy, "loss": 2.3 * (1 - accuracy), **point}
-        curve.append(EvaluationPoint(**numbers))
+        point = {"step": step - 3 - seed, "accuracy": 0.1} if gone else {"step": step}
+        numbers = {"epoch": epochs * look / looks, "accuracy": accuracy, **point}
+        curve.append(EvaluationPoint(**numbers, **scores_of(numbers["accuracy"], gone=gone)))
         if gone:
             break
     accuracies = [point.accuracy for point in curve]
@@ -147,7 +177,8 @@ def _run(
     )
     return StudyRun(
         arm=arm, values=values, tuned=dict.fromkeys(tune, rate), learning_rate=rate, global_batch=batch, seed=seed,
-        best_accuracy=max(accuracies), final_accuracy=accuracies[-1], steps=curve[-1].step,
+        best_accuracy=max(accuracies), final_accuracy=accuracies[-1], recall=tuple(accuracies[-1:] * len(CLASSES)),
+        **final_scores(curve[-1].model_dump(include=set(SCORES))), predictions=None, steps=curve[-1].step,
         images_per_second=per_second if speed else None, data_wait_share=0.01 if speed else None, diverged=fallen,
         curve=tuple(curve), train_loss=tuple(None if point.loss is None else point.loss + 0.05 for point in curve),
         train_seconds=tuple(point.step * batch / per_second for point in curve), checkpoint="step.pt",

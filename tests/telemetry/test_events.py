@@ -4,7 +4,7 @@ import time
 import pytest
 
 from pipeline import storage
-from pipeline.telemetry.events import EventReader, EventWriter
+from pipeline.telemetry.events import EventReader, EventWriter, metric_values
 
 
 def test_every_event_once_and_in_order(tmp_path):
@@ -122,3 +122,15 @@ def test_storage_that_does_not_take_events_stops_no_training_and_loses_none(tmp_
     monkeypatch.setattr(storage, "publish", publish)
     writer.emit("step", step=2)
     assert [event["step"] for event in EventReader(str(tmp_path)).new()] == [1, 2]
+
+
+def test_the_scores_of_an_evaluation_are_metrics_of_their_split():
+    evaluation = {"kind": "evaluation", "split": "test", "accuracy": 0.5, "loss": None, "train_loss": 0.7, "epoch": 1.0,
+                  "images_per_second": 9.0}  # fmt: skip
+    scores = {"balanced_accuracy": 0.4, "macro_f1": 0.3, "calibration_error": 0.2}
+    others = {"train/mean_loss": 0.7, "train/images_per_second": 9.0, "epoch": 1.0}
+    assert metric_values(evaluation | scores) == {
+        "test/accuracy": 0.5, "test/loss": None, **{f"test/{name}": score for name, score in scores.items()}, **others
+    }  # fmt: skip
+    # Of a version that did not count them.
+    assert metric_values(evaluation)["test/balanced_accuracy"] is None

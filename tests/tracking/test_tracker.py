@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException, RestException
 
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
+from pipeline.driver.trial import recall_metrics
 from pipeline.tracking import outage
 from pipeline.tracking.outage import TrackingError, is_outage, reason, retry_during_outage
 from pipeline.tracking.progress import TrainingBar
@@ -261,3 +262,19 @@ def test_the_bar_takes_old_events_warnings_and_a_restart_at_once(caplog, capsys)
         assert bar._bar.tasks[0].fields["detail"] == "attempt 2, from step 470"
         bar.show([warning, *STEPS])
     assert [record.getMessage() for record in caplog.records] == ["x: checkpoints are slow"]
+
+
+def test_every_name_of_a_class_can_be_the_name_of_a_metric(tracker, settings):
+    classes = ("dress", "T-shirt/top", "..", "", "a:b", "a;b", "ça " + 300 * "x")
+    recall = (0.5, None, 0.25, 0.0, 0.125, 1.0, 0.75)
+    with tracker.run("recall", settings=settings) as run:
+        run.log_summary(recall_metrics(recall, classes))
+    found = {name: value for name, value in mlflow.get_run(run.run_id).data.metrics.items() if "recall" in name}
+    assert sorted(found.values()) == sorted(share for share in recall if share is not None)
+    assert {
+        "recall/00 dress": 0.5,
+        "recall/02 ..": 0.25,
+        "recall/03": 0.0,
+        "recall/04 ab": 0.125,
+    }.items() <= found.items()
+    assert recall_metrics((0.5,) * 31, [str(number) for number in range(31)]) == {}

@@ -252,7 +252,9 @@ def test_the_page_of_a_child_draws_its_metrics(server, study, page, screenshots)
     child = study.children[0]
     page.open(study.address(server, run_id=f"{child.info.run_id}/model-metrics"))
     page.until_shown(child.info.run_name)
-    page.until("the search for charts", lambda: field(page, "Search metric charts")).send_keys("^(test|train)/")
+    page.until("the search for charts", lambda: field(page, "Search metric charts")).send_keys(
+        "^(test/(accuracy|loss)$|train/)"
+    )
     page.until_shown(f"{child.info.run_name} (test/accuracy)", f"{child.info.run_name} (train/loss)")
     page.driver.execute_script("document.activeElement.blur()")
     page.until_still()

@@ -31,7 +31,7 @@ def evaluate_rank(worker, dataset):
         for block in reader.evaluation_blocks(files, rank=worker.rank, world_size=worker.world_size, batch_size=50)
         for batch in block
     )
-    return evaluate(worker, model, batches, split_rows=301)
+    return evaluate(worker, model, batches, classes=3, split_rows=301)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -62,7 +62,7 @@ def _with_rows(worker, dataset, rows):
     batches = (
         batch for block in reader.evaluation_blocks(files, rank=0, world_size=1, batch_size=50) for batch in block
     )
-    return evaluate(worker, nn.Sequential(ToDouble(), linear_model()), batches, split_rows=rows)
+    return evaluate(worker, nn.Sequential(ToDouble(), linear_model()), batches, classes=3, split_rows=rows)
 
 
 def rows_of_rank(rank):

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ranks import Killed, run_ranks
+from sklearn.metrics import recall_score
 
 from pipeline import storage
 from pipeline.config.training import AugmentSettings, CheckpointSettings, ModelSettings, TrainSettings
@@ -75,7 +76,13 @@ def test_they_are_those_of_a_direct_evaluation_of_the_whole_split(dataset, tmp_p
     assert {name: str(getattr(found, name).dtype) for name in COLUMNS} == COLUMNS
     assert_close(found, evaluated_directly(job))
     assert (found.prediction == found.label).mean() == pytest.approx(results[0].final_accuracy)
-    assert found.loss.mean(dtype=np.float64) == pytest.approx(results[0].curve[-1].loss, rel=1e-6)
+    assert found.loss.mean(dtype=np.float64) == pytest.approx(results[0].final_loss, rel=1e-6)
+    assert results[0].recall == tuple(recall_score(found.label, found.prediction, average=None))
+    assert results[0].final_balanced_accuracy == pytest.approx(np.mean(results[0].recall))
+    last = results[0].curve[-1]
+    assert results[0].final_macro_f1 == last.macro_f1
+    assert results[0].final_calibration_error == last.calibration_error
+    assert {result.recall for result in results} == {results[0].recall}
 
 
 def collect(worker, dataset):
@@ -143,7 +150,7 @@ def test_an_ended_training_whose_file_is_gone_writes_the_same_again(dataset, tmp
     assert Path(first.predictions).stat().st_mtime_ns == written  # it is there: nothing is evaluated again
     Path(first.predictions).unlink()
     again = fit(alone("cpu"), job)
-    assert again.curve == first.curve
+    assert (again.curve, again.recall) == (first.curve, first.recall)
     assert bytes_of(job) == before
 
 

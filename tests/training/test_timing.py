@@ -34,8 +34,10 @@ def test_the_parts_of_a_step_are_its_whole():
 
 def result(*ranks, attempts=1):
     return TrainResult(
-        best_accuracy=1, final_accuracy=1, steps=1000, images_per_second=None, data_wait_share=None, diverged=False,
-        curve=(), train_loss=(), train_seconds=(), checkpoint="", world_size=len(ranks), attempts=attempts, ranks=ranks,
+        best_accuracy=1, final_accuracy=1, final_balanced_accuracy=1, final_macro_f1=1, final_loss=0.0,
+        final_calibration_error=0.0, recall=(), steps=1000, images_per_second=None, data_wait_share=None,
+        diverged=False, curve=(), train_loss=(), train_seconds=(), checkpoint="", world_size=len(ranks),
+        attempts=attempts, ranks=ranks,
     )  # fmt: skip
 
 

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pipeline.report.comparison import Comparison, by
-from pipeline.report.figures.style import WIDTH, Drawing, name_rows, row_height
+from pipeline.report.figures.style import WIDTH, Drawing, heat, name_rows, row_height
 from pipeline.report.names import LEARNING_RATE, norm_words, values_words
 
 # Errors below this have one colour.
@@ -119,7 +118,4 @@ def _draw_cell(axes: Axes, x: int, y: int, cell: RateCell, colors: tuple[str, st
 def _heat(accuracy: float, *, best: float, worst: float) -> tuple[str, str]:
     """Colours of a cell and of its text. By the logarithm of the error: good rates differ by little."""
     least, most, error = (math.log(max(_LEAST_ERROR, 1 - value)) for value in (best, worst, accuracy))
-    share = 1.0 if most == least else min(1.0, max(0.0, (most - error) / (most - least)))
-    red, green, blue, _ = matplotlib.colormaps["viridis"](0.05 + 0.9 * share)
-    light = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18
-    return matplotlib.colors.to_hex((red, green, blue)), "#000000" if light else "#ffffff"
+    return heat(1.0 if most == least else min(1.0, max(0.0, (most - error) / (most - least))))

@@ -149,6 +149,13 @@ def _colors(count: int, *, ordered: bool) -> list[str]:
     return list(COLORS[:count])
 
 
+def heat(share: float) -> tuple[str, str]:
+    """Colours of a heat map's cell, darkest at 0 and lightest at 1, and of the text on it, as #rrggbb."""
+    red, green, blue, _ = matplotlib.colormaps["viridis"](0.05 + 0.9 * share)
+    light = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18
+    return to_hex((red, green, blue)), "#000000" if light else "#ffffff"
+
+
 def size_of(styles: Iterable[LineStyle], extra_entries: int = 0) -> tuple[float, float]:
     """Width and height in inches of a figure of `panels` with its `legend` above."""
     styles = list(styles)
