@@ -124,7 +124,7 @@ class Spread:
         return level_at(lambda level: self.half_width(level) or 0.0, abs(self.mean))
 
     def seeds_needed(self, smallest_difference: float) -> int | None:
-        """How many seeds would decide, if mean and spreads stayed as they are.
+        """How many seeds would decide, if mean and spreads stayed as they are; those that there are, if they do.
 
         Decided is a difference whose interval excludes zero or lies within plus and minus ``smallest_difference``.
 
@@ -137,7 +137,7 @@ class Spread:
             return None
         wanted = max(abs(self.mean), smallest_difference - abs(self.mean))
         deviation = self.seeds * np.sqrt(self.n)
-        for n in range(self.n + 1, _MOST_SEEDS + 1):
+        for n in range(self.n, _MOST_SEEDS + 1):
             if half_width(deviation / np.sqrt(n), self.images or 0.0, n) < wanted:
                 return n
         return None

@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.report.comparison import Metric
 from pipeline.report.intervals import LEVEL, quantiles
+from pipeline.training.result import EvaluationPoint, TrainSummary
 
-Metric = Literal["accuracy", "balanced_accuracy"]
 # The largest class of a balanced split has its even share; from this multiple of it on, accuracy misleads.
 _IMBALANCE = 2
 
@@ -25,6 +26,16 @@ def metric_for(choice: Literal["auto", "accuracy", "balanced_accuracy"], counts:
     if choice != "auto":
         return choice
     return "balanced_accuracy" if max(counts) * len(counts) > _IMBALANCE * sum(counts) else "accuracy"
+
+
+def score_of(result: TrainSummary, metric: Metric) -> float:
+    """The metric at a training's last evaluation, from 0 to 1."""
+    return result.final_accuracy if metric == "accuracy" else result.final_balanced_accuracy
+
+
+def score_at(point: EvaluationPoint, metric: Metric) -> float:
+    """The metric at one evaluation, from 0 to 1."""
+    return point.accuracy if metric == "accuracy" else point.balanced_accuracy
 
 
 def constant_score(metric: Metric, counts: Sequence[int]) -> float:

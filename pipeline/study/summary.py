@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -18,6 +19,12 @@ from pipeline.report.comparison import (
     by,
 )
 from pipeline.report.confusion import confusion_of
+from pipeline.report.learned import constant_score, metric_for
+from pipeline.report.verdict import verdict
+from pipeline.training import predictions
+from pipeline.training.predictions import Predictions
+
+log = logging.getLogger(__name__)
 
 
 def summarize(
@@ -41,23 +48,24 @@ def summarize(
     parent_run_id : the MLflow run whose children they are
     """
     options, baseline = settings.compare, runs[0].arm
+    judge = _judge(settings, manifest, searched=bool(search))
     tuned = tuple(name for name in options.grid if name in options.tune)
-    compared = statistics.with_targets(runs, baseline, options.target_accuracy)
-    runs_of, trials_of = by(compared, lambda run: run.arm), by(search, lambda trial: trial.arm)
-    chance = 1 / len(manifest.classes)
-    arms = []
-    for name, of_arm in runs_of.items():
-        arm = statistics.summary_of(of_arm, runs_of[baseline], trials_of.get(name, ()), chance)
-        matrix = confusion_of(of_arm, len(manifest.classes))
-        arms.append(arm if matrix is None else arm.model_copy(update={"confusion": matrix}))
+    compared = statistics.with_targets(runs, baseline, options.target_accuracy, judge)
+    arms = statistics.summaries_of(compared, search, _predictions_of(runs), judge)
+    runs_of, classes = by(runs, lambda run: run.arm), len(manifest.classes)
+    matrices = {name: confusion_of(of_arm, classes) for name, of_arm in runs_of.items()}
+    arms = [arm.model_copy(update={"confusion": matrices[arm.arm]}) if matrices[arm.arm] else arm for arm in arms]
     norms_known = any(run.gradient_norms for run in runs)
-    return Comparison(
+    comparison = Comparison(
         name=settings.name,
         baseline=baseline,
         varied=tuple(name for name in options.grid if name not in options.tune),
         tuned=tuned,
         grid=options.grid,
         evaluated_on=settings.train.evaluate_on,
+        metric=judge.metric,
+        constant_score=constant_score(judge.metric, judge.counts),
+        smallest_difference=judge.smallest_difference,
         target_accuracy=options.target_accuracy,
         dataset=ComparedDataset(
             name=manifest.name,
@@ -75,6 +83,27 @@ def summarize(
         side_by_side=side_by_side,
         mlflow=ComparisonRun(parent_run_id=parent_run_id, experiment=settings.tracking.experiment),
     )
+    return comparison.model_copy(update={"verdict": tuple(verdict(comparison))})
+
+
+def _judge(settings: Settings, manifest: Manifest, *, searched: bool) -> statistics.Judge:
+    counts = manifest.split(settings.train.evaluate_on).label_counts
+    search_counts = manifest.split(settings.compare.search_on).label_counts if searched else ()
+    metric = metric_for(settings.compare.metric, counts)
+    return statistics.Judge(metric, counts, search_counts, settings.compare.smallest_difference)
+
+
+def _predictions_of(runs: Sequence[StudyRun]) -> dict[tuple[str, int], Predictions]:
+    """Of the runs whose files are there; the others are logged."""
+    found = {}
+    for run in runs:
+        if run.predictions is None:
+            continue
+        try:
+            found[run.arm, run.seed] = predictions.read(run.predictions)
+        except (OSError, ValueError) as error:
+            log.warning("%s: intervals of the arm %s do not cover test images: %s", run.predictions, run.arm, error)
+    return found
 
 
 def metrics_of(arms: Sequence[ArmSummary]) -> dict[str, float]:
