@@ -84,14 +84,13 @@ def export(config: Config, override: Overrides = None) -> None:
 @app.command()
 def compare(config: Config, override: Overrides = None) -> None:
     """Train every arm with every seed, and report which settings did best and what they cost."""
-    from pipeline.report.verdict import verdict
     from pipeline.study import compare as job
 
     settings = load_settings(config, override or [])
     comparison = job(_session(settings), settings)
     console.print(_table(comparison))
-    for line in verdict(comparison):
-        _say(line)
+    for sentence in comparison.verdict:
+        _say(sentence.text)
     for line in comparison.warnings:
         _say(f"note: {line}")
     _say(f"report: {storage.absolute(settings.output)}/report.html")
@@ -138,16 +137,17 @@ def _session(settings: Settings, result: str | None = None, *, trains: bool = Tr
 
 def _table(comparison: Comparison) -> Table:
     tuned = comparison.tuned
-    table = Table(title=f"{comparison.name}: accuracy on {comparison.evaluated_on}")
-    headings = ("runs", "best", "final", "steps to target", "images/s", "diverged")
+    table = Table(title=f"{comparison.name}: {comparison.metric.replace('_', ' ')} on {comparison.evaluated_on}")
+    headings = ("runs", "final", "against baseline", "grade", "steps to target", "images/s", "diverged")
     for heading in ("arm", *(setting_words(name) for name in tuned), *headings):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for arm in comparison.arms:
         reached, speed = arm.steps_to_target_mean, arm.images_per_second_mean
-        spread = f" ± {100 * arm.best_accuracy_std:.2f}" if arm.best_accuracy_std is not None else ""
+        spread = f" ± {100 * arm.score_std:.2f}" if arm.score_std is not None else ""
+        points = f"{100 * arm.difference.mean:+.2f}" if arm.difference else "-"
         table.add_row(
             arm.arm, *(f"{arm.tuned[name]}" for name in tuned), str(arm.n),
-            f"{arm.best_accuracy_mean:.2%}{spread}", f"{arm.final_accuracy_mean:.2%}",
+            f"{arm.score_mean:.2%}{spread}", points, arm.grade or "-",
             f"{reached:,.0f}" if reached else "never", f"{speed:,.0f}" if speed else "-", str(arm.diverged or "no"),
         )  # fmt: skip
     return table

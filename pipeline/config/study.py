@@ -23,7 +23,23 @@ class CompareSettings(FrozenModel):
     tune: tuple[str, ...] = Field(
         ("train.learning_rate",), description="settings of the grid that make no arms: each arm has its own best value"
     )
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="every arm is trained once with each seed")
+    seeds: tuple[int, ...] = Field(
+        (0, 1, 2),
+        min_length=1,
+        description="every arm is trained once with each seed; fewer than three say next to nothing about their spread",
+    )
+    metric: Literal["auto", "accuracy", "balanced_accuracy"] = Field(
+        "auto",
+        description="what arms are compared by, at the last evaluation; auto: balanced accuracy where the largest "
+        "class of the evaluated split has more than twice its even share, else accuracy",
+    )
+    smallest_difference: float = Field(
+        0.005,
+        gt=0,
+        lt=1,
+        description="arms that differ by less than this are equivalent; half a point, about what another seed changes: "
+        "who would not choose a seed for it need not choose a norm for it",
+    )
     search_budget: float = Field(
         0.5,
         gt=0,
@@ -44,7 +60,8 @@ class CompareSettings(FrozenModel):
         None,
         gt=0,
         le=1,
-        description="accuracy to which steps, images and seconds are counted; null: the best that the baseline reached",
+        description="value of the metric to which steps, images and seconds are counted; null: what the baseline's run "
+        "of the same seed has at its end",
     )
     side_by_side: int | None = Field(
         None, ge=1, description="trials that train at once; null: as many as the slots hold (over Spark Connect: 1)"

@@ -14,6 +14,12 @@ from pipeline.config.frozen import FrozenModel
 from pipeline.report.names import SettingValue, arm_words
 from pipeline.training.result import TrainResult, TrainSummary
 
+Metric = Literal["accuracy", "balanced_accuracy"]
+# How sure an answer is, the worst news first.
+Grade = Literal[
+    "diverged", "did not learn", "search undecided", "cannot be told", "likely", "equivalent", "clear"
+]  # fmt: skip
+
 
 class LayerGradient(FrozenModel):
     """The L2 norm of the gradient by all parameters of one layer, over the steps at which diagnostics looked."""
@@ -59,25 +65,54 @@ class SearchTrial(TrainSummary, StudyTrial):
 
 
 class ComparedRun(StudyRun):
-    """One training of an arm with one seed, and when it was as accurate as the target asks."""
+    """One training of an arm with one seed, and when it was as good as the target asks."""
 
-    target: float = Field(description="accuracy to reach, from 0 to 1")
-    steps_to_target: int | None = Field(description="optimizer steps before the first evaluation that reached it")
+    score: float = Field(description="the comparison's metric at the last evaluation, from 0 to 1")
+    learned: bool = Field(description="whether that is more than the best constant answer has, and chance over images")
+    target: float = Field(description="value of the metric to reach, from 0 to 1")
+    steps_to_target: int | None = Field(
+        description="optimizer steps before the first evaluation that reached it; null also where the target is of a "
+        "run that diverged or did not learn"
+    )
     images_to_target: int | None = Field(description="training images before that evaluation")
     seconds_to_target: float | None = Field(description="seconds of the optimizer steps before that evaluation")
 
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it neither diverged nor failed to learn."""
+        return self.learned and not self.diverged
+
 
 class Difference(FrozenModel):
-    """Best accuracy of an arm minus that of the baseline, paired by seed, with Student's 95% interval."""
+    """The metric of an arm minus that of the baseline at the last evaluation, paired by seed, with 95% intervals.
+
+    It is over the seeds where neither run diverged or did not learn. Ends of intervals that are not known are null.
+    """
 
     mean: float = Field(description="mean over seeds of run minus baseline's run of the same seed")
-    low: float | None = Field(description="lower end of the interval; null for a single seed")
-    high: float | None = Field(description="upper end of the interval; null for a single seed")
+    low: float | None = Field(description="lower end of the headline interval, of what `covers` says")
+    high: float | None = Field(description="its upper end")
     n: int = Field(description="seeds")
+    covers: Literal["seeds and images", "seeds", "images", "nothing"] = Field(
+        description="what the headline interval covers; images only where the predictions of all runs are there"
+    )
+    seeds_low: float | None = Field(description="lower end of Student's interval over seeds, for these test images")
+    seeds_high: float | None = Field(description="its upper end")
+    images_low: float | None = Field(description="lower end of the interval over test images, for these networks")
+    images_high: float | None = Field(description="its upper end")
+    p_value: float | None = Field(description="two-sided, of the headline interval")
+    p_adjusted: float | None = Field(None, description="the same after Holm's correction for the number of arms")
+    seeds_needed: int | None = Field(
+        None,
+        description="how many would decide, were mean and spread to stay; absent where no number up to 1,000 would",
+    )
+    mcnemar_p: float | None = Field(
+        None, description="of two arms: exact p-value of McNemar's test on the predictions of the first seed"
+    )
 
     @property
     def is_unclear(self) -> bool:
-        """Whether the interval contains zero. False for a single seed, which has no interval."""
+        """Whether the interval contains zero. False where there is none."""
         return self.low is not None and self.high is not None and self.low <= 0 <= self.high
 
 
@@ -88,8 +123,8 @@ SearchUndecided = Literal["tied", "not_learned", "diverged", "no_budget"]
 class ArmSummary(FrozenModel):
     """What the runs of one arm show. Deviations are those of a sample, null for fewer than two values.
 
-    The fields of the search are absent where nothing was tuned; those from ``difference`` to ``overhead`` are absent of
-    the baseline, which they compare the arm with.
+    Means are over all runs but where they say otherwise. The fields of the search are absent where nothing was tuned;
+    those from ``difference`` to ``overhead`` are absent of the baseline, which they compare the arm with.
     """
 
     arm: str = Field(description="name of the arm")
@@ -98,6 +133,18 @@ class ArmSummary(FrozenModel):
     global_batch: int = Field(description="images of one optimizer step, over all workers")
     n: int = Field(description="runs, one for each seed")
     diverged: int = Field(description="how many of the runs diverged")
+    not_learned: int = Field(
+        description="how many of the others were no better than the best constant answer, by more than chance"
+    )
+    grade: Grade | None = Field(
+        None,
+        description="how sure the difference from the baseline is, or why there is none; absent of a sound baseline",
+    )
+    score_mean: float = Field(
+        description="mean of the comparison's metric at the last evaluation over the runs that neither diverged nor "
+        "failed to learn, or over all where every run did"
+    )
+    score_std: float | None = Field(description="its standard deviation")
     best_accuracy_mean: float = Field(description="mean over runs of the highest accuracy of their evaluations")
     best_accuracy_std: float | None = Field(description="its standard deviation")
     final_accuracy_mean: float = Field(description="mean over runs of the accuracy of their last evaluation")
@@ -143,7 +190,9 @@ class ArmSummary(FrozenModel):
         description="training images of the arm's search / those of its trainings that are compared, if none ends "
         "early: the ratio of optimizer steps where the batch is the same",
     )
-    difference: Difference | None = Field(None, description="best accuracy against the baseline's")
+    difference: Difference | None = Field(
+        None, description="its metric against the baseline's; absent where no seed has two runs to compare"
+    )
     steps_ratio: float | None = Field(
         None, description="baseline's steps to the target / the arm's, over the seeds where both reached it"
     )
@@ -167,6 +216,11 @@ class ArmSummary(FrozenModel):
     def all_diverged(self) -> bool:
         return self.diverged == self.n
 
+    @property
+    def healthy(self) -> int:
+        """How many of the runs neither diverged nor failed to learn."""
+        return self.n - self.diverged - self.not_learned
+
 
 class ComparedDataset(FrozenModel):
     """The dataset that the arms were trained and evaluated on."""
@@ -185,6 +239,18 @@ class ComparisonRun(FrozenModel):
     experiment: str = Field(description="tracking.experiment")
 
 
+class VerdictSentence(FrozenModel):
+    """One sentence of the verdict, and what it rests on."""
+
+    id: str = Field(description="name of the sentence in this file, and its anchor in the report")
+    grade: Grade | None = Field(None, description="how sure it is; absent of a sentence that only states figures")
+    arm: str | None = Field(None, description="name of the arm that it is about; absent where it is about several")
+    text: str = Field(description="the sentence")
+    evidence: dict[str, SettingValue] = Field(
+        description="values of this file that it was computed from, by their JSON pointer (RFC 6901)"
+    )
+
+
 class Comparison(FrozenModel):
     """A whole comparison: every training, what the runs of each arm show, and what one should know to believe it."""
 
@@ -194,8 +260,11 @@ class Comparison(FrozenModel):
     tuned: tuple[str, ...] = Field(description="settings of which each arm has its own best value")
     grid: dict[str, tuple[SettingValue, ...]] = Field(description="values of both, by setting")
     evaluated_on: str = Field(description="split that the accuracies are of")
+    metric: Metric = Field(description="what arms are compared by, as compare.metric and the split's labels say")
+    constant_score: float = Field(description="the metric of the best constant answer on that split, from 0 to 1")
+    smallest_difference: float = Field(description="arms that differ by less are equivalent, from 0 to 1")
     target_accuracy: float | None = Field(
-        description="accuracy to reach, from 0 to 1; null: the best of the baseline's run of the same seed"
+        description="value of the metric to reach, from 0 to 1; null: the end of the baseline's run of the same seed"
     )
     dataset: ComparedDataset
     settings: dict[str, Any] = Field(description="all settings of the study, section by section")
@@ -205,6 +274,7 @@ class Comparison(FrozenModel):
     search_cost: float | None = Field(
         None, description="training images of all searches / those of all trainings that are compared; null: no search"
     )
+    verdict: tuple[VerdictSentence, ...] = Field((), description="the answer in sentences, the worst news first")
     warnings: tuple[str, ...] = Field(description="what a reader should know, as sentences")
     not_measured: tuple[str, ...] = Field(description="questions that the study does not answer")
     side_by_side: int = Field(description="how many trials trained at once")

@@ -12,6 +12,7 @@ from pipeline.report.comparison import Comparison
 from pipeline.report.figures.study import figures_of
 from pipeline.report.formats import UNKNOWN, plain
 from pipeline.report.names import norm_words, setting_words
+from pipeline.report.sentences import metric_words
 from pipeline.report.verdict import verdict
 
 
@@ -23,6 +24,7 @@ def render(comparison: Comparison) -> str:
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
         verdict=verdict(comparison),
+        metric=metric_words(comparison),
         compared=_compared(comparison),
         words={arm.arm: arm.words for arm in comparison.arms},
         arms=tables.table_of(comparison.arms, tables.arm_columns(comparison)),

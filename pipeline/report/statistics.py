@@ -5,16 +5,23 @@ Everything that a report, MLflow or a person reads of a comparison is computed h
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from scipy.special import stdtrit
+from pipeline.report.comparison import ArmSummary, ComparedRun, Metric, SearchTrial, StudyRun, by
+from pipeline.report.differences import (
+    Pair,
+    PredictionsOf,
+    difference_of,
+    mcnemar_of,
+    paired,
+    with_adjusted_p_values,
+)
+from pipeline.report.grades import grade_of
+from pipeline.report.learned import constant_score, learned, score_at, score_of
+from pipeline.report.names import BATCH_SIZES, LEARNING_RATE, SettingValue
 
-from pipeline.report.comparison import ArmSummary, ComparedRun, Difference, SearchTrial, StudyRun
-from pipeline.report.names import BATCH_SIZES, LEARNING_RATE, SettingValue, arm_name
-
-CONFIDENCE = 0.95
 # Arms that a sentence names; of more, the others are counted.
 _MOST_NAMES = 3
 # What a reader would like to know, and the settings that would have had to vary.
@@ -28,22 +35,45 @@ _QUESTIONS = {
 }
 
 
-def with_targets(runs: Sequence[StudyRun], baseline: str, target_accuracy: float | None) -> list[ComparedRun]:
-    """Each run gets its target, an accuracy, and the steps, images and seconds of training that it took to it.
+class Judge(NamedTuple):
+    """What results are judged by.
 
-    The target is ``target_accuracy`` or, where it is None, the best accuracy of the baseline's run of the same seed, as
-    in figure 3 of Ioffe & Szegedy (2015). It counts as reached at the first evaluation that is at least as good; steps,
-    images and seconds are None where none is.
+    metric : of the comparison
+    counts : images of each class in the split that the arms are evaluated on
+    search_counts : the same of the split that chose tuned values; empty where nothing was chosen
+    smallest_difference : of interest, from 0 to 1
     """
-    best = {run.seed: run.best_accuracy for run in runs if run.arm == baseline}
+
+    metric: Metric
+    counts: Sequence[int]
+    search_counts: Sequence[int]
+    smallest_difference: float
+
+
+def with_targets(
+    runs: Sequence[StudyRun], baseline: str, target_accuracy: float | None, judge: Judge
+) -> list[ComparedRun]:
+    """Each run gets its score, its target, and the steps, images and seconds of training that it took to that.
+
+    The target is ``target_accuracy`` or, where it is None, the score at the end of the baseline's run of the same seed,
+    after figure 3 of Ioffe & Szegedy (2015): not its best, which would be chosen on the split that judges. It counts as
+    reached at the first evaluation that is at least as good; steps, images and seconds are None where none is, and
+    where that run of the baseline diverged or did not learn.
+    """
+    scores = {(run.arm, run.seed): score_of(run, judge.metric) for run in runs}
+    healthy = {key: learned(score, judge.metric, judge.counts) for key, score in scores.items()}
+    fallen = {run.seed for run in runs if run.arm == baseline and (run.diverged or not healthy[baseline, run.seed])}
     compared = []
     for run in runs:
-        target = best[run.seed] if target_accuracy is None else target_accuracy
-        reached = next((n for n, point in enumerate(run.curve) if point.accuracy >= target), None)
+        target = scores[baseline, run.seed] if target_accuracy is None else target_accuracy
+        points = run.curve if target_accuracy is not None or run.seed not in fallen else ()
+        reached = next((n for n, point in enumerate(points) if score_at(point, judge.metric) >= target), None)
         steps = None if reached is None else run.curve[reached].step
         compared.append(
             ComparedRun(
                 **run.model_dump(exclude_unset=True),
+                score=scores[run.arm, run.seed],
+                learned=healthy[run.arm, run.seed],
                 target=target,
                 steps_to_target=steps,
                 images_to_target=None if steps is None else steps * run.global_batch,
@@ -53,19 +83,39 @@ def with_targets(runs: Sequence[StudyRun], baseline: str, target_accuracy: float
     return compared
 
 
-def summary_of(
-    runs: Sequence[ComparedRun], base: Sequence[ComparedRun], search: Sequence[SearchTrial], chance: float
-) -> ArmSummary:
-    """What the runs of one arm show.
+def summaries_of(
+    runs: Sequence[ComparedRun], search: Sequence[SearchTrial], predictions: PredictionsOf, judge: Judge
+) -> list[ArmSummary]:
+    """What the runs of each arm show, the baseline first.
 
     Parameters
     ----------
-    runs, base : of the arm and of the baseline, one for each seed, as `with_targets` gives them
-    search : the arm's trials of the learning rates; without any, the runs themselves tell which rates are stable
-    chance : accuracy of guessing, from 0 to 1
+    runs : every arm with every seed, the baseline first, as `with_targets` gives them
+    search : trials of the tuned values
+    predictions : of the runs, as far as they are there
     """
+    runs_of, trials_of = by(runs, lambda run: run.arm), by(search, lambda trial: trial.arm)
+    base = runs_of[runs[0].arm]
+    arms = [_summary_of(of_arm, base, trials_of.get(name, ()), predictions, judge) for name, of_arm in runs_of.items()]
+    if len(arms) == 2 and arms[1].difference:
+        p_value = mcnemar_of(runs_of[arms[1].arm], base, predictions)
+        if p_value is not None:
+            difference = arms[1].difference.model_copy(update={"mcnemar_p": p_value})
+            arms[1] = arms[1].model_copy(update={"difference": difference})
+    arms = with_adjusted_p_values(arms)
+    grades = {arm.arm: grade_of(arm, arms[0], judge.smallest_difference) for arm in arms}
+    return [arm if grades[arm.arm] is None else arm.model_copy(update={"grade": grades[arm.arm]}) for arm in arms]
+
+
+def _summary_of(
+    runs: Sequence[ComparedRun],
+    base: Sequence[ComparedRun],
+    search: Sequence[SearchTrial],
+    predictions: PredictionsOf,
+    judge: Judge,
+) -> ArmSummary:
     first = runs[0]
-    highest, is_bound = stable_rates(search or runs, chance)
+    highest, is_bound = stable_rates(search or runs, judge.metric, judge.search_counts if search else judge.counts)
     summary = ArmSummary(
         arm=first.arm,
         values=first.values,
@@ -73,6 +123,8 @@ def summary_of(
         global_batch=first.global_batch,
         n=len(runs),
         diverged=sum(run.diverged for run in runs),
+        not_learned=sum(not run.learned and not run.diverged for run in runs),
+        **_mean_and_std("score", (run.score for run in [run for run in runs if run.is_healthy] or runs)),
         **_mean_and_std("best_accuracy", (run.best_accuracy for run in runs)),
         **_mean_and_std("final_accuracy", (run.final_accuracy for run in runs)),
         **_mean_and_std("final_balanced_accuracy", (run.final_balanced_accuracy for run in runs)),
@@ -89,10 +141,11 @@ def summary_of(
     )
     if first.arm == base[0].arm:
         return summary
-    pairs = _paired(runs, base)
+    pairs = paired(runs, base)
+    difference = difference_of(runs, base, predictions, judge.metric, judge.smallest_difference)
     return summary.model_copy(
         update={
-            "difference": paired_difference(runs, base),
+            **({} if difference is None else {"difference": difference}),
             "steps_ratio": _ratio((baseline.steps_to_target, run.steps_to_target) for run, baseline in pairs),
             "seconds_ratio": _ratio((baseline.seconds_to_target, run.seconds_to_target) for run, baseline in pairs),
             "overhead": _overhead(pairs),
@@ -109,34 +162,13 @@ def _mean_and_std(name: str, values: Iterable[float | None]) -> dict[str, float 
     }
 
 
-def _paired(runs: Sequence[ComparedRun], base: Sequence[ComparedRun]) -> list[tuple[ComparedRun, ComparedRun]]:
-    """Each run with the baseline's run of the same seed."""
-    by_seed = {run.seed: run for run in base}
-    return [(run, by_seed[run.seed]) for run in runs]
-
-
-def paired_difference(runs: Sequence[ComparedRun], base: Sequence[ComparedRun]) -> Difference:
-    """Mean over seeds of the best accuracy minus that of the baseline's run of the seed, with Student's 95% interval.
-
-    Runs of one seed share the order of rows and the initial weights, so pairs vary less than runs do. The interval is
-    for one arm: it is not corrected for the number of arms. A single seed has none.
-    """
-    differences = [run.best_accuracy - baseline.best_accuracy for run, baseline in _paired(runs, base)]
-    mean, n = statistics.fmean(differences), len(differences)
-    if n < 2:
-        return Difference(mean=mean, low=None, high=None, n=n)
-    # scipy.stats.ttest_rel gives the same to the last digit but one, and takes two seconds more to import.
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(differences) / math.sqrt(n)
-    return Difference(mean=mean, low=mean - half, high=mean + half, n=n)
-
-
 def _ratio(pairs: Iterable[tuple[float | None, float | None]]) -> float | None:
     """Sum of the baseline's values / sum of the run's, over the seeds where both are known."""
     known = [(of_base, of_run) for of_base, of_run in pairs if of_base and of_run]
     return sum(pair[0] for pair in known) / sum(pair[1] for pair in known) if known else None
 
 
-def _overhead(pairs: Iterable[tuple[ComparedRun, ComparedRun]]) -> float | None:
+def _overhead(pairs: Iterable[Pair]) -> float | None:
     """Median over seeds of the extra time for an image: 0.1 is a tenth more than the baseline's."""
     ratios = [
         baseline.images_per_second / run.images_per_second
@@ -146,16 +178,18 @@ def _overhead(pairs: Iterable[tuple[ComparedRun, ComparedRun]]) -> float | None:
     return statistics.median(ratios) - 1 if ratios else None
 
 
-def stable_rates(trials: Sequence[SearchTrial] | Sequence[ComparedRun], chance: float) -> tuple[float | None, bool]:
+def stable_rates(
+    trials: Sequence[SearchTrial] | Sequence[ComparedRun], metric: Metric, counts: Sequence[int]
+) -> tuple[float | None, bool]:
     """The highest learning rate up to which all rates that were tried were stable, and how these bound that.
 
-    A rate is stable if no trial with it diverged and each ended at least half way from chance to the best accuracy of
-    all these trials: a network that has collapsed computes a finite loss. Of a rate below the best one that is too
-    slow for so short a trial nothing is known: it is passed over. A trial that did not learn is not stable.
+    A rate is stable if no trial with it diverged or did not learn, and each ended at least half way from the best
+    constant answer to the best of all these trials: a network that has collapsed computes a finite loss. Of a rate
+    below the best one that is too slow for so short a trial nothing is known: it is passed over.
 
     Parameters
     ----------
-    chance : accuracy of guessing, from 0 to 1
+    counts : images of each class in the split that the trials were evaluated on
 
     Returns
     -------
@@ -165,18 +199,20 @@ def stable_rates(trials: Sequence[SearchTrial] | Sequence[ComparedRun], chance: 
     rates = sorted({trial.learning_rate for trial in trials})
     if len(rates) < 2:
         return None, False
-    best = max(trial.best_accuracy for trial in trials)
-    best_rate = max((not trial.diverged, trial.best_accuracy, trial.learning_rate) for trial in trials)[-1]
-    enough = chance + (best - chance) / 2
+    constant = constant_score(metric, counts)
+    enough = constant + (max(score_of(trial, metric) for trial in trials) - constant) / 2
+    best_rate = max((not trial.diverged, score_of(trial, metric), trial.learning_rate) for trial in trials)[-1]
     highest = None
     for rate in rates:
         tried = [trial for trial in trials if trial.learning_rate == rate]
+        scores = [score_of(trial, metric) for trial in tried]
         if any(trial.diverged for trial in tried):
             break
-        unlearned = any(isinstance(trial, SearchTrial) and not trial.learned for trial in tried)
-        if not unlearned and all(trial.final_accuracy >= enough for trial in tried):
+        has_learned = all(trial.learned for trial in tried) and all(learned(each, metric, counts) for each in scores)
+        if has_learned and min(scores) >= enough:
             highest = rate
         elif rate >= best_rate:
+            break
             break
     return highest, highest == rates[-1]
 
@@ -192,9 +228,16 @@ def warnings_of(
     search : every trial of it; a grid that was extended has its edges where the arm's last trials are
     """
     sentences = []
-    if arms and arms[0].diverged:
+    if arms and 0 < arms[0].healthy < arms[0].n:
+        fallen = arms[0].n - arms[0].healthy
         sentences.append(
-            f"{arms[0].diverged} of {arms[0].n} runs of the baseline diverged: differences from it include them."
+            f"{fallen} of {arms[0].n} runs of the baseline diverged or did not learn: differences from it are over the "
+            "other seeds."
+        )
+    if any(arm.difference and arm.difference.covers == "seeds" for arm in arms):
+        sentences.append(
+            "Intervals are over seeds alone: the predictions of some runs are not there, or of other images. How much "
+            "the choice of test images matters is not in them."
         )
     for name in tuned:
         names: dict[str, list[str]] = {}
@@ -211,22 +254,6 @@ def warnings_of(
             f"The best {name} of {_some(names[where])} {where}: a better one may lie beyond it."
             for where in sorted(names, key=lambda text: "highest" in text)
         ]
-    return sentences + search_warnings(arms)
-
-
-def search_warnings(arms: Sequence[ArmSummary]) -> list[str]:
-    """A sentence for each arm whose values were not chosen with certainty."""
-    sentences = []
-    for arm in arms:
-        taken, tied = arm_name(arm.tuned), "; ".join(arm_name(values) for values in arm.search_tied)
-        why = {
-            "tied": f"could not tell {tied} apart",
-            "not_learned": "saw none of its trials learn more than the largest class",
-            "diverged": "saw all of its trials diverge",
-            "no_budget": "had no trials, since compare.search_budget holds none that is long enough",
-        }
-        if arm.search_undecided:
-            sentences.append(f"Search undecided: that of {arm.arm} {why[arm.search_undecided]}; {taken} was taken.")
     return sentences
 
 

@@ -93,18 +93,30 @@ def arm_columns(comparison: Comparison) -> list[Column]:
         Column("global batch", (Part("global_batch", _COUNT),)),
         Column("runs", (Part("n", _COUNT),)),
         Column("diverged", (Part("diverged", lambda value, arm: f"{value} of {arm['n']}" if value else "no"),)),
-        Column("best accuracy", (Part("best_accuracy_mean", _SHARE), Part("best_accuracy_std", _and_points))),
-        Column("final accuracy", (Part("final_accuracy_mean", _SHARE), Part("final_accuracy_std", _and_points))),
-        Column(
-            "points above baseline (95%)",
-            (
-                Part("difference_mean", lambda value, _: signed(100 * value)),
-                Part("difference_low", lambda value, _: f" ({signed(100 * value)} to "),
-                Part("difference_high", lambda value, _: f"{signed(100 * value)})"),
-            ),
-        ),
+        Column("did not learn", (Part("not_learned", lambda value, arm: f"{value} of {arm['n']}" if value else "no"),)),
+        Column(f"final {comparison.metric.replace('_', ' ')}, sound runs", _mean_and_std("score")),
+        Column("points above baseline", (Part("difference_mean", _points),)),
+        Column("95% interval", _ends("", "difference_covers")),
+        Column("p, after Holm", (Part("difference_p_adjusted", _p_value),)),
+        Column("grade", (Part("grade", "{}"),)),
+        Column("over seeds alone", _ends("seeds_")),
+        Column("over images alone", _ends("images_")),
+        Column("McNemar's p, first seed", (Part("difference_mcnemar_p", _p_value),)),
+        Column("final accuracy, all runs", _mean_and_std("final_accuracy")),
+        Column("best of the test evaluations*", _mean_and_std("best_accuracy")),
     ]
     return _without_sizes(columns, comparison)
+
+
+def _mean_and_std(key: str) -> tuple[Part, ...]:
+    return (Part(f"{key}_mean", _SHARE), Part(f"{key}_std", _and_points))
+
+
+def _ends(part: str, *more: str) -> tuple[Part, ...]:
+    """Both ends of an interval of the difference, and further keys after them."""
+    low = Part(f"difference_{part}low", _points)
+    high = Part(f"difference_{part}high", lambda value, _: f" to {signed(100 * value)}")
+    return (low, high, *(Part(key, lambda value, _: f" ({value})") for key in more))
 
 
 def score_columns() -> list[Column]:
@@ -149,11 +161,12 @@ def run_columns(comparison: Comparison) -> list[Column]:
     return [
         Column("seed", (Part("seed", "{}"),)),
         *_tuned(comparison),
-        Column("best accuracy", (Part("best_accuracy", _SHARE),)),
         Column("final accuracy", (Part("final_accuracy", _SHARE),)),
+        Column("best accuracy*", (Part("best_accuracy", _SHARE),)),
         Column("balanced accuracy", (Part("final_balanced_accuracy", _SHARE),)),
         Column("loss", (Part("final_loss", "{:.4f}"),)),
         Column("diverged", (Part("diverged", _yes_or_no),)),
+        Column("learned", (Part("learned", lambda learned, _: "yes" if learned else "no"),)),
         Column("steps", (Part("steps", _COUNT),)),
         Column("target", (Part("target", _SHARE),)),
         Column("steps to target", (Part("steps_to_target", _COUNT),), unknown=_NEVER),
@@ -183,6 +196,14 @@ def _without_sizes(columns: list[Column], comparison: Comparison) -> list[Column
     sizes = {arm.global_batch for arm in comparison.arms}
     of_images = ("global_batch", "images_to_target_mean")
     return [column for column in columns if len(sizes) > 1 or column.parts[0].key not in of_images]
+
+
+def _points(share: float, _: Numbers) -> str:
+    return signed(100 * share)
+
+
+def _p_value(p_value: float, _: Numbers) -> str:
+    return f"{p_value:.2g}" if p_value >= 0.001 else "< 0.001"
 
 
 def _and_points(share: float, _: Numbers) -> str:

@@ -172,6 +172,6 @@ def _say_begin(arms: Sequence[Arm], searches: Sequence[ArmSearch], settings: Set
 
 
 def _say_end(name: str, result: TrialResult) -> None:
-    state = "diverged" if result.diverged else f"accuracy {result.best_accuracy:.2%}"
+    state = "diverged" if result.diverged else f"accuracy {result.final_accuracy:.2%}"
     speed = f", {result.images_per_second:,.0f} images/s" if result.images_per_second else ""
     console.print(f"{name}: {state} after {result.steps} steps{speed}", highlight=False, markup=False)

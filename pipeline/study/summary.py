@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -11,14 +12,19 @@ from pipeline.report import statistics
 from pipeline.report.comparison import (
     ArmSummary,
     ComparedDataset,
-    ComparedRun,
     Comparison,
     ComparisonRun,
     StudyRun,
     by,
 )
 from pipeline.report.confusion import confusion_of
+from pipeline.report.learned import constant_score, metric_for
+from pipeline.report.verdict import verdict
 from pipeline.study.search import ArmSearch
+from pipeline.training import predictions
+from pipeline.training.predictions import Predictions
+
+log = logging.getLogger(__name__)
 
 
 def summarize(
@@ -44,18 +50,23 @@ def summarize(
     parent_run_id : the MLflow run whose children they are
     """
     options, baseline = settings.compare, runs[0].arm
+    judge = _judge(settings, manifest, searched=bool(searches))
     tuned = tuple(name for name in options.grid if name in options.tune)
     search = [trial for each in searches for trial in each.trials()]
-    compared = statistics.with_targets(runs, baseline, options.target_accuracy)
-    arms = _arms_of(compared, searches, len(manifest.classes))
+    compared = statistics.with_targets(runs, baseline, options.target_accuracy, judge)
+    arms = statistics.summaries_of(compared, search, _predictions_of(runs), judge)
+    arms = _with_searches(_with_confusion(arms, runs, len(manifest.classes)), searches)
     norms_known = any(run.gradient_norms for run in runs)
-    return Comparison(
+    comparison = Comparison(
         name=settings.name,
         baseline=baseline,
         varied=tuple(name for name in options.grid if name not in options.tune),
         tuned=tuned,
         grid=options.grid,
         evaluated_on=settings.train.evaluate_on,
+        metric=judge.metric,
+        constant_score=constant_score(judge.metric, judge.counts),
+        smallest_difference=judge.smallest_difference,
         target_accuracy=options.target_accuracy,
         dataset=ComparedDataset(
             name=manifest.name,
@@ -74,20 +85,39 @@ def summarize(
         side_by_side=side_by_side,
         mlflow=ComparisonRun(parent_run_id=parent_run_id, experiment=settings.tracking.experiment),
     )
+    return comparison.model_copy(update={"verdict": tuple(verdict(comparison))})
 
 
-def _arms_of(runs: Sequence[ComparedRun], searches: Sequence[ArmSearch], classes: int) -> list[ArmSummary]:
-    """What the runs of each arm show, and what its search has found; the baseline first."""
-    runs_of, search_of = by(runs, lambda run: run.arm), {search.arm.name: search for search in searches}
-    base = next(iter(runs_of.values()))
-    arms = []
-    for name, of_arm in runs_of.items():
-        search = search_of.get(name)
-        arm = statistics.summary_of(of_arm, base, search.trials() if search else (), 1 / classes)
-        matrix = confusion_of(of_arm, classes)
-        found = {**(_search_summary(search) if search else {}), **({} if matrix is None else {"confusion": matrix})}
-        arms.append(arm.model_copy(update=found))
-    return arms
+def _judge(settings: Settings, manifest: Manifest, *, searched: bool) -> statistics.Judge:
+    counts = manifest.split(settings.train.evaluate_on).label_counts
+    search_counts = manifest.split(settings.compare.search_on).label_counts if searched else ()
+    metric = metric_for(settings.compare.metric, counts)
+    return statistics.Judge(metric, counts, search_counts, settings.compare.smallest_difference)
+
+
+def _predictions_of(runs: Sequence[StudyRun]) -> dict[tuple[str, int], Predictions]:
+    """Of the runs whose files are there; the others are logged."""
+    found = {}
+    for run in runs:
+        if run.predictions is None:
+            continue
+        try:
+            found[run.arm, run.seed] = predictions.read(run.predictions)
+        except (OSError, ValueError) as error:
+            log.warning("%s: intervals of the arm %s do not cover test images: %s", run.predictions, run.arm, error)
+    return found
+
+
+def _with_confusion(arms: Sequence[ArmSummary], runs: Sequence[StudyRun], classes: int) -> list[ArmSummary]:
+    """The arms with their confusion matrices, where predictions and few enough classes allow them."""
+    matrices = {name: confusion_of(of_arm, classes) for name, of_arm in by(runs, lambda run: run.arm).items()}
+    return [arm.model_copy(update={"confusion": matrices[arm.arm]}) if matrices[arm.arm] else arm for arm in arms]
+
+
+def _with_searches(arms: Sequence[ArmSummary], searches: Sequence[ArmSearch]) -> list[ArmSummary]:
+    """The arms with what their searches have found."""
+    search_of = {search.arm.name: search for search in searches}
+    return [arm.model_copy(update=_search_summary(search_of[arm.arm])) if arm.arm in search_of else arm for arm in arms]
 
 
 def _search_summary(search: ArmSearch) -> dict[str, object]:

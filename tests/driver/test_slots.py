@@ -23,7 +23,7 @@ ONE, TWO = WorkerSettings(count=1), WorkerSettings(count=2)
 def alone(settings, **compare_settings):
     """Settings whose trials are single workers: two fit on the session's two slots."""
     return settings.with_values({"workers.count": 1}).model_copy(
-        update={"compare": CompareSettings(**compare_settings)}
+        update={"compare": CompareSettings(**{"seeds": (0,), **compare_settings})}
     )
 
 
@@ -114,7 +114,7 @@ def test_a_study_side_by_side_has_the_results_of_one_after_the_other(spark, sett
 def test_the_first_error_stops_the_others_at_once(spark, settings, tmp_path, monkeypatch):
     """One trial of two fails while the other is in the middle of a training that would last for minutes."""
     long = alone(settings, grid={"model.norm": ("none", "batch")}).with_values({"train.epochs": 5000})
-    study = long.model_copy(update={"compare": CompareSettings(grid={"model.norm": ("none", "batch")})})
+    study = long.model_copy(update={"compare": CompareSettings(grid={"model.norm": ("none", "batch")}, seeds=(0,))})
     launch, launched = barrier.run, threading.Barrier(2)
 
     def fail_one(*args, **options):

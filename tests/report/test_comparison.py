@@ -37,7 +37,14 @@ def test_an_unknown_key_is_refused():
 def test_the_schema_of_the_file_says_what_everything_is():
     schema = Comparison.model_json_schema()
     models = {"Comparison": schema, **schema["$defs"]}
-    assert {"ComparedRun", "ArmSummary", "Difference", "SearchTrial", "LayerGradient"} <= models.keys()
+    assert {
+        "ComparedRun",
+        "ArmSummary",
+        "Difference",
+        "SearchTrial",
+        "LayerGradient",
+        "VerdictSentence",
+    } <= models.keys()
     assert all(model["description"] for model in models.values())
     for name in models.keys() - {"EvaluationPoint", "RankSeconds"}:  # the description of the whole says it
         fields = models[name]["properties"]
@@ -45,10 +52,15 @@ def test_the_schema_of_the_file_says_what_everything_is():
         assert untold <= TrainResult.model_fields.keys(), name
 
 
+def difference(**ends):
+    parts = dict.fromkeys(("seeds_low", "seeds_high", "images_low", "images_high", "p_value"))
+    return Difference(mean=0.5, n=3, covers="seeds", **parts, **ends)
+
+
 @pytest.mark.parametrize(("low", "high", "unclear"), [(-1.0, 1.0, True), (0.0, 1.0, True), (0.1, 1.0, False)])
 def test_a_difference_whose_interval_contains_zero_is_unclear(low, high, unclear):
-    assert Difference(mean=0.5, low=low, high=high, n=3).is_unclear is unclear
-    assert not Difference(mean=0.5, low=None, high=None, n=1).is_unclear
+    assert difference(low=low, high=high).is_unclear is unclear
+    assert not difference(low=None, high=None).is_unclear
 
 
 def test_types_can_be_imported_where_nothing_draws():

@@ -116,7 +116,7 @@ def test_curves_are_means_over_seeds_between_the_worst_and_the_best():
         assert record["steps"] == runs[0].curve[number].step
         assert math.isclose(record["accuracy_mean"], sum(accuracies) / 3)
         assert (record["accuracy_min"], record["accuracy_max"]) == (min(accuracies), max(accuracies))
-    base = [run.best_accuracy for run in comparison.runs if run.arm == "none"]
+    base = [run.final_accuracy for run in comparison.runs if run.arm == "none"]
     assert math.isclose(found[0]["target_mean"], sum(base) / 3)
 
 
@@ -168,7 +168,7 @@ def test_learning_rates_that_make_arms_are_shown_from_the_runs():
     assert [(record["arm"], record["learning_rate"]) for record in found] == [
         (norm, rate) for norm in ("no normalization", "batch norm") for rate in (0.01, 0.1, 1.0)
     ]
-    assert [record["accuracy"] for record in found] == [arm.best_accuracy_mean for arm in comparison.arms]
+    assert [record["accuracy"] for record in found] == [arm.score_mean for arm in comparison.arms]
     assert [record["chosen"] for record in found] == [True, False, False] * 2
 
 
@@ -192,8 +192,8 @@ def test_error_is_drawn_against_batch_size_for_each_norm():
     ]  # fmt: skip
     for record, arm in zip(found, comparison.arms, strict=True):
         assert record["batch_size"] == arm.values["train.rank_batch_size"]
-        assert record["error_mean"] == 1 - arm.best_accuracy_mean
-        assert record["error_std"] == arm.best_accuracy_std
+        assert record["error_mean"] == 1 - arm.score_mean
+        assert record["error_std"] == arm.score_std
     assert found[0]["diverged"] == 1
 
 

@@ -18,6 +18,9 @@ STUDIES = {
     "all diverged": comparison_of(diverged={"none": 2, "batch": 2}),
     "baseline diverged": comparison_of(diverged={"none": 2}),
     "an arm diverged": comparison_of(diverged={"batch": 2}),
+    "an arm did not learn": comparison_of(seeds=3, not_learned={"batch": 1}),
+    "old runs": comparison_of(predictions=False),
+    "balanced": comparison_of(metric="balanced_accuracy"),
     "never reached": comparison_of(target_accuracy=0.99),
     "no speed": comparison_of(speed=False),
     "28 arms": many_arms(diverged={"batch, rank_batch_size 2": 1}),
@@ -26,7 +29,9 @@ STUDIES = {
     "nine arms of one setting": comparison_of({"model.width": list(range(8, 80, 8))}),
 }
 ARM_KEYS = {
-    "n", "diverged", "best_accuracy_mean", "best_accuracy_std", "final_accuracy_mean", "final_accuracy_std",
+    "n", "diverged", "not_learned", "grade", "score_mean", "score_std", "difference_covers", "difference_p_adjusted",
+    "difference_seeds_low", "difference_seeds_high", "difference_images_low", "difference_images_high",
+    "difference_mcnemar_p", "best_accuracy_mean", "best_accuracy_std", "final_accuracy_mean", "final_accuracy_std",
     "final_balanced_accuracy_mean", "final_balanced_accuracy_std", "final_macro_f1_mean", "final_macro_f1_std",
     "final_loss_mean", "final_loss_std", "final_calibration_error_mean", "final_calibration_error_std",
     "difference_mean", "difference_low", "difference_high", "reached_target", "steps_to_target_mean",
@@ -36,7 +41,7 @@ ARM_KEYS = {
 RUN_KEYS = {
     "seed", "best_accuracy", "final_accuracy", "final_balanced_accuracy", "final_loss", "steps",
     "target", "steps_to_target", "images_to_target",
-    "seconds_to_target", "images_per_second", "diverged",
+    "seconds_to_target", "images_per_second", "diverged", "learned",
 }  # fmt: skip
 
 
@@ -174,13 +179,16 @@ def test_figures_and_tables_can_be_read_by_machines_and_on_a_phone(study):
 def test_warnings_gaps_and_the_way_of_measuring_are_said(study):
     comparison, _, page = study
     words = " ".join(page.text.split())
-    for phrase in (*comparison.warnings, *comparison.not_measured, *verdict(comparison)):
+    for phrase in (*comparison.warnings, *comparison.not_measured, *(line.text for line in verdict(comparison))):
         assert phrase in words
     assert "2 trials ran at once" in words
-    assert "not corrected for the number of arms" in words
+    assert "p-values are corrected for the number of arms (Holm), intervals are not" in words
+    assert {line.id for line in comparison.verdict} <= {found.get("id") for _, found in page.tags}
+    assert "is chosen on the images that judge it" in words
     assert "Seconds are those of optimizer steps" in words
     assert comparison.mlflow.parent_run_id in words
-    order = ["Arms", "Beyond accuracy", "Accuracy on the test split", "Every run", "Not measured here",
+    metric = "Accuracy" if comparison.metric == "accuracy" else "Balanced accuracy"
+    order = ["Arms", "Beyond accuracy", f"{metric} on the test split", "Every run", "Not measured here",
              "How it was measured"]  # fmt: skip
     assert [heading for heading in page.headings if heading in order] == order
 
@@ -190,4 +198,4 @@ def test_names_of_arms_are_escaped():
     comparison = Comparison.model_validate_json(text.replace('"batch"', '"<b>, \\"x\\" & y"'))
     page = Page(render(comparison))
     assert '<b>, "x" & y' in page.arms
-    assert verdict(comparison)[0].startswith('<b>, "x" & y was the most accurate')
+    assert verdict(comparison)[0].text.startswith('<b>, "x" & y was the most accurate')

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from pipeline.report import statistics
-from pipeline.report.comparison import ArmSummary, Difference, SearchTrial, StudyRun
+from pipeline.report.comparison import ArmSummary, SearchTrial, StudyRun
 from pipeline.training.result import EvaluationPoint
 
-# Student's t of 0.975, from a printed table.
-T_975 = {1: 12.706204736, 6: 2.446911851}
+JUDGE = statistics.Judge("accuracy", (100,) * 10, (100,) * 10, smallest_difference=0.005)
 
 
 def run(arm, seed, accuracies, *, speed=100.0, diverged=False, rate=0.1, loss=1.0):
@@ -31,14 +30,15 @@ BATCH = [run("batch", 0, [0.6, 0.75, 0.8], speed=80.0), run("batch", 1, [0.65, 0
 
 
 def summarized(base, runs, search=(), **options):
-    runs = statistics.with_targets([*base, *runs], "none", options.get("target"))
-    of_base, of_arm = [r for r in runs if r.arm == "none"], [r for r in runs if r.arm != "none"]
-    return statistics.summary_of(of_arm, of_base, list(search), chance=0.1)
+    runs = statistics.with_targets([*base, *runs], "none", options.get("target"), JUDGE)
+    return statistics.summaries_of(runs, search, {}, JUDGE)[1]
 
 
-def test_the_target_is_the_best_of_the_baseline_with_the_same_seed():
-    compared = statistics.with_targets([*BASE, *BATCH], "none", None)
-    assert [r.target for r in compared] == [0.7, 0.6, 0.7, 0.6]
+def test_the_target_is_the_end_of_the_baseline_with_the_same_seed_and_not_its_best():
+    compared = statistics.with_targets([*BASE, *BATCH], "none", None, JUDGE)
+    assert [r.target for r in compared] == [0.7, 0.55, 0.7, 0.55]
+    assert [r.score for r in compared] == [0.7, 0.55, 0.8, 0.7]
+    assert all(r.learned for r in compared)
     assert [r.steps_to_target for r in compared] == [30, 20, 20, 10]
     assert [r.images_to_target for r in compared] == [960, 640, 640, 320]
     assert [r.seconds_to_target for r in compared] == [6.0, 4.0, 4.0, 2.0]
@@ -47,39 +47,35 @@ def test_the_target_is_the_best_of_the_baseline_with_the_same_seed():
     ]  # fmt: skip
 
 
+def test_the_metric_of_the_target_and_of_the_scores_is_the_studys():
+    judge = JUDGE._replace(metric="balanced_accuracy")  # here it is the last accuracy less 0.1, at every evaluation
+    compared = statistics.with_targets([*BASE, *BATCH], "none", None, judge)
+    assert [r.score for r in compared] == pytest.approx([0.6, 0.45, 0.7, 0.6])
+    assert [r.steps_to_target for r in compared] == [10] * 4
+    assert statistics.summaries_of(compared, [], {}, judge)[1].difference.mean == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize("fallen", [{"diverged": True}, {}])
+def test_a_baseline_that_fell_is_no_target(fallen):
+    base = [run("none", 0, [0.5, 0.1], **fallen), BASE[1]]
+    compared = statistics.with_targets([*base, *BATCH], "none", None, JUDGE)
+    assert [r.steps_to_target for r in compared] == [None, 20, None, 10]
+    assert [r.steps_to_target for r in statistics.with_targets([*base, *BATCH], "none", 0.5, JUDGE)] == [10] * 4
+
+
 def test_a_target_of_the_users_choice_may_never_be_reached():
-    compared = statistics.with_targets([*BASE, *BATCH], "none", 0.75)
+    compared = statistics.with_targets([*BASE, *BATCH], "none", 0.75, JUDGE)
     assert [r.steps_to_target for r in compared] == [None, None, 20, None]
-    arm = statistics.summary_of(compared[2:], compared[:2], [], chance=0.1)
+    arm = statistics.summaries_of(compared, [], {}, JUDGE)[1]
     assert (arm.reached_target, arm.steps_to_target_mean, arm.steps_ratio) == (1, 20, None)
 
 
-def test_paired_differences_have_students_interval():
-    rng = np.random.default_rng(0)
-    base, accuracies = rng.normal(0.6, 0.05, 7), rng.normal(0.65, 0.05, 7)
-    difference = statistics.paired_difference(
-        [run("batch", seed, [float(a)]) for seed, a in enumerate(accuracies)],
-        [run("none", seed, [float(a)]) for seed, a in enumerate(base)][::-1],
-    )
-    differences = accuracies - base
-    mean, half = differences.mean(), T_975[6] * differences.std(ddof=1) / math.sqrt(7)
-    assert difference.mean == pytest.approx(mean, abs=1e-15)
-    assert (difference.low, difference.high) == pytest.approx((mean - half, mean + half), abs=1e-9)
-    assert difference.n == 7
-
-
-@pytest.mark.filterwarnings("error")
-def test_differences_that_hardly_vary_have_a_short_interval():
-    difference = statistics.paired_difference(BATCH, [run("none", 0, [0.7]), run("none", 1, [0.6])])
-    assert (difference.low, difference.high) == pytest.approx((difference.mean, difference.mean), abs=1e-12)
-    assert difference.mean == pytest.approx(0.1)
-
-
-def test_one_seed_says_nothing_about_chance():
-    assert statistics.paired_difference(BATCH[:1], BASE[:1]) == Difference(
-        mean=BATCH[0].best_accuracy - BASE[0].best_accuracy, low=None, high=None, n=1
-    )
-    assert summarized(BASE[:1], BATCH[:1]).best_accuracy_std is None
+def test_runs_that_did_not_learn_are_counted_and_left_out_of_the_difference():
+    arm = summarized(BASE, [BATCH[0], run("batch", 1, [0.5, 0.12])])  # 0.12 of 1,000 images is no more than a tenth
+    assert (arm.n, arm.diverged, arm.not_learned, arm.healthy, arm.grade) == (2, 0, 1, 1, "did not learn")
+    assert (arm.difference.n, arm.difference.mean) == (1, pytest.approx(0.1))
+    assert (arm.score_mean, arm.score_std) == (0.8, None)
+    assert arm.final_accuracy_mean == pytest.approx(0.46)
 
 
 def test_scores_are_means_and_deviations_of_the_last_evaluations():
@@ -103,9 +99,12 @@ def test_ratios_and_overhead_are_against_the_baseline():
 
 
 def test_the_baseline_is_not_compared_with_itself():
-    runs = statistics.with_targets(BASE, "none", None)
-    arm = statistics.summary_of(runs, runs, [], chance=0.1)
-    assert not {"difference", "steps_ratio", "seconds_ratio", "overhead"} & arm.model_dump(exclude_unset=True).keys()
+    runs = statistics.with_targets(BASE, "none", None, JUDGE)
+    (arm,) = statistics.summaries_of(runs, [], {}, JUDGE)
+    assert (
+        not {"grade", "difference", "steps_ratio", "seconds_ratio", "overhead"}
+        & arm.model_dump(exclude_unset=True).keys()
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +112,8 @@ def test_the_baseline_is_not_compared_with_itself():
 )
 def test_an_arm_that_diverged_is_counted_and_its_unknowns_are_none(runs):
     arm = summarized(BASE, runs)
-    assert (arm.diverged, arm.reached_target) == (1, 0)
+    assert (arm.diverged, arm.not_learned, arm.reached_target) == (1, 1, 0)
+    assert (arm.grade, arm.difference, arm.score_mean) == ("diverged", None, 0.1)
     assert (arm.steps_to_target_mean, arm.images_per_second_mean, arm.steps_ratio, arm.overhead) == (None,) * 4
     assert all(math.isfinite(value) for _, value in arm if isinstance(value, float))
 
@@ -130,11 +130,12 @@ def rates(*results):
         (rates((0.1, 0.8, False), (1.0, 0.1, False), (10.0, 0.7, False)), 0.1, False),  # collapsed: a finite loss
         (rates((0.1, 0.1, True), (1.0, 0.1, True)), None, False),
         (rates((0.1, 0.8, False)), None, False),
+        (rates((0.1, 0.11, False), (1.0, 0.1, False)), None, False),  # the best of all these has not learned either
     ],
-    ids=["diverges", "all stable", "collapses in between", "none stable", "one rate"],
+    ids=["diverges", "all stable", "collapses in between", "none stable", "one rate", "none learned"],
 )
 def test_the_highest_stable_rate(trials, highest, is_bound):
-    assert statistics.stable_rates(trials, chance=0.1) == (highest, is_bound)
+    assert statistics.stable_rates(trials, "accuracy", (100,) * 10) == (highest, is_bound)
 
 
 def searched(*results):
@@ -149,12 +150,17 @@ def searched(*results):
 
 def test_a_rate_that_did_not_learn_is_not_stable_and_one_below_the_best_is_only_slow():
     slow = searched((0.001, 0.6, False), (0.1, 0.8, True), (1.0, 0.75, True), (10.0, 0.6, False))
-    assert statistics.stable_rates(slow, chance=0.1) == (1.0, False)
-    assert statistics.stable_rates(searched((0.1, 0.6, False), (1.0, 0.6, False)), chance=0.1) == (None, False)
+    assert statistics.stable_rates(slow, "accuracy", (100,) * 10) == (1.0, False)
+    assert statistics.stable_rates(searched((0.1, 0.6, False), (1.0, 0.6, False)), "accuracy", (100,) * 10) == (
+        None,
+        False,
+    )
 
 
-def chosen(name, rate, diverged=0, **search):
-    return ArmSummary.model_construct(arm=name, tuned={"train.learning_rate": rate}, diverged=diverged, n=3, **search)
+def chosen(name, rate, **counts):
+    return ArmSummary.model_construct(
+        arm=name, tuned={"train.learning_rate": rate}, n=3, **{"diverged": 0, "not_learned": 0, **counts}
+    )
 
 
 def test_an_extended_grid_has_its_edge_where_the_last_trial_was():
@@ -163,21 +169,6 @@ def test_an_extended_grid_has_its_edge_where_the_last_trial_was():
     assert statistics.warnings_of([chosen("batch", 0.5)], grid, tune, trials) == []
     assert statistics.warnings_of([chosen("batch", 1.25)], grid, tune, trials) == [
         "The best train.learning_rate of batch is the highest that was tried, 1.25: a better one may lie beyond it."
-    ]
-
-
-def test_a_search_that_did_not_decide_is_said():
-    tied = tuple({"train.learning_rate": rate} for rate in (0.1, 0.5))
-    arms = [
-        chosen("none", 0.1, search_undecided="tied", search_tied=tied),
-        chosen("batch", 0.1, search_undecided="not_learned", search_tied=()),
-        chosen("group", 0.1, search_undecided=None, search_tied=()),
-    ]
-    assert statistics.search_warnings(arms) == [
-        "Search undecided: that of none could not tell learning_rate 0.1; learning_rate 0.5 apart; "
-        "learning_rate 0.1 was taken.",
-        "Search undecided: that of batch saw none of its trials learn more than the largest class; "
-        "learning_rate 0.1 was taken.",
     ]
 
 
@@ -195,8 +186,13 @@ def test_a_choice_at_the_edge_of_the_grid_is_said():
 
 def test_a_baseline_that_diverged_is_said():
     assert statistics.warnings_of([chosen("none", 0.2, diverged=1), chosen("batch", 0.2)], {}, []) == [
-        "1 of 3 runs of the baseline diverged: differences from it include them."
+        "1 of 3 runs of the baseline diverged or did not learn: differences from it are over the other seeds."
     ]
+
+
+def test_intervals_without_test_images_are_said():
+    (text,) = statistics.warnings_of([chosen("none", 0.2), summarized(BASE, BATCH)], {}, [])
+    assert text.startswith("Intervals are over seeds alone")
 
 
 def test_what_was_not_measured_is_what_did_not_vary():

@@ -1,41 +1,87 @@
 """The sentences of a comparison."""
 
+import json
 import re
 
 import pytest
 from small_comparisons import comparison_of, many_arms, with_arms
 
-from pipeline.report.comparison import Difference
+from pipeline.report.comparison import Comparison
 from pipeline.report.verdict import verdict
 
 MANY = many_arms(diverged={"batch, rank_batch_size 2": 1})
 
 
+def texts(comparison):
+    return [line.text for line in verdict(comparison)]
+
+
+def grades(comparison):
+    return [(line.id, line.grade) for line in verdict(comparison) if line.grade]
+
+
 def test_verdict_of_two_arms():
     comparison = comparison_of(seeds=3)
     none, batch = comparison.arms
-    lines = verdict(comparison)
+    lines = texts(comparison)
     assert lines[0] == (
-        f"Batch norm was the most accurate: {100 * batch.best_accuracy_mean:.2f}% ± "
-        f"{100 * batch.best_accuracy_std:.2f} (n = 3) on the test split; the baseline, no normalization, had "
-        f"{100 * none.best_accuracy_mean:.2f}% ± {100 * none.best_accuracy_std:.2f} (n = 3)."
+        f"Batch norm was the most accurate: {100 * batch.score_mean:.2f}% ± {100 * batch.score_std:.2f} (n = 3) on the "
+        f"test split; the baseline, no normalization, had {100 * none.score_mean:.2f}% ± {100 * none.score_std:.2f} "
+        "(n = 3)."
     )
-    difference = {key: 100 * value for key, value in batch.difference}
-    assert difference["low"] > 0
-    assert lines[1].startswith(
-        f"Batch norm was {difference['mean']:.2f} points above no normalization, 95% interval "
-        f"{difference['low']:+.2f} to {difference['high']:+.2f} (n = 3); it needed 1/"
+    mean, low, high = (100 * getattr(batch.difference, part) for part in ("mean", "low", "high"))
+    assert low > 0
+    assert lines[1] == (
+        f"Clear: batch norm was {mean:.2f} points above no normalization, 95% interval {low:+.2f} to {high:+.2f} over "
+        "seeds and images (n = 3)."
     )
-    assert lines[1].endswith("training time to reach the best accuracy of no normalization.")
-    assert lines[2] == (
+    assert lines[2].startswith("Batch norm needed 1/")
+    assert lines[2].endswith("training time to reach the final accuracy of no normalization.")
+    assert lines[3] == (
         "Highest stable learning rate of those tried: 0.1 for no normalization; at least 0.5 for batch norm."
     )
-    assert lines[3].startswith("Training time for an image against no normalization: batch norm +")
-    assert len(lines) == 4
+    assert lines[4].startswith("Training time for an image against no normalization: batch norm +")
+    assert len(lines) == 5
+    assert grades(comparison) == [("verdict-difference-1", "clear")]
+
+
+STUDIES = {
+    "three seeds": comparison_of(seeds=3),
+    "old runs": comparison_of(predictions=False),
+    "fallen": comparison_of({"model.norm": ["none", "batch", "group"]}, seeds=3, diverged={"batch": 1},
+                            not_learned={"group": 2}),
+    "many": MANY,
+    "nothing": comparison_of(diverged={"none": 2, "batch": 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_sentence_names_the_values_of_the_file_that_it_rests_on(name):
+    comparison = STUDIES[name]
+    assert list(comparison.verdict) == verdict(comparison)
+    tree = json.loads(comparison.model_dump_json(exclude_unset=True))
+    assert Comparison.model_validate(tree) == comparison
+    ids = [line["id"] for line in tree["verdict"]]
+    assert len(set(ids)) == len(ids)
+    for line in tree["verdict"]:
+        assert line["evidence"], line["id"]
+        for pointer, value in line["evidence"].items():
+            found = tree
+            for part in pointer.split("/")[1:]:
+                found = found[int(part)] if isinstance(found, list) else found[part]
+            assert found == value, pointer
+        if "arm" in line:
+            assert line["arm"] in {arm["arm"] for arm in tree["arms"]}
+
+
+def test_the_numbers_of_a_difference_are_its_evidence():
+    line = verdict(comparison_of(seeds=3))[1]
+    for end in ("mean", "low", "high"):
+        assert f"{100 * line.evidence[f'/arms/1/difference/{end}']:.2f}" in line.text
 
 
 def with_arm(comparison, **changes):
-    return verdict(with_arms(comparison, {}, changes))[1]
+    return next(line.text for line in verdict(with_arms(comparison, {}, changes)) if line.id == "verdict-target-1")
 
 
 @pytest.mark.parametrize(
@@ -47,86 +93,184 @@ def with_arm(comparison, **changes):
     ],
 )  # fmt: skip
 def test_ratios_in_words(ratio, text):
-    assert f"it {text} and 10% more training time to reach" in with_arm(
+    assert f"Batch norm {text} and 10% more training time to reach" in with_arm(
         comparison_of(), steps_ratio=ratio, seconds_ratio=1 / 1.1
     )
 
 
-def test_an_interval_around_zero_is_no_difference():
-    line = with_arm(comparison_of(), difference=Difference(mean=0.001, low=-0.002, high=0.004, n=2))
-    assert line.startswith(
-        "Between batch norm and no normalization no difference could be seen: +0.10 points, 95% interval −0.20 to "
-        "+0.40 (n = 2);"
+def graded(grade, *, seeds=3, **numbers):
+    """The sentence about batch norm, with this grade and these numbers of its difference."""
+    comparison = comparison_of(seeds=seeds)
+    difference = comparison.arms[1].difference.model_copy(update=numbers)
+    arms = with_arms(comparison, {}, {"grade": grade, "difference": difference})
+    return next(line.text for line in verdict(arms) if line.id == "verdict-difference-1")
+
+
+def test_what_cannot_be_told_says_what_would_tell():
+    numbers = {"mean": 0.001, "low": -0.012, "high": 0.014, "covers": "seeds and images"}
+    assert graded("cannot be told", **numbers, seeds_needed=12) == (
+        "Cannot be told: batch norm was 0.10 points above no normalization, 95% interval −1.20 to +1.40 over seeds and "
+        "images (n = 3); about 12 seeds would tell, were mean and spread to stay."
     )
+    text = graded("cannot be told", **numbers, seeds_needed=None)
+    assert text.endswith(
+        "no number of seeds would tell, since the test images alone leave it open: it takes more of them."
+    )
+    text = graded("cannot be told", **numbers | {"covers": "seeds"}, seeds_needed=None)
+    assert text.endswith("; not even a thousand seeds would tell.")
+
+
+def test_what_is_likely_says_why_it_is_not_clear():
+    text = graded("likely", mean=0.01, low=0.001, high=0.019, p_value=0.03, p_adjusted=0.09)
+    assert text.startswith("Likely: batch norm was 1.00 points above no normalization, ")
+    assert text.endswith("; chance alone gives as much with p = 0.03.")
+    three = comparison_of({"model.norm": ["none", "batch", "group"]})
+    difference = three.arms[1].difference.model_copy(update={"p_value": 0.03, "p_adjusted": 0.06})
+    line = next(
+        line.text
+        for line in verdict(with_arms(three, {}, {"grade": "likely", "difference": difference}, {}))
+        if line.id == "verdict-difference-1"
+    )
+    assert line.endswith("with p = 0.03, 0.06 after Holm's correction for 2 arms.")
+
+
+def test_what_is_equivalent_says_to_what():
+    text = graded("equivalent", mean=0.001, low=-0.002, high=0.004)
+    assert text.startswith("Equivalent: batch norm and no normalization differ by less than 0.5 points: +0.10 points, ")
+
+
+def test_the_least_sure_comes_first():
+    comparison = comparison_of({"model.norm": ["none", "batch", "group", "layer"]}, seeds=3)
+    changes = [{}, {"grade": "clear"}, {"grade": "likely"}, {"grade": "cannot be told"}]
+    assert [grade for _, grade in grades(with_arms(comparison, *changes))] == ["cannot be told", "likely", "clear"]
 
 
 def test_one_seed_says_nothing_about_chance():
-    line = verdict(comparison_of(seeds=1))[1]
-    assert "points above no normalization with a single seed, so nothing can be said about chance; it needed" in line
-    many = verdict(many_arms(seeds=1))
-    assert any(line.endswith("with a single seed, nothing can be said about chance.") for line in many)
+    line = texts(comparison_of(seeds=1))[1]
+    assert line.startswith("Likely: batch norm was ")
+    assert line.endswith("over images (n = 1); a single seed says nothing about chance between seeds.")
+    assert texts(comparison_of(seeds=1, predictions=False))[1].endswith(
+        "points above no normalization; a single seed says nothing about chance between seeds, three or more would."
+    )
 
 
 def test_an_arm_that_did_not_arrive_everywhere():
-    assert "(in 1 of 2 runs)." in with_arm(comparison_of(), reached_target=1)
+    assert with_arm(comparison_of(), reached_target=1).endswith("(in 1 of 2 runs).")
     never = {"reached_target": 0, "steps_to_target_mean": None, "steps_ratio": None, "seconds_ratio": None}
-    assert with_arm(comparison_of(), **never).endswith("it never reached the best accuracy of no normalization.")
-    assert verdict(comparison_of(target_accuracy=0.99))[1].endswith(
-        "it never reached 99%, and neither did the baseline."
+    assert with_arm(comparison_of(), **never) == "Batch norm never reached the final accuracy of no normalization."
+    assert with_arm(comparison_of(target_accuracy=0.99)) == (
+        "Batch norm never reached 99%, and neither did the baseline."
     )
-    line = verdict(comparison_of(target_accuracy=0.895))[1]
-    assert re.search(r"it reached 89\.5% after \d+ steps, which the baseline never did\.$", line)
+    line = with_arm(comparison_of(target_accuracy=0.895))
+    assert re.search(r"Batch norm reached 89\.5% after \d+ steps, which the baseline never did\.$", line)
 
 
 def test_arms_with_the_same_figures_share_the_first_place():
-    comparison = with_arms(comparison_of(), {"best_accuracy_mean": 0.9}, {"best_accuracy_mean": 0.9 + 1e-6})
-    assert verdict(comparison)[0].startswith(
-        "No normalization and batch norm were equally accurate, and no arm was more so: 90.00% ± "
+    comparison = with_arms(comparison_of(), {"score_mean": 0.9}, {"score_mean": 0.9 + 1e-6})
+    assert texts(comparison)[0].startswith(
+        "No normalization and batch norm were equally accurate, and no arm was better: 90.00% ± "
     )
 
 
-def test_arms_that_diverged():
+def test_the_metric_is_called_by_its_name():
+    lines = texts(comparison_of(metric="balanced_accuracy"))
+    assert lines[0].startswith("Batch norm had the highest balanced accuracy: ")
+    assert any("to reach the final balanced accuracy of no normalization" in line for line in lines)
+
+
+def test_arms_that_diverged_come_first_and_have_no_clear_difference():
     every = verdict(comparison_of(diverged={"none": 2, "batch": 2}))
-    assert every[0] == "Every run of every arm diverged: the comparison says nothing about accuracy."
-    assert every[1].startswith("Highest stable learning rate of those tried: ")
-    assert len(every) == 2
-    base = verdict(comparison_of(diverged={"none": 2}))
-    assert base[0].startswith("Batch norm was the most accurate")
-    assert base[1] == "All runs of the baseline, no normalization, diverged: differences from it are not given."
-    assert "No normalization diverged in 2 of 2 runs." in base
-    other = verdict(comparison_of(diverged={"batch": 2}))
-    assert other[0].startswith("No normalization, the baseline, was the most accurate")
-    assert "Batch norm diverged in 2 of 2 runs." in other
+    assert every[0].text == (
+        "Every run of every arm diverged or did not learn: the comparison says nothing about accuracy."
+    )
+    assert every[1].text.startswith("Highest stable learning rate of those tried: ")
+    assert [line.grade for line in every] == ["diverged", None]
+    base = texts(comparison_of(diverged={"none": 2}))
+    assert base[:2] == [
+        "All runs of the baseline, no normalization, diverged or did not learn: differences from it are not given.",
+        "No normalization diverged, in 2 of 2 runs.",
+    ]
+    assert base[2].startswith("Batch norm was the most accurate")
+    other = texts(comparison_of(diverged={"batch": 2}))
+    assert other[0] == "Batch norm diverged, in 2 of 2 runs."
+    assert other[1].startswith("No normalization, the baseline, was the most accurate")
     assert not any("points" in line for line in other)
+    (one, *_), compared = (
+        texts(comparison_of(seeds=3, diverged={"batch": 1})),
+        comparison_of(seeds=3, diverged={"batch": 1}),
+    )
+    assert one.startswith("Batch norm diverged, in 1 of 3 runs; over the other seeds alone it was ")
+    assert grades(compared) == [("verdict-diverged-1", "diverged")]
+
+
+def test_an_arm_that_did_not_learn_is_said_not_to_have():
+    comparison = comparison_of(seeds=3, not_learned={"batch": 3})
+    assert texts(comparison)[0] == (
+        "Batch norm did not learn: no better than the best constant answer, 10.00%, in 3 of 3 runs."
+    )
+    assert grades(comparison) == [("verdict-not-learned-1", "did not learn")]
+    both = comparison_of(seeds=3, diverged={"batch": 1}, not_learned={"batch": 1})
+    assert grades(both) == [("verdict-diverged-1", "diverged"), ("verdict-not-learned-1", "did not learn")]
+
+
+TIED = {"search_undecided": "tied", "search_tied": ({"train.learning_rate": 0.1}, {"train.learning_rate": 0.5})}
+
+
+def test_a_search_that_could_not_decide_is_said():
+    line = verdict(with_arms(comparison_of(), {}, TIED))[0]
+    assert line.text == (
+        "The search of batch norm could not tell learning_rate 0.1 and learning_rate 0.5 apart; learning_rate 0.1 "
+        "was taken."
+    )
+    assert line.grade == "search undecided"
+    assert line.evidence["/arms/1/search_undecided"] == "tied"
+    assert line.evidence["/arms/1/search_tied/1/train.learning_rate"] == 0.5
+    assert verdict(with_arms(MANY, {}, TIED, *[{}] * 26))[1].text.startswith("The search of 1 of 28 arms could not")
+
+
+@pytest.mark.parametrize(
+    ("why", "words"),
+    [
+        ("not_learned", "saw none of its trials learn more than the best constant answer"),
+        ("diverged", "saw all of its trials diverge"),
+        ("no_budget", "had no trials, since compare.search_budget holds none"),
+    ],
+)
+def test_why_a_search_could_not_decide_is_said(why, words):
+    assert words in verdict(with_arms(comparison_of(), {}, {"search_undecided": why}))[0].text
 
 
 def test_an_arm_alone_has_nothing_to_be_compared_with():
-    lines = verdict(comparison_of({}, seeds=1, rates=(0.1,), gradient_norms=False))
+    lines = texts(comparison_of({}, seeds=1, rates=(0.1,), gradient_norms=False))
     assert len(lines) == 1
     assert re.fullmatch(r"Batch norm, the only arm, had \d\d\.\d\d% \(n = 1\) on the test split\.", lines[0])
 
 
 def test_steps_of_another_size_are_said_to_be():
-    line = verdict(comparison_of({"train.rank_batch_size": [8, 64]}, target_accuracy=0.8))[1]
+    line = with_arm(comparison_of({"train.rank_batch_size": [8, 64]}, target_accuracy=0.8))
     assert ", steps of 128 images instead of 16, to reach" in line
 
 
 def test_of_many_arms_the_verdict_is_short():
-    comparison = MANY
-    lines = verdict(comparison)
-    assert lines[0].startswith("Batch norm with rank batch size 128 was the most accurate: ")
+    lines = texts(MANY)
+    assert lines[0] == "1 of 28 arms had runs that diverged: batch norm with rank batch size 2."
+    assert lines[1].startswith("Batch norm with rank batch size 128 was the most accurate: ")
     kinds = ["no normalization", "batch norm", "group norm", "layer norm"]
-    assert [line.partition(":")[0] for line in lines[1:5]] == [f"Best of {kind}" for kind in kinds]
-    assert re.match(r"Best of batch norm: rank batch size 128, 91\.\d\d% ± ", lines[2])
-    assert lines[5].startswith("Of 27 other arms, ")
-    assert "1 of 28 arms had runs that diverged: batch norm with rank batch size 2." in lines
-    assert len(lines) <= 10
-    counts = [int(number) for number in re.findall(r"(\d+) (?:were|below|no)", lines[5])]
+    assert [line.partition(":")[0] for line in lines[2:6]] == [f"Best of {kind}" for kind in kinds]
+    assert re.match(r"Best of batch norm: rank batch size 128, 91\.\d\d% ± ", lines[3])
+    assert lines[6].startswith("Of 27 other arms: ")
+    assert len(lines) <= 11
+    counts = [int(number) for number in re.findall(r"(\d+) (?:clear|likely|equivalent|diverged|it)", lines[6])]
     assert sum(counts) == 27
     assert all(len(line) < 400 for line in lines)
+    unlearned = many_arms(not_learned={"batch, rank_batch_size 2": 2})
+    assert texts(unlearned)[0] == (
+        "1 of 28 arms had runs that did not learn: no better than the best constant answer, 10.00%: "
+        "batch norm with rank batch size 2."
+    )
 
 
 def test_many_arms_of_one_setting_have_no_groups():
-    lines = verdict(comparison_of({"model.width": list(range(8, 80, 8))}))
+    lines = texts(comparison_of({"model.width": list(range(8, 80, 8))}))
     assert not any(line.startswith("Best of") for line in lines)
     assert len(lines) <= 6

@@ -44,6 +44,7 @@ def study(spark, fashion_mnist_part, tmp_path_factory):
         f"dataset.source.path={fashion_mnist_part}",
         f"dataset.source.classes={classes}",
         "train.epochs=2",
+        "compare.seeds=[0, 1]",
         "dataset.row_group_rows=250",
         "train.batch_size=64",
         "train.learning_rate=[0.02, 0.1]",
@@ -103,7 +104,10 @@ def test_each_arm_has_the_learning_rate_that_was_best_on_validation(comparison, 
         if tied:
             assert chosen <= set(tied)
             assert arm["search_undecided"] == "tied"
-            assert any(text.startswith(f"Search undecided: that of {arm['arm']}") for text in comparison["warnings"])
+            assert any(
+                line.get("grade") == "search undecided" and line.get("arm") == arm["arm"]
+                for line in comparison["verdict"]
+            )
         else:  # none that came as far was better
             losses = {
                 trial["learning_rate"]: client.get_metric_history(trial["run_id"], "validation/loss")[-1].value
@@ -135,9 +139,9 @@ def test_each_trial_of_the_search_is_one_mlflow_run_over_its_rungs(comparison, c
 
 
 def test_targets_follow_from_the_curves(comparison):
-    best = {run["seed"]: run["best_accuracy"] for run in comparison["runs"] if run["arm"] == "none"}
+    last = {run["seed"]: run["final_accuracy"] for run in comparison["runs"] if run["arm"] == "none"}
     for run in comparison["runs"]:
-        reached = [point["step"] for point in run["curve"] if point["accuracy"] >= best[run["seed"]]]
+        reached = [point["step"] for point in run["curve"] if point["accuracy"] >= last[run["seed"]]]
         assert run["steps_to_target"] == (reached[0] if reached else None)
         assert run["images_to_target"] == (64 * reached[0] if reached else None)
     assert all(run["steps_to_target"] for run in comparison["runs"] if run["arm"] == "none")
@@ -145,18 +149,44 @@ def test_targets_follow_from_the_curves(comparison):
 
 def test_arms_are_mean_deviation_and_paired_difference_of_their_runs(comparison):
     accuracies = {
-        arm["arm"]: [run["best_accuracy"] for run in comparison["runs"] if run["arm"] == arm["arm"]]
+        arm["arm"]: [run["final_accuracy"] for run in comparison["runs"] if run["arm"] == arm["arm"]]
         for arm in comparison["arms"]
     }
     for arm in comparison["arms"]:
         assert arm["n"] == 2
-        assert math.isclose(arm["best_accuracy_mean"], np.mean(accuracies[arm["arm"]]))
-        assert math.isclose(arm["best_accuracy_std"], np.std(accuracies[arm["arm"]], ddof=1), abs_tol=1e-12)
+        assert math.isclose(arm["score_mean"], np.mean(accuracies[arm["arm"]]))
+        assert math.isclose(arm["score_std"], np.std(accuracies[arm["arm"]], ddof=1), abs_tol=1e-12)
     differences = np.subtract(accuracies["batch"], accuracies["none"])
     found = comparison["arms"][1]["difference"]
     half = 12.706204736 * np.std(differences, ddof=1) / math.sqrt(2)  # Student's t for one degree of freedom
     assert found["mean"] == pytest.approx(differences.mean(), abs=1e-12)
-    assert (found["low"], found["high"]) == pytest.approx((differences.mean() - half, differences.mean() + half))
+    ends = (differences.mean() - half, differences.mean() + half)
+    assert (found["seeds_low"], found["seeds_high"]) == pytest.approx(ends)
+
+
+def test_intervals_cover_the_test_images_of_the_predictions(comparison):
+    found = comparison["arms"][1]["difference"]
+    right = {}
+    for run in comparison["runs"]:
+        scores = predictions.read(run["predictions"])
+        right[run["arm"], run["seed"]] = scores.prediction == scores.label
+        assert right[run["arm"], run["seed"]].mean() == pytest.approx(run["final_accuracy"])
+    differences = np.array([right["batch", seed].astype(int) - right["none", seed] for seed in (0, 1)])
+    half = 1.959964 * np.sqrt(np.cov(differences).mean() / differences.shape[1])
+    assert found["covers"] == "seeds and images"
+    assert (found["images_low"], found["images_high"]) == pytest.approx((found["mean"] - half, found["mean"] + half))
+    assert found["low"] <= found["seeds_low"] < found["seeds_high"] <= found["high"]
+    ahead, behind = (int(np.sum(differences[0] == sign)) for sign in (1, -1))
+    tail = sum(math.comb(ahead + behind, k) for k in range(min(ahead, behind) + 1)) / 2 ** (ahead + behind)
+    assert found["mcnemar_p"] == pytest.approx(min(1, 2 * tail))
+
+
+def test_the_verdict_rests_on_the_metric_that_the_classes_ask_for(comparison):
+    assert comparison["metric"] == "accuracy"  # ten classes of one size
+    assert {"verdict-best", "verdict-difference-1"} <= {line["id"] for line in comparison["verdict"]}
+    (line,) = [line for line in comparison["verdict"] if line["id"] == "verdict-difference-1"]
+    assert line["grade"] == comparison["arms"][1]["grade"]
+    assert line["evidence"]["/arms/1/difference/low"] == comparison["arms"][1]["difference"]["low"]
 
 
 def test_scores_are_those_of_the_predictions_that_were_kept(comparison):
@@ -294,7 +324,7 @@ def test_the_logged_model_predicts_what_was_measured(comparison, study, fashion_
 
 def varied(settings, **compare):
     """The settings with these of `compare`."""
-    return settings.model_copy(update={"compare": CompareSettings(**compare)})
+    return settings.model_copy(update={"compare": CompareSettings(**{"seeds": (0,), **compare})})
 
 
 NORMS = {"model.norm": ("none", "batch")}

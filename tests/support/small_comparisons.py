@@ -7,20 +7,25 @@ import math
 import random
 from typing import Any
 
+import numpy as np
+
 from pipeline.report.comparison import (
     ComparedDataset,
     Comparison,
     ComparisonRun,
     LayerGradient,
+    Metric,
     SearchTrial,
     StudyRun,
-    by,
 )
 from pipeline.report.names import LEARNING_RATE, arm_name
-from pipeline.report.statistics import not_measured, summary_of, warnings_of, with_targets
+from pipeline.report.statistics import Judge, not_measured, summaries_of, warnings_of, with_targets
+from pipeline.report.verdict import verdict
+from pipeline.training.predictions import Predictions
 from pipeline.training.result import EvaluationPoint
 
 ROWS, WORKERS, CHANCE = 54_000, 2, 0.1
+JUDGE = Judge("accuracy", (1_000,) * 10, (600,) * 10, smallest_difference=0.005)
 SCORES = ("loss", "balanced_accuracy", "macro_f1", "calibration_error")
 CLASSES = ("shirt", "trouser", "pullover", "dress", "coat", "sandal", "blouse", "sneaker", "bag", "boot")
 LAYERS = ("0", "1.stem.0", "1.stem.1", "1.stages.0.0", "1.stages.1.0", "2")
@@ -38,6 +43,9 @@ def comparison_of(
     speed: bool = True,
     level: dict[str, float] | None = None,
     confusion: bool = False,
+    not_learned: dict[str, int] | None = None,
+    predictions: bool = True,
+    metric: Metric = "accuracy",
 ) -> Comparison:
     """A comparison of every combination of ``varied`` (norms none and batch where it is None).
 
@@ -45,6 +53,8 @@ def comparison_of(
     diverged : how many of an arm's runs did, by its name
     level : an arm's accuracy after all epochs, by its name
     confusion : whether the arms have confusion matrices
+    not_learned : how many of an arm's last runs were no better than chance, by its name
+    predictions : whether those of the runs are there
     """
     varied = {"model.norm": ["none", "batch"]} if varied is None else varied
     arms = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
@@ -55,20 +65,21 @@ def comparison_of(
         arm, known = arm_name(values) or "batch", level or {}
         best = known.get(arm, 0.885 + 0.022 * (values.get("model.norm") == "batch") - 0.0008 * number)
         fallen = seed < (diverged or {}).get(arm, 0)
+        best = CHANCE if seeds - seed <= (not_learned or {}).get(arm, 0) else best
         rate = values.get(LEARNING_RATE, _chosen(search, arm, rates))
         runs.append(_run(values, rate, seed, best, epochs, tune, fallen=fallen, speed=speed, gradients=gradient_norms))
     baseline = runs[0].arm
-    compared = with_targets(runs, baseline, target_accuracy)
-    runs_of, trials_of = by(compared, lambda run: run.arm), by(search, lambda trial: trial.arm)
-    summaries = [
-        summary_of(of_arm, runs_of[baseline], trials_of.get(arm, []), CHANCE) for arm, of_arm in runs_of.items()
-    ]
+    judge = JUDGE._replace(metric=metric)
+    compared = with_targets(runs, baseline, target_accuracy, judge)
+    found = {(run.arm, run.seed): predictions_of(run) for run in runs if predictions}
+    summaries = summaries_of(compared, search, found, judge)
     if confusion:
         matrices = [confusion_matrix(arm.final_accuracy_mean, arm.n) for arm in summaries]
         pairs = zip(summaries, matrices, strict=True)
         summaries = [arm.model_copy(update={"confusion": matrix}) for arm, matrix in pairs]
     grid = {name: tuple(values) for name, values in varied.items()} | ({LEARNING_RATE: rates} if tune else {})
-    return Comparison(
+    comparison = Comparison(
+        metric=metric, constant_score=CHANCE, smallest_difference=judge.smallest_difference,
         name="quickstart", evaluated_on="test", baseline=baseline, varied=tuple(varied), tuned=tuple(tune), grid=grid,
         target_accuracy=target_accuracy, side_by_side=2,
         dataset=ComparedDataset(name="fashion_mnist", digest="sha256:" + 32 * "6a", classes=10, class_names=CLASSES,
@@ -77,13 +88,27 @@ def comparison_of(
             "model": {"network": "cnn", "norm": "batch", "depth": 3, "width": 16},
             "train": {"batch_size": None, "rank_batch_size": 128, "epochs": epochs, "schedule": "cosine"},
             "workers": {"count": WORKERS},
-            "compare": {"seeds": list(range(seeds)), "search_budget": 0.5, "search_on": "validation"},
+            "compare": {"seeds": list(range(seeds)), "search_budget": 0.5, "search_on": "validation", "metric": "auto"},
         },
         runs=tuple(compared), arms=tuple(summaries), search=tuple(search),
         warnings=tuple(warnings_of(summaries, grid, tune)),
         not_measured=tuple(not_measured(grid, seeds, gradient_norms=gradient_norms)),
         mlflow=ComparisonRun(parent_run_id="f4c70096e85440fb8b917ec4b5efa297", experiment="sparknorm"),
     )  # fmt: skip
+    return comparison.model_copy(update={"verdict": tuple(verdict(comparison))})
+
+
+def predictions_of(run: StudyRun) -> Predictions:
+    """Of 10,000 images, as many of them right as the run says; the same are easy for all runs, but for some noise."""
+    rows = sum(JUDGE.counts)
+    label = np.repeat(np.arange(10, dtype=np.int32), JUDGE.counts)
+    ease = np.random.default_rng(0).standard_normal(rows)
+    noise = np.random.default_rng(list(f"{run.arm} {run.seed}".encode())).standard_normal(rows)
+    wrong = np.argsort(ease + 0.3 * noise)[: round((1 - run.final_accuracy) * rows)]
+    prediction = label.copy()
+    prediction[wrong] = (label[wrong] + 1) % 10
+    unknown = np.zeros(rows, np.float32)
+    return Predictions(np.arange(rows), label, prediction, unknown, unknown)
 
 
 def with_arms(comparison: Comparison, *changes: dict[str, Any]) -> Comparison:

@@ -15,6 +15,7 @@ from pipeline.report.comparison import ArmSummary, Comparison
 from pipeline.report.figures.curves import steps_or_images
 from pipeline.report.figures.style import WIDTH, Drawing, line_styles, name_rows, row_height
 from pipeline.report.formats import signed_percent
+from pipeline.report.sentences import metric_words
 
 
 class Bar(NamedTuple):
@@ -39,8 +40,9 @@ def steps_to_target(comparison: Comparison) -> Drawing | None:
     if not any(arm.reached_target for arm in arms):
         return None
     target = comparison.target_accuracy
-    best = f"the best accuracy of {comparison.baseline_arm.words}, seed by seed"
-    goal = best if target is None else f"an accuracy of {100 * target:g}%"
+    metric = metric_words(comparison)
+    end = f"the final {metric} of {comparison.baseline_arm.words}, seed by seed"
+    goal = end if target is None else f"a {metric} of {100 * target:g}%".replace("a a", "an a")
     caption = (
         f"Up to the first evaluation at which a run had {goal}; mean over the seeds that did, bars are one deviation."
     )

@@ -16,6 +16,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pipeline.report.comparison import ComparedRun, Comparison, by
 from pipeline.report.figures.style import Drawing, LineStyle, legend, line_styles, panels, size_of
+from pipeline.report.learned import score_at
+from pipeline.report.sentences import capital, metric_words
 
 # Highest value / lowest from which on a logarithmic axis shows more than a linear one.
 _WIDE = 10
@@ -43,13 +45,14 @@ class CurvePoint(NamedTuple):
 
 def learning_curves(comparison: Comparison) -> Drawing | None:
     """Accuracy at each evaluation, with the target as a line; None where no run was evaluated twice."""
-    points = _points(comparison, lambda run: [point.accuracy for point in run.curve])
+    points = _points(comparison, lambda run: [score_at(point, comparison.metric) for point in run.curve])
     target, given = statistics.fmean(run.target for run in comparison.runs), comparison.target_accuracy
-    goal = f"the best accuracy of {comparison.baseline_arm.words}" if given is None else "the target"
+    metric = metric_words(comparison)
+    goal = f"the final {metric} of {comparison.baseline_arm.words}" if given is None else "the target"
     seeds = "Mean over seeds, the band from the worst to the best of them. " if comparison.seeds > 1 else ""
     caption = f"{seeds}Dashed: {goal}{', mean over seeds' if seeds and given is None else ''}."
-    title = f"Accuracy on the {comparison.evaluated_on} split"
-    return _curves(comparison, "learning_curves", title, caption, "accuracy", points, target)
+    title = f"{capital(metric)} on the {comparison.evaluated_on} split"
+    return _curves(comparison, "learning_curves", title, caption, comparison.metric, points, target)
 
 
 def training_loss(comparison: Comparison) -> Drawing | None:
@@ -98,12 +101,13 @@ def _curves(
     rows: list[tuple[Any, ...]] = [*points]
     if target is not None:
         columns, rows = (*columns, "target_mean"), [(*point, target) for point in points]
-    paint = partial(_paint, points=points, styles=styles, along=along, target=target)
+    paint = partial(_paint, points=points, styles=styles, along=along, target=target, value=value)
     return Drawing(name, title, caption, columns, rows, size_of(styles.values(), int(target is not None)), paint)
 
 
 def _paint(
-    figure: Figure, points: list[CurvePoint], styles: Mapping[str, LineStyle], along: str, target: float | None
+    figure: Figure, points: list[CurvePoint], styles: Mapping[str, LineStyle], along: str, target: float | None,
+    value: str,
 ) -> None:  # fmt: skip
     """Accuracies, where there is a target, or else losses."""
     grid = panels(figure, styles.values())
@@ -123,7 +127,7 @@ def _paint(
     first.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     first.xaxis.set_major_formatter("{x:,.0f}")
     figure.supxlabel("training images seen" if along == "images" else "step", fontsize=10)
-    figure.supylabel("cross-entropy (nats)" if target is None else "accuracy", fontsize=10)
+    figure.supylabel("cross-entropy (nats)" if target is None else value.replace("_", " "), fontsize=10)
     legend(figure, styles.values(), *more)
 
 

@@ -75,10 +75,10 @@ def _cells_of_runs(comparison: Comparison) -> list[RateCell]:
     )
     cells = []
     for row, arms in rows.items():
-        best = max(arms, key=lambda arm: (not arm.all_diverged, arm.best_accuracy_mean))
+        best = max(arms, key=lambda arm: (not arm.all_diverged, arm.score_mean))
         rated = [(rate, arm) for arm in arms if isinstance(rate := arm.values[LEARNING_RATE], (int, float))]
         cells += [
-            RateCell(row, rate, arm.best_accuracy_mean, arm.diverged, arm.n, arm is best)
+            RateCell(row, rate, arm.score_mean, arm.diverged, arm.n, arm is best)
             for rate, arm in sorted(rated, key=lambda pair: pair[0])
         ]
     return cells

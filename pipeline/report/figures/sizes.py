@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from pipeline.report.comparison import Comparison, by
 from pipeline.report.figures.style import Drawing, LineStyle, legend, line_styles, size_of
 from pipeline.report.names import BATCH_SIZES, values_words
+from pipeline.report.sentences import metric_words
 
 # The line of arms that differ in nothing else.
 _ALL = "all"
@@ -40,7 +41,7 @@ def batch_size(comparison: Comparison) -> Drawing | None:
     if setting is None:
         return None
     what = "images of a step for each worker" if setting.endswith("rank_batch_size") else "images of a step"
-    caption = "Error where the accuracy was best, mean over seeds; bars are one sample standard deviation."
+    caption = f"One minus the final {metric_words(comparison)}, mean over seeds; bars are one standard deviation."
     points = [point._replace(mean=1 - point.mean) for point in _points(comparison, setting)]
     return _drawing("batch_size", "Error against batch size", caption, "error", points, what)
 
@@ -49,7 +50,7 @@ def depth(comparison: Comparison) -> Drawing | None:
     """Accuracy against the depth of the network, where that varied."""
     if "model.depth" not in comparison.varied:
         return None
-    caption = "Best accuracy, mean over seeds; bars are one sample standard deviation."
+    caption = f"Final {metric_words(comparison)}, mean over seeds; bars are one sample standard deviation."
     points = _points(comparison, "model.depth")
     return _drawing("depth", "Accuracy against depth", caption, "accuracy", points, "depth")
 
@@ -61,7 +62,7 @@ def _points(comparison: Comparison, setting: str) -> list[SizePoint]:
         line = values_words({name: value for name, value in arm.values.items() if name != setting})
         size = arm.values[setting]
         if isinstance(size, (int, float)):
-            accuracy = (arm.best_accuracy_mean, arm.best_accuracy_std)
+            accuracy = (arm.score_mean, arm.score_std)
             points.append(SizePoint(line or _ALL, size, *accuracy, arm.n, arm.diverged))
     lines = list(dict.fromkeys(point.line for point in points))
     return sorted(points, key=lambda point: (lines.index(point.line), point.size))

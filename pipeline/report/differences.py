@@ -1,0 +1,115 @@
+"""Runs of an arm and of the baseline -> their difference, with intervals over seeds and over test images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipeline.report.comparison import ArmSummary, ComparedRun, Difference, Metric
+from pipeline.report.intervals import Spread, image_covariance, spread_of
+from pipeline.report.significance import holm, mcnemar
+from pipeline.training.predictions import Predictions
+
+# The predictions of runs, by the name of the arm and the seed.
+PredictionsOf = Mapping[tuple[str, int], Predictions]
+Pair = tuple[ComparedRun, ComparedRun]
+
+
+def paired(runs: Sequence[ComparedRun], base: Sequence[ComparedRun]) -> list[Pair]:
+    """Each run with the baseline's run of the same seed, where neither diverged or did not learn."""
+    by_seed = {run.seed: run for run in base}
+    pairs = [(run, by_seed[run.seed]) for run in runs]
+    return [pair for pair in pairs if pair[0].is_healthy and pair[1].is_healthy]
+
+
+def difference_of(
+    runs: Sequence[ComparedRun],
+    base: Sequence[ComparedRun],
+    predictions: PredictionsOf,
+    metric: Metric,
+    smallest_difference: float,
+) -> Difference | None:
+    """The metric of an arm minus that of the baseline, paired by seed.
+
+    Runs of one seed share the order of rows and the initial weights, so pairs vary less than runs do. The interval is
+    for one arm: it is not corrected for the number of arms, which `with_adjusted_p_values` does for the p-values.
+
+    Parameters
+    ----------
+    runs, base : of the arm and of the baseline, one for each seed
+    predictions : of these runs; where any is missing, intervals are over seeds alone
+    smallest_difference : of interest, from 0 to 1
+
+    Returns
+    -------
+    None where no seed has two runs that neither diverged nor failed to learn.
+    """
+    pairs = paired(runs, base)
+    if not pairs:
+        return None
+    by_seed = np.array([run.score - baseline.score for run, baseline in pairs])
+    scores = _image_scores(pairs, predictions)
+    if scores is None:
+        return _difference(spread_of(by_seed), smallest_difference)
+    differences, labels = scores
+    covariance = image_covariance(differences, labels if metric == "balanced_accuracy" else None)
+    return _difference(spread_of(by_seed, covariance), smallest_difference)
+
+
+def mcnemar_of(runs: Sequence[ComparedRun], base: Sequence[ComparedRun], predictions: PredictionsOf) -> float | None:
+    """McNemar's exact p-value of the first seed that both arms have; None where its predictions are not known."""
+    pairs = paired(runs, base)[:1]
+    if _image_scores(pairs, predictions) is None:
+        return None
+    correct, others = (_correct(predictions[run.arm, run.seed]) for run in pairs[0])
+    return mcnemar(correct, others)
+
+
+def with_adjusted_p_values(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
+    """The arms with the p-values of their differences corrected for their number, after Holm (1979)."""
+    p_values = {arm.arm: arm.difference.p_value for arm in arms if arm.difference}
+    known = {name: p_value for name, p_value in p_values.items() if p_value is not None}
+    adjusted = dict(zip(known, holm(list(known.values())), strict=True))
+    return [
+        arm.model_copy(update={"difference": arm.difference.model_copy(update={"p_adjusted": adjusted[arm.arm]})})
+        if arm.difference and arm.arm in adjusted
+        else arm
+        for arm in arms
+    ]
+
+
+def _image_scores(pairs: Sequence[Pair], predictions: PredictionsOf) -> tuple[np.ndarray, np.ndarray] | None:
+    """Differences of correctness, (seeds, images), and the labels; None unless all are known, of the same images."""
+    found = [[predictions.get((run.arm, run.seed)) for run in pair] for pair in pairs]
+    known = [scores for pair in found for scores in pair if scores is not None]
+    if len(known) < 2 * len(pairs) or not known or any(not _same_images(known[0], other) for other in known[1:]):
+        return None
+    correct = np.array([_correct(scores) for scores in known]).astype(np.int8)
+    return correct[::2] - correct[1::2], known[0].label
+
+
+def _same_images(scores: Predictions, others: Predictions) -> bool:
+    return np.array_equal(scores.id, others.id) and np.array_equal(scores.label, others.label)
+
+
+def _correct(scores: Predictions) -> np.ndarray:
+    return scores.prediction == scores.label
+
+
+def _difference(spread: Spread, smallest_difference: float) -> Difference:
+    ends = {"": spread.interval(), "seeds_": spread.over_seeds(), "images_": spread.over_images()}
+    parts = {
+        f"{part}{end}": None if interval is None else getattr(interval, end)
+        for part, interval in ends.items()
+        for end in ("low", "high")
+    }
+    seeds_needed = spread.seeds_needed(smallest_difference)
+    return Difference(
+        mean=spread.mean,
+        n=spread.n,
+        covers=spread.covers,
+        p_value=spread.p_value(),
+        **parts,
+        **({} if seeds_needed is None else {"seeds_needed": seeds_needed}),
+    )

@@ -1,0 +1,110 @@
+"""How fast arms learned and trained, in sentences: steps to the target, stable learning rates, cost of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.report.comparison import ArmSummary, Comparison, VerdictSentence, by
+from pipeline.report.formats import signed_percent
+from pipeline.report.names import LEARNING_RATE, group_setting, values_words
+from pipeline.report.sentences import baseline_name, capital, metric_words, name_of, pointers, sentence, some
+
+
+def arrival(comparison: Comparison, arm: ArmSummary, base: ArmSummary) -> VerdictSentence:
+    """How long an arm took to the target, with the baseline as the measure."""
+    fields = ("reached_target", "n", "steps_to_target_mean", "steps_ratio", "seconds_ratio", "global_batch")
+    evidence = pointers(comparison, [arm, base], *fields)
+    text = f"{capital(name_of(arm))} {_arrival(comparison, arm, base)}."
+    return sentence(comparison, "target", text, evidence, arm=arm)
+
+
+def target_words(comparison: Comparison) -> str:
+    """``the final accuracy of no normalization``, or the target that was given."""
+    given = comparison.target_accuracy
+    if given is None:
+        return f"the final {metric_words(comparison)} of {baseline_name(comparison)}"
+    return f"{100 * given:g}%"
+
+
+def _arrival(comparison: Comparison, arm: ArmSummary, base: ArmSummary) -> str:
+    target = target_words(comparison)
+    if not arm.reached_target:
+        too = ", and neither did the baseline" if not base.reached_target else ""
+        return f"never reached {target}{too}"
+    partly = f" (in {arm.reached_target} of {arm.n} runs)" if arm.reached_target < arm.n else ""
+    if arm.steps_ratio is None:
+        alone = ", which the baseline never did" if not base.reached_target else ""
+        return f"reached {target} after {arm.steps_to_target_mean:,.0f} steps{alone}{partly}"
+    time = "" if arm.seconds_ratio is None else f" and {_share(arm.seconds_ratio, 'training time', fewer='less')}"
+    sizes = (arm.global_batch, base.global_batch)
+    images = f", steps of {sizes[0]:,} images instead of {sizes[1]:,}," if sizes[0] != sizes[1] else ""
+    return f"needed {_share(arm.steps_ratio, 'steps', fewer='fewer')}{time}{images} to reach {target}{partly}"
+
+
+def _share(ratio: float, what: str, *, fewer: str) -> str:
+    """Of what the baseline needed, which is ``ratio`` times as much."""
+    if ratio >= 1.95:
+        return f"1/{_round(ratio)} of the {what}"
+    if ratio <= 1 / 1.95:
+        return f"{_round(1 / ratio)} times the {what}"
+    percent = round(100 * (1 - 1 / ratio) if ratio > 1 else 100 * (1 / ratio - 1))
+    if percent == 0:
+        return f"as {'many' if fewer == 'fewer' else 'much'} {what}"
+    return f"{percent}% {fewer if ratio > 1 else 'more'} {what}"
+
+
+def _round(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 9.95 else f"{ratio:.1f}".removesuffix(".0")
+
+
+def stable_rates(comparison: Comparison, *, few: bool) -> list[VerdictSentence]:
+    """The highest stable learning rates, where the grid could show them."""
+    if LEARNING_RATE not in comparison.tuned or len(comparison.grid[LEARNING_RATE]) < 2:
+        return []
+    arms = comparison.arms
+    setting = None if few else group_setting([arm.values for arm in arms])
+    if setting:
+        phrases = [
+            f"{_rates(group)} for {values_words({setting: group[0].values[setting]})}"
+            for group in groups(arms, setting)
+        ]
+    else:
+        rates = {_rate(arm): [other for other in arms if _rate(other) == _rate(arm)] for arm in arms}
+        phrases = [f"{rate} for {some(group) if len(group) < len(arms) else 'all'}" for rate, group in rates.items()]
+    text = f"Highest stable learning rate of those tried: {'; '.join(phrases)}."
+    evidence = pointers(comparison, arms, "highest_stable_rate", "highest_stable_is_bound")
+    return [sentence(comparison, "stable-rates", text, evidence)]
+
+
+def groups(arms: Sequence[ArmSummary], setting: str) -> list[list[ArmSummary]]:
+    """The arms by their value of a setting."""
+    return list(by(arms, lambda arm: repr(arm.values[setting])).values())
+
+
+def _rate(arm: ArmSummary) -> str:
+    rate = arm.highest_stable_rate
+    return "none" if rate is None else f"{'at least ' if arm.highest_stable_is_bound else ''}{rate:g}"
+
+
+def _rates(arms: Sequence[ArmSummary]) -> str:
+    """From the lowest to the highest."""
+    ordered = sorted(arms, key=lambda arm: arm.highest_stable_rate or 0)
+    low, high = _rate(ordered[0]), _rate(ordered[-1])
+    return low if low == high else f"{low} to {high}"
+
+
+def cost(comparison: Comparison, healthy: Sequence[ArmSummary], *, few: bool) -> list[VerdictSentence]:
+    """How much longer an image takes than the baseline's."""
+    costs = [(arm.overhead, name_of(arm)) for arm in healthy if arm.overhead is not None]
+    if not costs:
+        return []
+    if few:
+        text = "; ".join(f"{name} {signed_percent(overhead)}" for overhead, name in costs)
+    else:
+        (least, cheapest), (most, dearest) = (kind(costs, key=lambda cost: cost[0]) for kind in (min, max))
+        text = f"from {signed_percent(least)} ({cheapest}) to {signed_percent(most)} ({dearest})"
+    at_once = comparison.side_by_side
+    shared = f", measured while {at_once} trials ran at once" if at_once > 1 else ""
+    text = f"Training time for an image against {baseline_name(comparison)}: {text}{shared}."
+    evidence = [*pointers(comparison, healthy, "overhead"), "/side_by_side"]
+    return [sentence(comparison, "cost", text, evidence)]

@@ -1,0 +1,104 @@
+"""What the statistics of a comparison are worth, on studies with a known truth; a few hundred, or 5,000 (slow)."""
+
+import numpy as np
+import pytest
+from simulated_studies import simulated_study
+
+from pipeline.report.sequential import FIRST_LOOK, decide
+
+MAX_SEEDS, SMALLEST = 10, 0.005
+FEW, MANY = 800, 5_000
+# How far the share of few studies may lie from that of many: three standard errors of 5% of them.
+SLACK = 3 * np.sqrt(0.05 * 0.95 / FEW)
+
+
+def covered_and_signs(studies, seeds, *, balanced):
+    """Share of intervals that hold the truth; share of those without zero whose sign is wrong; share without zero."""
+    rng = np.random.default_rng([seeds, balanced])
+    covered, wrong, clear = [], [], []
+    for _ in range(studies):
+        study = simulated_study(rng, seeds=seeds, balanced=balanced)
+        low, high = study.spread().interval()
+        covered.append(low <= study.truth <= high)
+        clear.append(low > 0 or high < 0)
+        if clear[-1]:
+            wrong.append((low > 0) != (study.truth > 0))
+    return np.mean(covered), np.mean(wrong), np.mean(clear)
+
+
+def decided(studies, *, gap=None, seed_deviation=None, balanced=False):
+    """The truth, the decision and the seeds that it took, of each study with seeds until certain."""
+    rng = np.random.default_rng([7, balanced])
+    for _ in range(studies):
+        study = simulated_study(
+            rng, seeds=MAX_SEEDS, gap=gap, seed_deviation=seed_deviation, balanced=balanced, images=600
+        )
+        for spread in study.spreads(FIRST_LOOK):
+            decision = decide(spread, max_seeds=MAX_SEEDS, smallest_difference=SMALLEST)
+            if decision.state != "continue":
+                yield study.truth, decision, spread.n
+                break
+
+
+def covers(truth, interval):
+    return interval.low <= truth <= interval.high
+
+
+@pytest.mark.parametrize("balanced", [False, True], ids=["accuracy", "balanced accuracy"])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_headline_interval_covers_the_truth(seeds, balanced):
+    covered, wrong, clear = covered_and_signs(FEW, seeds, balanced=balanced)
+    assert 0.94 - SLACK < covered < min(0.965 + SLACK, 1)
+    assert wrong <= 0.025
+    assert clear > 0.25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("balanced", [False, True], ids=["accuracy", "balanced accuracy"])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_headline_interval_covers_the_truth_of_5000_studies(seeds, balanced):
+    covered, wrong, clear = covered_and_signs(MANY, seeds, balanced=balanced)
+    print(f"seeds {seeds}, balanced {balanced}: covered {covered:.4f}, wrong sign {wrong:.4f}, clear {clear:.3f}")
+    assert 0.94 <= covered <= 0.965
+    assert wrong <= 0.025
+
+
+def test_seeds_until_certain_stop_early_and_cover_the_truth():
+    results = list(decided(FEW))
+    assert np.mean([covers(truth, decision.interval) for truth, decision, _ in results]) > 0.94 - SLACK
+    clear = [(truth, decision) for truth, decision, _ in results if decision.state == "clear"]
+    assert np.mean([(decision.interval.low > 0) != (truth > 0) for truth, decision in clear]) <= 0.025
+    assert len(clear) > 0.25 * FEW
+    seeds = [n for _, _, n in decided(60, gap=0.8, seed_deviation=0.05)]
+    assert np.mean(seeds) <= MAX_SEEDS / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("balanced", [False, True], ids=["accuracy", "balanced accuracy"])
+def test_seeds_until_certain_cover_the_truth_of_5000_studies(balanced):
+    results = list(decided(MANY, balanced=balanced))
+    covered = np.mean([covers(truth, decision.interval) for truth, decision, _ in results])
+    clear = [(truth, decision, n) for truth, decision, n in results if decision.state == "clear"]
+    wrong = np.mean([(decision.interval.low > 0) != (truth > 0) for truth, decision, _ in clear])
+    saved = 1 - np.mean([n for *_, n in clear]) / MAX_SEEDS
+    print(f"covered {covered:.4f}, wrong sign {wrong:.4f}, clear {len(clear) / MANY:.3f}, saved of them {saved:.2f}")
+    assert 0.94 <= covered <= 0.965
+    assert wrong <= 0.025
+
+
+@pytest.mark.slow
+def test_where_nothing_differs_all_looks_together_hold_the_level():
+    results = list(decided(MANY, gap=0.0))
+    clear = np.mean([decision.state == "clear" for _, decision, _ in results])
+    print(f"clear without a difference: {clear:.4f}")
+    assert clear <= 0.06  # 5%, and three standard errors of 5,000 studies
+
+
+@pytest.mark.slow
+def test_a_clear_difference_saves_half_of_the_trials():
+    results = list(decided(MANY, gap=0.8, seed_deviation=0.05))
+    saved = 1 - np.mean([n for *_, n in results]) / MAX_SEEDS
+    clear = np.mean([decision.state == "clear" for _, decision, _ in results])
+    print(f"saved {saved:.3f}, clear {clear:.3f}")
+    assert saved >= 0.5
+    assert clear >= 0.99
