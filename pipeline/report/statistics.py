@@ -208,8 +208,8 @@ def stable_rates(
         scores = [score_of(trial, metric) for trial in tried]
         if any(trial.diverged for trial in tried):
             break
-        has_learned = all(trial.learned for trial in tried) and all(learned(each, metric, counts) for each in scores)
-        if has_learned and min(scores) >= enough:
+        unlearned = any(isinstance(trial, SearchTrial) and not trial.learned for trial in tried)
+        if not unlearned and min(scores) >= enough and learned(min(scores), metric, counts):
             highest = rate
         elif rate >= best_rate:
             break
