@@ -55,10 +55,10 @@ class MeanLoss:
         smoothing, weights = self.train.label_smoothing, self.class_weights
         if weights is None:
             return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-        weights = weights.to(logits.dtype)
-        return nn.functional.cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="sum") / len(
-            labels
+        total = nn.functional.cross_entropy(
+            logits, labels, weights.to(logits.dtype), label_smoothing=smoothing, reduction="sum"
         )
+        return total / len(labels)
 
 
 class Gradients(NamedTuple):
