@@ -16,7 +16,6 @@ import numpy as np
 from pipeline.config import Settings
 from pipeline.config.training import TrainSettings
 from pipeline.data import Manifest
-from pipeline.data.loader import steps_per_epoch
 from pipeline.driver.checks import check_dataset, check_network
 from pipeline.report.comparison import SearchTrial, StudyRun
 from pipeline.report.names import SettingValue, Values
@@ -213,6 +212,8 @@ class ArmSearch:
         return Candidate(tuned, self._settings.with_values({**own, **short}), beyond_grid)
 
     def _epoch_steps(self, settings: Settings) -> int:
+        from pipeline.data.loader import steps_per_epoch
+
         return steps_per_epoch(self._manifest, settings.train, settings.reader, settings.workers.count)
 
     def _places(self) -> list[float]:
