@@ -98,7 +98,9 @@ class Difference(FrozenModel):
     )
     seeds_low: float | None = Field(description="lower end of Student's interval over seeds, for these test images")
     seeds_high: float | None = Field(description="its upper end")
-    images_low: float | None = Field(description="lower end of the interval over test images, for these networks")
+    images_low: float | None = Field(
+        description="lower end of the interval over test images, were seeds without number"
+    )
     images_high: float | None = Field(description="its upper end")
     p_value: float | None = Field(description="two-sided, of the headline interval")
     p_adjusted: float | None = Field(None, description="the same after Holm's correction for the number of arms")

@@ -83,14 +83,12 @@ class Spread:
     seeds : standard error over seeds, sample deviation of the seeds' differences / sqrt(n); None for a single seed
     images : standard deviation of what all seeds share through their images, sqrt(var(b) / N); of a single seed, its
         standard error over images; None where the predictions are not known
-    all_images : standard error over images of these very networks, with no other seeds in mind; None as above
     """
 
     mean: float
     n: int
     seeds: float | None
     images: float | None
-    all_images: float | None
 
     @property
     def covers(self) -> Covered:
@@ -114,8 +112,8 @@ class Spread:
         return self._around(None if self.seeds is None else quantiles(self.n, level)[0] * self.seeds)
 
     def over_images(self, level: float = LEVEL) -> Interval | None:
-        """The normal interval over images, for these very trained networks."""
-        return self._around(None if self.all_images is None else quantiles(2, level)[1] * self.all_images)
+        """The normal interval over images: what other images would change, were the seeds without number."""
+        return self._around(None if self.images is None else quantiles(2, level)[1] * self.images)
 
     def p_value(self) -> float | None:
         """Two-sided: the level at which the headline interval just touches zero; None where there is no interval."""
@@ -159,10 +157,10 @@ def spread_of(by_seed: np.ndarray, covariance: np.ndarray | None = None) -> Spre
     seeds = float(by_seed.std(ddof=1) / np.sqrt(n)) if n > 1 else None
     mean = float(by_seed.mean())
     if covariance is None:
-        return Spread(mean, n, seeds, None, None)
+        return Spread(mean, n, seeds, None)
     shared = (covariance.sum() - np.trace(covariance)) / (n * (n - 1)) if n > 1 else covariance[0, 0]
     # An estimate of a variance near zero may be negative.
-    return Spread(mean, n, seeds, float(np.sqrt(max(shared, 0))), float(np.sqrt(max(covariance.mean(), 0))))
+    return Spread(mean, n, seeds, float(np.sqrt(max(shared, 0))))
 
 
 def image_covariance(differences: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:

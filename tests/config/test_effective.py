@@ -44,7 +44,7 @@ def test_what_differs_from_the_default_has_the_default_beside_it():
     lines = [line.strip() for line in effective_yaml(settings).splitlines()]
     assert "depth: 9  # default: 3" in lines
     assert "width: 16" in lines
-    assert "seeds: [0, 1]  # default: [0]" in lines
+    assert "epochs: 3  # default: 4" in lines
     assert lines[lines.index("grid:  # default: {}") + 1] == "model.norm: [none, batch]"
     assert lines[lines.index("conf:  # default: {}") + 1] == "spark.x: '1'"
     of_defaults = effective_yaml(Settings(name="x")).splitlines()[1:]

@@ -55,8 +55,8 @@ def test_the_parts_are_students_and_the_normal_interval():
     spread = spread_of(by_seed, covariance)
     seeds = T_975[3] * by_seed.std(ddof=1) / math.sqrt(3)
     assert spread.over_seeds() == pytest.approx((0.03 - seeds, 0.03 + seeds), abs=1e-8)
-    # Of these networks: the variance of the mean of three is the mean of all nine covariances.
-    images = Z_975 * math.sqrt(27e-6 / 9)
+    # What the seeds share: the mean covariance of two of them.
+    images = Z_975 * math.sqrt(6e-6 / 3)
     assert spread.over_images() == pytest.approx((0.03 - images, 0.03 + images), abs=1e-8)
     assert spread.images == pytest.approx(math.sqrt((1 + 2 + 3) / 3 * 1e-6))
     low, high = spread.interval()
