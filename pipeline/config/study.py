@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.frozen import FrozenModel
 
+# Seeds of the first look of `seeds: auto`: fewer say next to nothing about their spread.
+FIRST_LOOK = 3
+
 
 class CompareSettings(FrozenModel):
     """A comparison trains every arm with every seed, each arm with its own best values of the tuned settings.
@@ -23,11 +26,12 @@ class CompareSettings(FrozenModel):
     tune: tuple[str, ...] = Field(
         ("train.learning_rate",), description="settings of the grid that make no arms: each arm has its own best value"
     )
-    seeds: tuple[int, ...] = Field(
+    seeds: Literal["auto"] | tuple[int, ...] = Field(
         (0, 1, 2),
-        min_length=1,
-        description="every arm is trained once with each seed; fewer than three say next to nothing about their spread",
+        description="every arm is trained once with each seed; fewer than three say next to nothing about their "
+        "spread. auto: three, then one more at a time until the arm's difference from the baseline is certain",
     )
+    max_seeds: int = Field(10, ge=FIRST_LOOK, description="the most that `seeds: auto` takes: 0, 1, 2, ...")
     metric: Literal["auto", "accuracy", "balanced_accuracy"] = Field(
         "auto",
         description="what arms are compared by, at the last evaluation; auto: balanced accuracy where the largest "
@@ -67,6 +71,16 @@ class CompareSettings(FrozenModel):
         None, ge=1, description="trials that train at once; null: as many as the slots hold (over Spark Connect: 1)"
     )
 
+    @property
+    def first_seeds(self) -> tuple[int, ...]:
+        """The seeds that every arm is trained with."""
+        return tuple(range(FIRST_LOOK)) if self.seeds == "auto" else self.seeds
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds that an arm is trained with at most."""
+        return tuple(range(self.max_seeds)) if self.seeds == "auto" else self.seeds
+
     @model_validator(mode="before")
     @classmethod
     def _search_epochs_are_gone(cls, values: Any) -> Any:
@@ -79,7 +93,7 @@ class CompareSettings(FrozenModel):
 
     @model_validator(mode="after")
     def _no_doubles(self) -> CompareSettings:
-        for name, values in {"seeds": self.seeds, **self.grid}.items():
+        for name, values in {"seeds": self.all_seeds, **self.grid}.items():
             if not values:
                 raise ValueError(f"{name} lists no value")
             if len({repr(value) for value in values}) != len(values):

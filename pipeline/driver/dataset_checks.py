@@ -87,11 +87,11 @@ def smallest_difference(rows: int) -> float:
 
 def one_seed(settings: Settings) -> list[str]:
     """What a comparison with a single seed leaves open, as a sentence."""
-    if len(settings.compare.seeds) > 1:
+    if len(settings.compare.all_seeds) > 1:
         return []
     return [
-        f"compare.seeds has one seed, {settings.compare.seeds[0]}: nothing can be said about how much of a difference "
-        "is chance; three seeds or more can say it."
+        f"compare.seeds has one seed, {settings.compare.all_seeds[0]}: nothing can be said about how much of a "
+        "difference is chance; three seeds or more can say it."
     ]
 
 

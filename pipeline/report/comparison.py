@@ -276,6 +276,11 @@ class Comparison(FrozenModel):
     search_cost: float | None = Field(
         None, description="training images of all searches / those of all trainings that are compared; null: no search"
     )
+    trials_saved: int | None = Field(
+        None,
+        description="of a study that adds seeds until it is certain: trials that compare.max_seeds would have taken "
+        "beyond those that were trained; absent where the number of seeds was fixed",
+    )
     verdict: tuple[VerdictSentence, ...] = Field((), description="the answer in sentences, the worst news first")
     warnings: tuple[str, ...] = Field(description="what a reader should know, as sentences")
     not_measured: tuple[str, ...] = Field(description="questions that the study does not answer")

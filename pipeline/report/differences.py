@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pipeline.config.study import FIRST_LOOK
 from pipeline.report.comparison import ArmSummary, ComparedRun, Difference, Metric
 from pipeline.report.intervals import Spread, image_covariance, spread_of
+from pipeline.report.sequential import decide, repeated_p_value
 from pipeline.report.significance import holm, mcnemar
 from pipeline.training.predictions import Predictions
 
@@ -29,6 +31,7 @@ def difference_of(
     predictions: PredictionsOf,
     metric: Metric,
     smallest_difference: float,
+    max_seeds: int | None = None,
 ) -> Difference | None:
     """The metric of an arm minus that of the baseline, paired by seed.
 
@@ -40,21 +43,30 @@ def difference_of(
     runs, base : of the arm and of the baseline, one for each seed
     predictions : of these runs; where any is missing, intervals are over seeds alone
     smallest_difference : of interest, from 0 to 1
+    max_seeds : where seeds were added until the difference was certain: interval and p-value are those of `sequential`
 
     Returns
     -------
     None where no seed has two runs that neither diverged nor failed to learn.
     """
-    pairs = paired(runs, base)
+    spread = spread_between(runs, base, predictions, metric)
+    return None if spread is None else _difference(spread, smallest_difference, max_seeds)
+
+
+def spread_between(
+    runs: Sequence[ComparedRun], others: Sequence[ComparedRun], predictions: PredictionsOf, metric: Metric
+) -> Spread | None:
+    """The mean of runs minus others, paired by seed, and how far it would vary; None where no pair is sound."""
+    pairs = paired(runs, others)
     if not pairs:
         return None
     by_seed = np.array([run.score - baseline.score for run, baseline in pairs])
     scores = _image_scores(pairs, predictions)
     if scores is None:
-        return _difference(spread_of(by_seed), smallest_difference)
+        return spread_of(by_seed)
     differences, labels = scores
     covariance = image_covariance(differences, labels if metric == "balanced_accuracy" else None)
-    return _difference(spread_of(by_seed, covariance), smallest_difference)
+    return spread_of(by_seed, covariance)
 
 
 def mcnemar_of(runs: Sequence[ComparedRun], base: Sequence[ComparedRun], predictions: PredictionsOf) -> float | None:
@@ -97,8 +109,12 @@ def _correct(scores: Predictions) -> np.ndarray:
     return scores.prediction == scores.label
 
 
-def _difference(spread: Spread, smallest_difference: float) -> Difference:
-    ends = {"": spread.interval(), "seeds_": spread.over_seeds(), "images_": spread.over_images()}
+def _difference(spread: Spread, smallest_difference: float, max_seeds: int | None) -> Difference:
+    headline, p_value = spread.interval(), spread.p_value()
+    if max_seeds is not None and spread.n >= FIRST_LOOK:
+        headline = decide(spread, max_seeds=max_seeds, smallest_difference=smallest_difference).interval
+        p_value = repeated_p_value(spread, max_seeds)
+    ends = {"": headline, "seeds_": spread.over_seeds(), "images_": spread.over_images()}
     parts = {
         f"{part}{end}": None if interval is None else getattr(interval, end)
         for part, interval in ends.items()
@@ -109,7 +125,7 @@ def _difference(spread: Spread, smallest_difference: float) -> Difference:
         mean=spread.mean,
         n=spread.n,
         covers=spread.covers,
-        p_value=spread.p_value(),
+        p_value=p_value,
         **parts,
         **({} if seeds_needed is None else {"seeds_needed": seeds_needed}),
     )

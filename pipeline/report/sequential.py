@@ -16,10 +16,9 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtr
 
+from pipeline.config.study import FIRST_LOOK
 from pipeline.report.intervals import LEVEL, Interval, Numbers, Spread, level_at, quantiles
 
-# Seeds of the first look: fewer say next to nothing about their spread.
-FIRST_LOOK = 3
 # The interval that is reported after an early stop; see `decide`.
 STOPPED_LEVEL = 0.04
 _PATHS, _SEED = 40_000, 1977

@@ -42,12 +42,14 @@ class Judge(NamedTuple):
     counts : images of each class in the split that the arms are evaluated on
     search_counts : the same of the split that chose tuned values; empty where nothing was chosen
     smallest_difference : of interest, from 0 to 1
+    max_seeds : of a study that adds seeds until it is certain; None where their number was fixed before
     """
 
     metric: Metric
     counts: Sequence[int]
     search_counts: Sequence[int]
     smallest_difference: float
+    max_seeds: int | None = None
 
 
 def with_targets(
@@ -142,7 +144,7 @@ def _summary_of(
     if first.arm == base[0].arm:
         return summary
     pairs = paired(runs, base)
-    difference = difference_of(runs, base, predictions, judge.metric, judge.smallest_difference)
+    difference = difference_of(runs, base, predictions, judge.metric, judge.smallest_difference, judge.max_seeds)
     return summary.model_copy(
         update={
             **({} if difference is None else {"difference": difference}),

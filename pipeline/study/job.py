@@ -26,8 +26,9 @@ from pipeline.report.names import Values
 from pipeline.report.page import render
 from pipeline.study.arms import Arm, arms_of, candidates_of
 from pipeline.study.search import ArmSearch, run_search
+from pipeline.study.seeds import run_seeds
 from pipeline.study.summary import metrics_of, summarize
-from pipeline.study.trials import Trial, compared_trials
+from pipeline.study.trials import Trial
 from pipeline.tracking import Tracker
 from pipeline.tracking.run import TrackedRun
 
@@ -61,7 +62,7 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
     record = _begin(settings, manifest)
     for stale in (RESULT, PAGE, FIGURES):  # a study that fails must not look like the one before it
         storage.remove(storage.join(settings.output, stale))
-    varied = {**settings.compare.grid, "train.seed": settings.compare.seeds}
+    varied = {**settings.compare.grid, "train.seed": settings.compare.all_seeds}
     run_id = record.content.run_id
     with tracker.run(settings.name, settings=settings, varied=varied, run_id=run_id, kind="comparison") as parent:
         record.update(run_id=parent.run_id)
@@ -70,7 +71,7 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
         train = partial(_train, spark, tracker, manifest, parent.run_id, at_once)
         run_search(searches, train)
         tuned = {arm.name: values[0] for arm in arms} | {search.arm.name: search.tuned for search in searches}
-        runs = train(compared_trials(settings, arms, tuned))
+        runs = run_seeds(settings, manifest, arms, tuned, train)
         comparison = summarize(
             settings, manifest, runs, searches, notes=notes, side_by_side=at_once, parent_run_id=parent.run_id
         )
@@ -161,12 +162,15 @@ def _publish(output: str, parent: TrackedRun, comparison: Comparison) -> None:
 
 
 def _say_begin(arms: Sequence[Arm], searches: Sequence[ArmSearch], settings: Settings, at_once: int) -> None:
-    number = len(arms) * len(settings.compare.seeds)
+    options = settings.compare
+    least, most = (len(arms) * len(seeds) for seeds in (options.first_seeds, options.all_seeds))
+    number, seeds = f"{least}", f"{len(options.first_seeds)}"
+    if options.seeds == "auto":
+        number, seeds = f"{number} to {most}", f"{seeds} to {len(options.all_seeds)}"
     tried = sum(len(search.candidates) for search in searches)
     searched = f"{tried} short trials or more to choose {', '.join(settings.compare.tune)}, then " if searches else ""
     console.print(
-        f"{settings.name}: {len(arms)} arms x {len(settings.compare.seeds)} seeds: {searched}{number} trials, "
-        f"{at_once} at once",
+        f"{settings.name}: {len(arms)} arms x {seeds} seeds: {searched}{number} trials, {at_once} at once",
         highlight=False, soft_wrap=True, markup=False,
     )  # fmt: skip
 

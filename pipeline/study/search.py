@@ -130,7 +130,7 @@ class ArmSearch:
             extends=settings.compare.search_extensions > 0 and tuned_numbers and len(values[0]) == 1,
             share=settings.compare.search_budget,
             epochs=arm.settings.train.epochs,
-            seeds=len(settings.compare.seeds),
+            seeds=len(settings.compare.first_seeds),
             epoch_steps=[self._epoch_steps(settings.with_values({**arm.values, **tuned})) for tuned in values],
         )
         self.candidates = [self._candidate(tuned) for tuned in values]
@@ -180,7 +180,7 @@ class ArmSearch:
         """Training images of the trainings that are compared, with the values chosen, if none ends early."""
         settings = self._settings.with_values({**self.arm.values, **self.tuned})
         steps = self._epoch_steps(settings) * settings.train.epochs
-        return steps * settings.train.global_batch * len(self._settings.compare.seeds)
+        return steps * settings.train.global_batch * len(self._settings.compare.first_seeds)
 
     def trials(self) -> list[SearchTrial]:
         """Each candidate that was trained, as far as it came."""

@@ -50,11 +50,11 @@ def summarize(
     parent_run_id : the MLflow run whose children they are
     """
     options, baseline = settings.compare, runs[0].arm
-    judge = _judge(settings, manifest, searched=bool(searches))
+    judge = judge_of(settings, manifest, searched=bool(searches))
     tuned = tuple(name for name in options.grid if name in options.tune)
     search = [trial for each in searches for trial in each.trials()]
     compared = statistics.with_targets(runs, baseline, options.target_accuracy, judge)
-    arms = statistics.summaries_of(compared, search, _predictions_of(runs), judge)
+    arms = statistics.summaries_of(compared, search, predictions_of(runs), judge)
     arms = _with_searches(_with_confusion(arms, runs, len(manifest.classes)), searches)
     norms_known = any(run.gradient_norms for run in runs)
     comparison = Comparison(
@@ -68,34 +68,47 @@ def summarize(
         constant_score=constant_score(judge.metric, judge.counts),
         smallest_difference=judge.smallest_difference,
         target_accuracy=options.target_accuracy,
-        dataset=ComparedDataset(
-            name=manifest.name,
-            digest=manifest.digest,
-            classes=len(manifest.classes),
-            class_names=manifest.classes,
-            rows={name: split.rows for name, split in manifest.splits.items()},
-        ),
+        dataset=_dataset_of(manifest),
         settings=settings.model_dump(mode="json"),
         runs=tuple(compared),
         arms=tuple(arms),
         search=tuple(search),
         **_search_cost(searches),
+        **_trials_saved(settings, runs),
         warnings=(*notes, *statistics.warnings_of(arms, options.grid, tuned, search)),
-        not_measured=tuple(statistics.not_measured(options.grid, len(options.seeds), gradient_norms=norms_known)),
+        not_measured=tuple(
+            statistics.not_measured(options.grid, len({run.seed for run in runs}), gradient_norms=norms_known)
+        ),
         side_by_side=side_by_side,
         mlflow=ComparisonRun(parent_run_id=parent_run_id, experiment=settings.tracking.experiment),
     )
     return comparison.model_copy(update={"verdict": tuple(verdict(comparison))})
 
 
-def _judge(settings: Settings, manifest: Manifest, *, searched: bool) -> statistics.Judge:
+def _dataset_of(manifest: Manifest) -> ComparedDataset:
+    return ComparedDataset(
+        name=manifest.name,
+        digest=manifest.digest,
+        classes=len(manifest.classes),
+        class_names=manifest.classes,
+        rows={name: split.rows for name, split in manifest.splits.items()},
+    )
+
+
+def judge_of(settings: Settings, manifest: Manifest, *, searched: bool) -> statistics.Judge:
+    """What the runs of a study are judged by.
+
+    searched : whether tuned values were chosen
+    """
     counts = manifest.split(settings.train.evaluate_on).label_counts
     search_counts = manifest.split(settings.compare.search_on).label_counts if searched else ()
     metric = metric_for(settings.compare.metric, counts)
-    return statistics.Judge(metric, counts, search_counts, settings.compare.smallest_difference)
+    options = settings.compare
+    max_seeds = options.max_seeds if options.seeds == "auto" else None
+    return statistics.Judge(metric, counts, search_counts, options.smallest_difference, max_seeds)
 
 
-def _predictions_of(runs: Sequence[StudyRun]) -> dict[tuple[str, int], Predictions]:
+def predictions_of(runs: Sequence[StudyRun]) -> dict[tuple[str, int], Predictions]:
     """Of the runs whose files are there; the others are logged."""
     found = {}
     for run in runs:
@@ -128,6 +141,13 @@ def _search_summary(search: ArmSearch) -> dict[str, object]:
         "search_undecided": undecided,
         "search_cost": search.images / search.compared_images,
     }
+
+
+def _trials_saved(settings: Settings, runs: Sequence[StudyRun]) -> dict[str, int]:
+    """Of a study that adds seeds until it is certain; nothing of any other."""
+    if settings.compare.seeds != "auto":
+        return {}
+    return {"trials_saved": len({run.arm for run in runs}) * settings.compare.max_seeds - len(runs)}
 
 
 def _search_cost(searches: Sequence[ArmSearch]) -> dict[str, float]:

@@ -41,13 +41,15 @@ class Trial:
         return {"kind": self.kind, "arm": self.arm.name, "seed": self.settings.train.seed, **values}
 
 
-def compared_trials(settings: Settings, arms: Sequence[Arm], tuned: Mapping[str, Values]) -> list[Trial]:
+def compared_trials(
+    settings: Settings, arms: Sequence[Arm], tuned: Mapping[str, Values], seeds: Sequence[int]
+) -> list[Trial]:
     """Every arm with its values of the tuned settings and with every seed, the arms of one seed after each other.
 
     tuned : the values of each arm, by its name
     """
     trials = []
-    for seed in settings.compare.seeds:
+    for seed in seeds:
         for arm in arms:
             own = settings.with_values({**arm.values, **tuned[arm.name], "train.seed": seed})
             trials.append(Trial("arm", arm, tuned[arm.name], own))

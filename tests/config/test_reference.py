@@ -22,7 +22,7 @@ def test_rows_say_type_default_and_range():
     assert page["train.batch_size"][:3] == ["integer or null or `auto`", "`null`", "at least 1"]
     assert page["model.norm_scale"][:2] == ["one of `learned`, `fixed`, `off`", "`learned`"]
     assert page["dataset.image.shape"][:2] == ["list of 3 integers or null", "`null`"]
-    assert page["compare.seeds"][:2] == ["list of integers", "`[0, 1, 2]`"]
+    assert page["compare.seeds"][:2] == ["one of `auto` or list of integers", "`[0, 1, 2]`"]
     assert page["spark.conf"][:2] == ["mapping of text to text", "`{}`"]
     assert page["export.fold"][0] == "one of `auto`, `true`, `false`"
 

@@ -5,7 +5,7 @@ import pytest
 from pipeline import study
 from pipeline.config import load_settings
 from pipeline.data import manifest
-from pipeline.data.manifest import DatasetError, Image, Manifest, Shard
+from pipeline.data.manifest import DatasetError, Image, Manifest, Shard, Split
 from pipeline.driver import checks, train
 from pipeline.serving.result import ExportError
 from pipeline.serving.trained import find_trained
@@ -93,11 +93,12 @@ def test_the_comparison_keeps_what_was_said_of_its_dataset():
 
     made = comparison_of(seeds=2)
     settings = load_settings("conf/quickstart.yaml")
+    split = Split(rows=20, label_counts=(10, 10), pixel_sums=((0,), (0,)), mean=(0.0,), std=(1.0,), shards=())
     pets = Manifest(
         name="pets", settings_digest="", spark_application="", classes=("cat", "dog"), input_rows=0, set_aside={},
-        sources=(), splits={}, image=Image(encoding="raw", shape=(1, 8, 8)),
+        sources=(), splits={"test": split}, image=Image(encoding="raw", shape=(1, 8, 8)),
     )  # fmt: skip
     runs = [StudyRun(**run.model_dump(include=set(StudyRun.model_fields), exclude_unset=True)) for run in made.runs]
     said = ["Dataset pets has 900 images."]
-    result = summarize(settings, pets, runs, made.search, notes=said, side_by_side=1, parent_run_id="p")
+    result = summarize(settings, pets, runs, [], notes=said, side_by_side=1, parent_run_id="p")
     assert result.warnings[0] == "Dataset pets has 900 images."

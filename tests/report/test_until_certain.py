@@ -1,0 +1,65 @@
+"""Which arms need another seed."""
+
+import numpy as np
+import pytest
+
+from pipeline.report.comparison import ComparedRun
+from pipeline.report.until_certain import open_arms
+from pipeline.training.predictions import Predictions
+
+IMAGES, MAX_SEEDS = 4_000, 10
+
+
+def study(accuracies, *, seeds=3, deviation=0.001, unhealthy=()):
+    """Runs whose accuracies vary a little over seeds, and predictions that differ in their last images alone."""
+    random = np.random.default_rng(0)
+    runs, predictions = [], {}
+    for arm, accuracy in accuracies.items():
+        for seed in range(seeds):
+            score = accuracy + deviation * random.standard_normal()
+            wrong = np.arange(IMAGES) >= round(score * IMAGES)
+            runs.append(
+                ComparedRun.model_construct(
+                    arm=arm, seed=seed, score=1 - wrong.mean(), learned=arm not in unhealthy, diverged=False
+                )
+            )
+            predictions[arm, seed] = Predictions(
+                id=np.arange(IMAGES), label=np.zeros(IMAGES, np.int32), prediction=wrong.astype(np.int32),
+                confidence=np.ones(IMAGES, np.float32), loss=np.zeros(IMAGES, np.float32),
+            )  # fmt: skip
+    return runs, predictions
+
+
+def still_open(accuracies, **options):
+    return open_arms(*study(accuracies, **options), "accuracy", smallest_difference=0.005, max_seeds=MAX_SEEDS)
+
+
+def test_a_clear_difference_needs_no_more_seeds():
+    assert still_open({"none": 0.80, "batch": 0.90}) == []
+
+
+def test_a_difference_within_the_noise_needs_more():
+    assert still_open({"none": 0.80, "batch": 0.81}, deviation=0.01) == ["batch"]
+
+
+def test_arms_that_are_equal_for_all_purposes_need_no_more():
+    assert still_open({"none": 0.80, "batch": 0.80}, deviation=0.0002, seeds=5) == []
+
+
+def test_an_arm_that_cannot_win_any_more_stops_though_the_baseline_is_near():
+    found = still_open({"none": 0.80, "layer": 0.808, "batch": 0.90}, deviation=0.004)
+    assert found == []
+
+
+def test_an_arm_that_did_not_learn_needs_no_more():
+    assert still_open({"none": 0.80, "batch": 0.81, "group": 0.81}, deviation=0.01, unhealthy={"group"}) == ["batch"]
+
+
+def test_two_seeds_decide_nothing():
+    assert still_open({"none": 0.80, "batch": 0.95}, seeds=2) == ["batch"]
+
+
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_without_predictions_seeds_alone_decide(seeds):
+    runs, _ = study({"none": 0.80, "batch": 0.90}, seeds=seeds)
+    assert open_arms(runs, {}, "accuracy", smallest_difference=0.005, max_seeds=MAX_SEEDS) == []
