@@ -1,7 +1,7 @@
 """What a command has begun, kept where it trains, so that the same command goes on where a killed one stopped.
 
 A record is one small JSON file: which process trains, which MLflow run belongs to it, and the result once there is one.
-Records of earlier versions can be read: the file's keys and values have not changed.
+What a record of another version has finished may lack what this one tells: such a result is not read, and trained anew.
 """
 
 from __future__ import annotations
