@@ -1,4 +1,4 @@
-"""`make bench`: loading, ingest (at scale too), training, studies, norms, one GPU. Nothing here passes or fails."""
+"""`make bench`: loading, ingest (at scale too), training, studies, norms, one GPU, verdicts. Nothing passes or fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 WORK = Path("runs/bench/work")
 
 
-PARTS = ("loader", "ingest", "scale", "training", "study", "norms", "gpu")
+PARTS = ("loader", "ingest", "scale", "training", "study", "norms", "gpu", "verdicts")
 
 
 def main() -> None:
@@ -23,12 +23,13 @@ def main() -> None:
     import norms
     import study
     import training
+    import verdicts
 
     parts = sys.argv[1:] or PARTS
     unknown = set(parts) - set(PARTS)
     if unknown:
         sys.exit(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
-    if set(parts) - {"training", "study", "norms", "gpu"}:
+    if set(parts) - {"training", "study", "norms", "gpu", "verdicts"}:
         spark = ingest.start()
         try:
             if "loader" in parts:
@@ -50,6 +51,8 @@ def main() -> None:
         norms.run()
     if "gpu" in parts and gpu.is_there():
         gpu.run(WORK)
+    if "verdicts" in parts:
+        verdicts.run()
 
 
 if __name__ == "__main__":

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
+from small_splits import write_splits
 
-from pipeline.config.dataset import DeformSettings
-from pipeline.data import manifest
-from pipeline.data.manifest import Image, Manifest, Split
-from pipeline.ingest import images, tasks
-from pipeline.ingest.images import ImageSpec
-from pipeline.ingest.layout import Layout
+from pipeline.data.manifest import Manifest
 
 CLASSES = 10
 # Shares of a folder of a user's: the largest class has 61%.
@@ -30,27 +25,5 @@ def make_pictures(rows: int, seed: int, *, size: int = 8, contrast: float = 45.0
 
 def write_imbalanced(path: str, *, row_group_rows: int = 60) -> Manifest:
     """The dataset with its three splits; returns its manifest."""
-    shape = (1, 8, 8)
-    layout = Layout(
-        dataset=path, prefix="part", splits=tuple((name, 1) for name in ROWS), form="pixels", pixel_shape=shape,
-        image=ImageSpec(shape, encoding="raw"), num_classes=CLASSES, row_group_rows=row_group_rows,
-        compression="none", expand=1, deform=DeformSettings(), seed=0,
-    )  # fmt: skip
-    splits = {name: _write_split(name, layout, number) for number, name in enumerate(ROWS)}
-    whole = Manifest(
-        name="imbalanced", settings_digest="", spark_application="", classes=tuple("abcdefghij"),
-        input_rows=sum(ROWS.values()), set_aside={}, sources=(), splits=splits,
-        image=Image(encoding="raw", shape=shape),
-    )  # fmt: skip
-    manifest.publish(path, whole)
-    return whole
-
-
-def _write_split(name: str, layout: Layout, number: int) -> Split:
-    pixels, labels = make_pictures(ROWS[name], 1 + number)
-    stored = [images.from_pixels(image, layout.image) for image in pixels]
-    ids = np.arange(len(labels)) + 10_000 * number
-    table = pa.table({"id": ids, "label": labels, "image": stored, "copy": np.zeros(len(labels), np.int32)})
-    shard = tasks.write_shard(name, f"{name}/part-00000.parquet", table, layout).shard
-    counts = np.bincount(labels, minlength=CLASSES).tolist()
-    return manifest.with_statistics(counts, images.channel_sums(pixels).tolist(), (shard,), pixels.shape[1:])
+    splits = {name: make_pictures(rows, 1 + number) for number, (name, rows) in enumerate(ROWS.items())}
+    return write_splits(path, splits, classes=CLASSES, row_group_rows=row_group_rows)

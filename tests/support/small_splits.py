@@ -1,0 +1,47 @@
+"""A dataset of given images and labels in several splits, written without Spark by the ingest job's own writer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config.dataset import DeformSettings
+from pipeline.data import manifest
+from pipeline.data.manifest import Image, Manifest
+from pipeline.ingest import images, tasks
+from pipeline.ingest.images import ImageSpec
+from pipeline.ingest.layout import Layout
+
+
+def write_splits(
+    path: str, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], *, classes: int, row_group_rows: int = 60
+) -> Manifest:
+    """Write one shard for each split.
+
+    Parameters
+    ----------
+    splits : images, uint8 (rows, C, H, W), and labels, by the name of the split
+    """
+    shape = next(iter(splits.values()))[0].shape[1:]
+    layout = Layout(
+        dataset=path, prefix="part", splits=tuple((name, 1) for name in splits), form="pixels", pixel_shape=shape,
+        image=ImageSpec(shape, encoding="raw"), num_classes=classes, row_group_rows=row_group_rows,
+        compression="none", expand=1, deform=DeformSettings(), seed=0,
+    )  # fmt: skip
+    written, first = {}, 0
+    for name, (pixels, labels) in splits.items():
+        stored = [images.from_pixels(image, layout.image) for image in pixels]
+        ids = np.arange(first, first + len(labels))
+        table = pa.table({"id": ids, "label": labels, "image": stored, "copy": np.zeros(len(labels), np.int32)})
+        shard = tasks.write_shard(name, f"{name}/part-00000.parquet", table, layout).shard
+        counts = np.bincount(labels, minlength=classes).tolist()
+        written[name] = manifest.with_statistics(counts, images.channel_sums(pixels).tolist(), (shard,), shape)
+        first += len(labels)
+    whole = Manifest(
+        name="small", settings_digest="", spark_application="", classes=tuple(f"class {n}" for n in range(classes)),
+        input_rows=first, set_aside={}, sources=(), splits=written, image=Image(encoding="raw", shape=shape),
+    )  # fmt: skip
+    manifest.publish(path, whole)
+    return whole
