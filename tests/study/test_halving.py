@@ -94,12 +94,12 @@ def test_what_is_close_goes_on_though_it_can_be_told_apart_and_at_the_end_the_be
     assert search.moves[1] == Train((0, 1))
 
 
-@pytest.mark.parametrize(("count", "middle"), [(3, (1,)), (4, (1, 2)), (5, (2,)), (8, (3, 4))])
+@pytest.mark.parametrize(("count", "middle"), [(3, 1), (4, 1), (5, 2), (8, 3)])
 def test_of_equals_all_are_named_and_the_middle_one_is_taken(count, middle):
     search = Simulated(flat(count), spread=0.0)
     choice = search.run(Budget(3 * count, 2))
     assert (choice.tied, choice.undecided) == (tuple(range(count)), "tied")
-    assert choice.candidate in middle
+    assert choice.candidate == middle
     assert search.spent == 3 * count
 
 
