@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.fx
 from torch import nn
 
 from models.activations import make_activation
@@ -23,18 +24,24 @@ class ConvUnit(nn.Sequential):
         )
 
 
+@torch.fx.wrap  # a condition on the device is not for tracing
+def contiguous_on_cuda(x_nchw: torch.Tensor) -> torch.Tensor:
+    """Return the tensor itself on the CPU, and on CUDA one whose memory is in the order of its axes."""
+    return x_nchw.contiguous() if x_nchw.is_cuda else x_nchw
+
+
 class AveragePool(nn.AvgPool2d):
     """The mean over 3 x 3 pixels, those beyond the border not counted, at every pixel of an (N, C, H, W) input.
 
-    On CUDA the input becomes contiguous first: with channels_last the backward pass of torch 2.11 gives wrong gradients
-    for windows that overlap (seen on an H100; `tests/cuda` compares them with the CPU's).
+    On CUDA the input becomes contiguous first: with channels_last and padding torch's backward pass gives wrong
+    gradients (seen with torch 2.11 on an H100; pytorch issue 188344). `tests/cuda` compares them with the CPU's.
     """
 
     def __init__(self) -> None:
         super().__init__(3, stride=1, padding=1, count_include_pad=False)
 
     def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
-        return super().forward(x_nchw.contiguous() if x_nchw.is_cuda else x_nchw)
+        return super().forward(contiguous_on_cuda(x_nchw))
 
 
 class InceptionModule(nn.Module):

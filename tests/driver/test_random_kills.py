@@ -39,6 +39,7 @@ def judge(runs):
     return done
 
 
+@pytest.mark.slow
 def test_three_random_kills_change_no_bit(dataset, tmp_path):
     assert len(judge(kill(dataset, tmp_path, 3, 6, 0, timeout=400))) >= 3
 

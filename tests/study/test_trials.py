@@ -14,9 +14,9 @@ def load(*overrides):
 
 
 def test_arms_differ_in_the_settings_varied_alone():
-    study = load("model.depth=[2, 3]", "compare.seeds=[7]")
+    study = load("model.depth=[2, 3]")
     arms = arms_of(study)
-    trials = compared_trials(study, arms, {arm.name: {"train.learning_rate": 0.2} for arm in arms})
+    trials = compared_trials(study, arms, {arm.name: {"train.learning_rate": 0.2} for arm in arms}, [7])
     trees = [trial.settings.model_dump() for trial in trials]
     assert len(trees) == 4
     for tree, arm in zip(trees, arms, strict=True):
@@ -26,8 +26,8 @@ def test_arms_differ_in_the_settings_varied_alone():
 
 
 def test_every_arm_is_trained_with_every_seed_one_seed_after_the_other():
-    study = load("compare.seeds=[3, 4]")
-    trials = compared_trials(study, arms_of(study), {"none": {}, "batch": {}})
+    study = load()
+    trials = compared_trials(study, arms_of(study), {"none": {}, "batch": {}}, [3, 4])
     assert [(trial.arm.name, trial.settings.train.seed) for trial in trials] == [
         ("none", 3), ("batch", 3), ("none", 4), ("batch", 4),
     ]  # fmt: skip
@@ -36,8 +36,8 @@ def test_every_arm_is_trained_with_every_seed_one_seed_after_the_other():
 
 
 def test_each_arm_has_its_own_value_of_the_tuned_setting():
-    study = load("compare.seeds=[0]")
+    study = load()
     tuned = {"none": {"train.learning_rate": 0.1}, "batch": {"train.learning_rate": 2.5}}  # also beyond the grid
-    trials = compared_trials(study, arms_of(study), tuned)
+    trials = compared_trials(study, arms_of(study), tuned, [0])
     assert [trial.settings.train.learning_rate for trial in trials] == [0.1, 2.5]
     assert [trial.tuned for trial in trials] == list(tuned.values())
