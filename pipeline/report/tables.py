@@ -96,33 +96,44 @@ def arm_columns(comparison: Comparison) -> list[Column]:
         Column("did not learn", (Part("not_learned", lambda value, arm: f"{value} of {arm['n']}" if value else "no"),)),
         Column(f"final {comparison.metric.replace('_', ' ')}, sound runs", _mean_and_std("score")),
         Column("points above baseline", (Part("difference_mean", _points),)),
-        Column("95% interval", _ends("", "difference_covers")),
-        Column("p, after Holm", (Part("difference_p_adjusted", _p_value),)),
+        Column("95% interval", _ends("")),
         Column("grade", (Part("grade", "{}"),)),
-        Column("over seeds alone", _ends("seeds_")),
-        Column("over images alone", _ends("images_")),
-        Column("McNemar's p, first seed", (Part("difference_mcnemar_p", _p_value),)),
-        Column("final accuracy, all runs", _mean_and_std("final_accuracy")),
-        Column("best of the test evaluations*", _mean_and_std("best_accuracy")),
     ]
     return _without_sizes(columns, comparison)
+
+
+def certainty_columns() -> list[Column]:
+    """What the interval of a difference is made of, tests, and figures that nothing is computed from."""
+    return [
+        Column("95% interval over", (Part("difference_covers", "{}"),)),
+        Column("over seeds alone", _ends("seeds_")),
+        Column("over images alone", _ends("images_")),
+        Column("p, after Holm", (Part("difference_p_adjusted", _p_value),)),
+        Column("McNemar's p, first seed", (Part("difference_mcnemar_p", _p_value),)),
+        Column("best of the test evaluations*", _mean_and_std("best_accuracy")),
+    ]
 
 
 def _mean_and_std(key: str) -> tuple[Part, ...]:
     return (Part(f"{key}_mean", _SHARE), Part(f"{key}_std", _and_points))
 
 
-def _ends(part: str, *more: str) -> tuple[Part, ...]:
-    """Both ends of an interval of the difference, and further keys after them."""
+def _ends(part: str) -> tuple[Part, ...]:
+    """Both ends of an interval of the difference."""
     low = Part(f"difference_{part}low", _points)
     high = Part(f"difference_{part}high", lambda value, _: f" to {signed(100 * value)}")
-    return (low, high, *(Part(key, lambda value, _: f" ({value})") for key in more))
+    return low, high
 
 
 def score_columns() -> list[Column]:
     """What the last evaluations say beyond accuracy."""
-    scores = {"balanced accuracy": "balanced_accuracy", "macro F1": "macro_f1", "loss": "loss",
-              "calibration error": "calibration_error"}  # fmt: skip
+    scores = {
+        "accuracy, all runs": "accuracy",
+        "balanced accuracy": "balanced_accuracy",
+        "macro F1": "macro_f1",
+        "loss": "loss",
+        "calibration error": "calibration_error",
+    }
     return [
         Column(
             heading,
