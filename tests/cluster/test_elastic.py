@@ -192,6 +192,7 @@ def closing_server(folder):
         server.kill()
 
 
+@pytest.mark.slow
 def test_a_tracking_server_that_goes_away_and_comes_back_misses_nothing(spark, dataset, tmp_path):
     job = make_job(dataset, tmp_path / "by-hand", epochs=24)
     with closing_server(tmp_path) as server:

@@ -32,7 +32,7 @@ def state_of(job):
     return checkpoint.load_newest(folder, identity=identity(job), device=torch.device("cpu"))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("with_dropout", [False, True])
 def test_a_run_that_dies_in_an_epoch_ends_with_the_same_bits(dataset, tmp_path, world_size, with_dropout):
     undisturbed, killed = (make_job(dataset, tmp_path / name) for name in ("undisturbed", "killed"))
