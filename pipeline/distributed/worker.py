@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -114,7 +114,9 @@ def process_group(
     finally:
         dist.destroy_process_group()
         if device.type == "cuda":
-            torch.cuda.empty_cache()
+            # After an error of CUDA every call fails: the error that ends the block is the one to show.
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
 
 
 @contextmanager
