@@ -112,11 +112,6 @@ class Difference(FrozenModel):
         None, description="of two arms: exact p-value of McNemar's test on the predictions of the first seed"
     )
 
-    @property
-    def is_unclear(self) -> bool:
-        """Whether the interval contains zero. False where there is none."""
-        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
-
 
 # Why a search has not decided: candidates tie, none has learned, all diverged, or no rung is within the budget.
 SearchUndecided = Literal["tied", "not_learned", "diverged", "no_budget"]

@@ -6,7 +6,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from pipeline.report.comparison import Comparison, Difference, LayerGradient, TrialResult
+from pipeline.report.comparison import Comparison, LayerGradient, TrialResult
 from pipeline.training.result import TrainResult
 
 RESULT = {
@@ -50,17 +50,6 @@ def test_the_schema_of_the_file_says_what_everything_is():
         fields = models[name]["properties"]
         untold = {key for key, field in fields.items() if not {"description", "$ref"} & field.keys()}
         assert untold <= TrainResult.model_fields.keys(), name
-
-
-def difference(**ends):
-    parts = dict.fromkeys(("seeds_low", "seeds_high", "images_low", "images_high", "p_value"))
-    return Difference(mean=0.5, n=3, covers="seeds", **parts, **ends)
-
-
-@pytest.mark.parametrize(("low", "high", "unclear"), [(-1.0, 1.0, True), (0.0, 1.0, True), (0.1, 1.0, False)])
-def test_a_difference_whose_interval_contains_zero_is_unclear(low, high, unclear):
-    assert difference(low=low, high=high).is_unclear is unclear
-    assert not difference(low=None, high=None).is_unclear
 
 
 def test_types_can_be_imported_where_nothing_draws():
