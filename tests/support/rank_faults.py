@@ -79,6 +79,8 @@ def _limit_files(moment: Moment, *, steps: Collection[int], file_bytes: int) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, most))
     elif moment.name == "after_write":
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    elif moment.name == "checkpoint_begun" and moment.wait_until_written:
+        moment.wait_until_written()  # a state that is due waits for the one before: none is passed over here
 
 
 def log_of_restoring(moment: Moment) -> None:
