@@ -20,7 +20,13 @@ from pipeline.config.training import AUTO, CheckpointSettings, ModelSettings, Tr
 VARIABLE = ("model", "train", "reader", "workers")
 
 # Settings that a trial of the search has values of its own of.
-SET_BY_SEARCH = ("train.epochs", "train.first_cycle_epochs", "train.evaluate_on", "train.evaluations_per_epoch")
+SET_BY_SEARCH = (
+    "train.epochs",
+    "train.first_cycle_epochs",
+    "train.evaluate_on",
+    "train.evaluations_per_epoch",
+    "train.final_network",
+)
 
 
 class SettingsError(ValueError):

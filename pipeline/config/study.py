@@ -34,8 +34,13 @@ class CompareSettings(FrozenModel):
     max_seeds: int = Field(10, ge=FIRST_LOOK, description="the most that `seeds: auto` takes: 0, 1, 2, ...")
     metric: Literal["auto", "accuracy", "balanced_accuracy"] = Field(
         "auto",
-        description="what arms are compared by, at the last evaluation; auto: balanced accuracy where the largest "
-        "class of the evaluated split has more than twice its even share, else accuracy",
+        description="what arms are compared by, at the evaluation that counts (see checkpoint); auto: balanced "
+        "accuracy where the largest class of the evaluated split has more than twice its even share, else accuracy",
+    )
+    checkpoint: Literal["last", "best_on_validation"] = Field(
+        "last",
+        description="the evaluation of each training that counts, and whose network is kept: the last, or the one that "
+        "is best on search_on by search_metric (by metric, where that is accuracy); it sets train.final_network",
     )
     smallest_difference: float = Field(
         0.005,

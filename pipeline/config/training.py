@@ -19,6 +19,9 @@ OrAuto = Annotated[
     PlainSerializer(lambda value: value),
 ]
 
+# Which evaluation gives the network that a training ends with; those but the last by a split that does not judge.
+FinalNetwork = Literal["last", "lowest_loss", "highest_accuracy", "highest_balanced_accuracy"]
+
 # Images of one step for each worker where neither rank_batch_size nor batch_size is set.
 RANK_BATCH_SIZE = 128
 
@@ -153,6 +156,14 @@ class TrainSettings(FrozenModel):
     diagnostics: DiagnosticsSettings = DiagnosticsSettings()
     evaluate_on: str = Field("test", description="split that is evaluated during and after training")
     evaluations_per_epoch: int = Field(1, ge=1, description="evaluations in an epoch, the last at its end")
+    final_network: FinalNetwork = Field(
+        "last",
+        description="the network that a training ends with, is judged by and keeps: last, or that of the evaluation "
+        "with the lowest_loss, the highest_accuracy or the highest_balanced_accuracy on select_on, the first of equals",
+    )
+    select_on: str = Field(
+        "validation", description="split that chooses it, evaluated as often; never the one that is evaluated_on"
+    )
     evaluation_batch_size: int = Field(500, ge=1, description="images in a forward pass of evaluation, per worker")
     bf16: bool = Field(False, description="autocast the forward pass to bfloat16")
     tf32: bool = Field(
@@ -187,6 +198,15 @@ class TrainSettings(FrozenModel):
             f"{value!r} is neither none, balanced, nor a mapping of class names to weights of at least 0, such as "
             "{shirt: 2, coat: 1.5}"
         )
+
+    @model_validator(mode="after")
+    def _no_split_chooses_and_judges(self) -> TrainSettings:
+        if self.final_network != "last" and self.select_on == self.evaluate_on:
+            raise ValueError(
+                f"select_on and evaluate_on are both {self.select_on!r}: a network that is chosen on the split that "
+                "judges it seems better than it is; use two splits, or final_network last"
+            )
+        return self
 
     @model_validator(mode="after")
     def _classes_are_balanced_once(self) -> TrainSettings:

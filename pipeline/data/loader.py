@@ -37,7 +37,8 @@ def check_data(manifest: Manifest, train: TrainSettings, settings: ReaderSetting
         )
     plan.rank_lanes(0, world_size, train.lanes)
     train = train.for_workers(world_size)
-    for split in ("train", train.evaluate_on):
+    selecting = (train.select_on,) if train.final_network != "last" else ()
+    for split in ("train", train.evaluate_on, *selecting):
         if not manifest.split(split).rows:
             raise DatasetError(f"dataset {manifest.name}: split {split!r} has no rows")
     first = plan_of(manifest, train, epoch=0)

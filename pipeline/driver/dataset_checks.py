@@ -48,16 +48,16 @@ def check_classes(manifest: Manifest, evaluate_on: str, *, compared: bool) -> li
     return problems + small_dataset(manifest, evaluate_on)
 
 
-def check_comparison(settings: Settings, manifest: Manifest, *, searches: bool) -> list[str]:
+def check_comparison(settings: Settings, manifest: Manifest, *, chooses: bool) -> list[str]:
     """`check_classes` for a comparison, with what its search and its seeds leave open.
 
     Parameters
     ----------
-    searches : whether values are chosen on ``compare.search_on`` first
+    chooses : whether tuned values or evaluations are chosen on ``compare.search_on``
     """
     options = settings.compare
     sentences = check_classes(manifest, settings.train.evaluate_on, compared=True)
-    if searches:
+    if chooses:
         sentences += filter(None, (_too_few(manifest, options.search_on), _missing(manifest, options.search_on)))
     return sentences
 

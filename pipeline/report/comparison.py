@@ -67,7 +67,7 @@ class SearchTrial(TrainSummary, StudyTrial):
 class ComparedRun(StudyRun):
     """One training of an arm with one seed, and when it was as good as the target asks."""
 
-    score: float = Field(description="the comparison's metric at the last evaluation, from 0 to 1")
+    score: float = Field(description="the comparison's metric at the evaluation that counts, from 0 to 1")
     learned: bool = Field(description="whether that is more than the best constant answer has, and chance over images")
     target: float = Field(description="value of the metric to reach, from 0 to 1")
     steps_to_target: int | None = Field(
@@ -84,7 +84,7 @@ class ComparedRun(StudyRun):
 
 
 class Difference(FrozenModel):
-    """The metric of an arm minus that of the baseline at the last evaluation, paired by seed, with 95% intervals.
+    """The metric of an arm minus that of the baseline, paired by seed, with 95% intervals.
 
     It is over the seeds where neither run diverged or did not learn. Ends of intervals that are not known are null.
     """
@@ -138,24 +138,24 @@ class ArmSummary(FrozenModel):
         description="how sure the difference from the baseline is, or why there is none; absent of a sound baseline",
     )
     score_mean: float = Field(
-        description="mean of the comparison's metric at the last evaluation over the runs that neither diverged nor "
-        "failed to learn, or over all where every run did"
+        description="mean of the comparison's metric at the evaluation that counts, over the runs that neither "
+        "diverged nor failed to learn, or over all where every run did"
     )
     score_std: float | None = Field(description="its standard deviation")
     best_accuracy_mean: float = Field(description="mean over runs of the highest accuracy of their evaluations")
     best_accuracy_std: float | None = Field(description="its standard deviation")
-    final_accuracy_mean: float = Field(description="mean over runs of the accuracy of their last evaluation")
+    final_accuracy_mean: float = Field(description="mean over runs of the accuracy of the evaluation that counts")
     final_accuracy_std: float | None = Field(description="its standard deviation")
-    final_balanced_accuracy_mean: float = Field(description="mean over runs of the balanced accuracy of the last one")
+    final_balanced_accuracy_mean: float = Field(description="mean over runs of its balanced accuracy")
     final_balanced_accuracy_std: float | None = Field(description="its standard deviation")
-    final_macro_f1_mean: float = Field(description="mean over runs of the macro F1 score of the last evaluation")
+    final_macro_f1_mean: float = Field(description="mean over runs of its macro F1 score")
     final_macro_f1_std: float | None = Field(description="its standard deviation")
     final_loss_mean: float | None = Field(
-        description="mean over the runs where it is finite of the cross-entropy of the last evaluation, in nats"
+        description="mean over the runs where it is finite of its cross-entropy, in nats"
     )
     final_loss_std: float | None = Field(description="its standard deviation")
     final_calibration_error_mean: float | None = Field(
-        description="mean over the runs where it is finite of the expected calibration error of the last evaluation"
+        description="mean over the runs where it is finite of its expected calibration error"
     )
     final_calibration_error_std: float | None = Field(description="its standard deviation")
     reached_target: int = Field(description="how many of the runs reached the target")
@@ -200,7 +200,7 @@ class ArmSummary(FrozenModel):
 
     confusion: tuple[tuple[int, ...], ...] | None = Field(
         None,
-        description="images of the last evaluations by label (rows) and prediction (columns), summed over the runs "
+        description="images of these evaluations by label (rows) and prediction (columns), summed over the runs "
         "that did not diverge, or over all; absent for more than 30 classes",
     )
 
@@ -257,6 +257,9 @@ class Comparison(FrozenModel):
     tuned: tuple[str, ...] = Field(description="settings of which each arm has its own best value")
     grid: dict[str, tuple[SettingValue, ...]] = Field(description="values of both, by setting")
     evaluated_on: str = Field(description="split that the accuracies are of")
+    selected_on: str | None = Field(
+        None, description="split by which an evaluation of each run was chosen that counts; absent: the last one counts"
+    )
     metric: Metric = Field(description="what arms are compared by, as compare.metric and the split's labels say")
     constant_score: float = Field(description="the metric of the best constant answer on that split, from 0 to 1")
     smallest_difference: float = Field(description="arms that differ by less are equivalent, from 0 to 1")

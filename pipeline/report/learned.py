@@ -29,7 +29,7 @@ def metric_for(choice: Literal["auto", "accuracy", "balanced_accuracy"], counts:
 
 
 def score_of(result: TrainSummary, metric: Metric) -> float:
-    """The metric at a training's last evaluation, from 0 to 1."""
+    """The metric of the network that a training ended with, from 0 to 1."""
     return result.final_accuracy if metric == "accuracy" else result.final_balanced_accuracy
 
 

@@ -25,6 +25,7 @@ def render(comparison: Comparison) -> str:
         comparison=comparison,
         verdict=verdict(comparison),
         metric=metric_words(comparison),
+        counted=f"each run's {'last' if comparison.selected_on is None else 'chosen'} evaluation",
         compared=_compared(comparison),
         words={arm.arm: arm.words for arm in comparison.arms},
         arms=tables.table_of(comparison.arms, tables.arm_columns(comparison)),

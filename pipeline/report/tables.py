@@ -126,7 +126,7 @@ def _ends(part: str) -> tuple[Part, ...]:
 
 
 def score_columns() -> list[Column]:
-    """What the last evaluations say beyond accuracy."""
+    """What the evaluations that count say beyond accuracy."""
     scores = {
         "accuracy, all runs": "accuracy",
         "balanced accuracy": "balanced_accuracy",
@@ -179,6 +179,7 @@ def run_columns(comparison: Comparison) -> list[Column]:
         Column("diverged", (Part("diverged", _yes_or_no),)),
         Column("learned", (Part("learned", lambda learned, _: "yes" if learned else "no"),)),
         Column("steps", (Part("steps", _COUNT),)),
+        Column("network of step", (Part("selected_step", _COUNT),), unknown="the last"),
         Column("target", (Part("target", _SHARE),)),
         Column("steps to target", (Part("steps_to_target", _COUNT),), unknown=_NEVER),
         Column("images to target", (Part("images_to_target", _COUNT),), unknown=_NEVER),

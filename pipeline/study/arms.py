@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from pipeline.config.settings import Settings
+from pipeline.config.settings import Settings, SettingsError
+from pipeline.report.comparison import Metric
 from pipeline.report.names import Values, arm_name
 
 
@@ -25,6 +26,38 @@ class Arm:
     name: str
     values: Values
     settings: Settings
+
+
+def with_final_network(settings: Settings, metric: Metric) -> Settings:
+    """The study's settings, whose trainings end with the network that ``compare.checkpoint`` says.
+
+    Parameters
+    ----------
+    metric : what the arms are compared by; it chooses where ``compare.search_metric`` is accuracy
+
+    Raises
+    ------
+    SettingsError
+        ``train.final_network`` says otherwise, or the split that chooses would be the one that judges.
+    """
+    options, name = settings.compare, "train.final_network"
+    if options.checkpoint == "last":
+        if settings.train.final_network != "last" and name not in options.grid:
+            raise SettingsError(
+                f"{name} is {settings.train.final_network}, but compare.checkpoint is last, by which all trainings "
+                "of a comparison end: set compare.checkpoint to best_on_validation"
+            )
+        return settings
+    if name in options.grid:
+        raise SettingsError(f"compare.checkpoint best_on_validation sets {name}, which the grid varies: take out one")
+    if options.search_on == settings.train.evaluate_on:
+        raise SettingsError(
+            f"compare.search_on and train.evaluate_on are both {options.search_on!r}: an evaluation that is chosen on "
+            "the split that judges it makes the comparison unfair; use `validation`, or compare.checkpoint last"
+        )
+    chosen = "lowest_loss" if options.search_metric == "cross_entropy" else f"highest_{metric}"
+    train = settings.train.model_copy(update={"final_network": chosen, "select_on": options.search_on})
+    return settings.model_copy(update={"train": train})
 
 
 def arms_of(settings: Settings) -> list[Arm]:

@@ -24,10 +24,10 @@ from pipeline.report.comparison import Comparison, StudyRun, TrialResult
 from pipeline.report.figures.study import figures_of
 from pipeline.report.names import Values
 from pipeline.report.page import render
-from pipeline.study.arms import Arm, arms_of, candidates_of
+from pipeline.study.arms import Arm, arms_of, candidates_of, with_final_network
 from pipeline.study.search import ArmSearch, run_search
 from pipeline.study.seeds import run_seeds
-from pipeline.study.summary import metrics_of, summarize
+from pipeline.study.summary import judge_of, metrics_of, summarize
 from pipeline.study.trials import Trial
 from pipeline.tracking import Tracker
 from pipeline.tracking.run import TrackedRun
@@ -55,6 +55,7 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
         Something about the settings, the dataset or the cluster does not fit; nothing was launched.
     """
     settings, manifest = open_dataset(settings)
+    settings = with_final_network(settings, judge_of(settings, manifest, searched=False).metric)
     arms, values = arms_of(settings), candidates_of(settings)
     searches, notes = _check(spark, settings, manifest, arms, values)
     at_once = slots.trials_at_once(spark, [arm.settings.workers for arm in arms], settings.compare.side_by_side)
@@ -98,7 +99,8 @@ def _check(
             f"compare.search_on and train.evaluate_on are both {options.search_on!r}: a learning rate chosen "
             "on the split that judges it makes the comparison unfair; use `validation`"
         )
-    notes = dataset_checks.check_comparison(settings, manifest, searches=len(values) > 1)
+    chooses = len(values) > 1 or options.checkpoint != "last"
+    notes = dataset_checks.check_comparison(settings, manifest, chooses=chooses)
     for arm in arms:
         check_trial(spark, arm.settings, manifest)
     searches = [ArmSearch(settings, arm, values, manifest) for arm in arms] if len(values) > 1 else []

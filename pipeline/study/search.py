@@ -208,6 +208,7 @@ class ArmSearch:
             "train.first_cycle_epochs": steps / epoch_steps,
             "train.evaluate_on": options.search_on,
             "train.evaluations_per_epoch": 1,
+            "train.final_network": "last",
         }
         return Candidate(tuned, self._settings.with_values({**own, **short}), beyond_grid)
 

@@ -64,6 +64,7 @@ def summarize(
         tuned=tuned,
         grid=options.grid,
         evaluated_on=settings.train.evaluate_on,
+        **({"selected_on": settings.train.select_on} if options.checkpoint != "last" else {}),
         metric=judge.metric,
         constant_score=constant_score(judge.metric, judge.counts),
         smallest_difference=judge.smallest_difference,

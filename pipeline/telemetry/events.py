@@ -146,6 +146,7 @@ def metric_values(event: Event) -> dict[str, float | None]:
             f"{event['split']}/accuracy": event["accuracy"],
             f"{event['split']}/loss": event["loss"],
             **{f"{event['split']}/{score}": event.get(score) for score in _SCORES},
+            **{f"{event['select_on']}/{name}": value for name, value in (event.get("selection") or {}).items()},
             "train/mean_loss": event["train_loss"],
             "train/images_per_second": event["images_per_second"],
             "epoch": event["epoch"],

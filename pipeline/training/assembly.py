@@ -35,7 +35,7 @@ class Training:
 
     train : the job's settings, with the global batch of the whole training
     last_step : optimizer steps done when this call of `fit` ends: all, or those to the end of ``Job.until_cycle``
-    predictions_path : where rank 0 publishes the predictions of the last evaluation
+    predictions_path : where rank 0 publishes the predictions of the network that the training ends with
     hook : see `hooks`
     """
 
@@ -65,6 +65,11 @@ class Training:
     def ended(self) -> bool:
         """Whether no step is left to take now: those to `last_step` are done, or the loss was not finite."""
         return self.state.progress.diverged or self.state.progress.step >= self.last_step
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps of the whole schedule are done, and none of them has diverged."""
+        return not self.state.progress.diverged and self.state.progress.step >= self.step.schedule.cycle_ends[-1]
 
 
 @contextlib.contextmanager

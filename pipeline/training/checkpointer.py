@@ -15,6 +15,7 @@ from pipeline.training.hooks import CallHook
 from pipeline.training.job import Job, identity
 from pipeline.training.optimizer import load_optimizer
 from pipeline.training.progress import Progress, TrainingState
+from pipeline.training.selection import SelectedNetwork
 
 
 class Checkpointer:
@@ -45,7 +46,8 @@ class Checkpointer:
     def save(self) -> None:
         """All ranks give what they alone know; rank 0 writes, while training goes on.
 
-        ``model`` is the network that was evaluated: at the end of an epoch and of the training, with its statistics.
+        ``model`` is the network that was evaluated: at the end of an epoch and of the training, with its statistics;
+        at the end it may be an earlier one, which ``selected`` keeps (see `selection`).
         """
         state, progress = self._state, self._state.progress
         self._worker.status.enter("checkpoint")
@@ -59,6 +61,8 @@ class Checkpointer:
                 "progress": progress.values(),
                 "ranks": ranks,
             }
+            if state.selected:
+                values["selected"] = state.selected.values()
             self._writer.begin(values, progress.step)
         self._saved_at = time.monotonic()
         if self._hook:
@@ -90,6 +94,8 @@ class Checkpointer:
                 state.model.load_state_dict(values["weights"], strict=False)
             load_optimizer(state.optimizer, values["optimizer"])
             state.progress = Progress.from_values(values["progress"])
+            if "selected" in values:
+                state.selected = SelectedNetwork.from_values(values["selected"])
             rank_state.restore(worker, state.model, values["ranks"], seed=self._job.train.seed, step=step)
             self._writer.path = storage.join(self._folder, f"step-{step:08d}.pt")
         if self._hook:

@@ -7,6 +7,7 @@ numbers of calls here.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -22,10 +23,12 @@ from pipeline.data.shards import SplitFiles
 from pipeline.distributed.worker import Worker
 from pipeline.training import norm_statistics
 from pipeline.training.batch import DeviceBatches
+from pipeline.training.checkpoint_writer import on_cpu
 from pipeline.training.image_scores import PredictionCollector, image_scores
 from pipeline.training.metrics import Evaluation, EvaluationCounts
 from pipeline.training.predictions import Predictions
 from pipeline.training.progress import TrainingState
+from pipeline.training.selection import SelectedNetwork, score_on
 
 T = TypeVar("T")
 
@@ -79,11 +82,13 @@ class EvaluatedNetwork(NamedTuple):
 
     state : the tensors, by name, in which the network that was evaluated differs from the one in training
     predictions : of each image, on rank 0 where they were asked for; else None
+    selection : scores on ``train.select_on``, where that chooses the network that the training ends with
     """
 
     evaluation: Evaluation
     state: dict[str, torch.Tensor]
     predictions: Predictions | None
+    selection: dict[str, float | None] | None = None
 
 
 class Evaluator:
@@ -102,6 +107,9 @@ class Evaluator:
     def __init__(self, state: TrainingState, data: DeviceBatches, dataset: str, settings: ReaderSettings):
         self._state, self._data, self._worker, self._train = state, data, data.worker, data.train
         self._files = SplitFiles(dataset, data.manifest, data.train.evaluate_on, settings)
+        self._selection: SplitFiles | None = None
+        if data.train.final_network != "last":
+            self._selection = SplitFiles(dataset, data.manifest, data.train.select_on, settings)
         self._steps_per_epoch, parts = data.loader.steps_per_epoch, data.train.evaluations_per_epoch
         self._due = {self._steps_per_epoch * part // parts for part in range(1, parts + 1)}
         self.precise = state.average is not None or data.train.evaluation_statistics == "precise"
@@ -127,16 +135,36 @@ class Evaluator:
             else:
                 norm_statistics.of_all_ranks(worker, model, self._train.global_batch // worker.world_size)
             evaluation = self.measure(collector)
+            selection = self._select(self._selection) if self._selection else None
             evaluated_state = {name: buffer.clone() for name, buffer in model.named_buffers()}
             if average:
                 evaluated_state |= {name: weight.detach().clone() for name, weight in model.named_parameters()}
         predictions = collector.gather(worker, self._ids()) if collector is not None else None
-        return EvaluatedNetwork(evaluation, evaluated_state, predictions)
+        return EvaluatedNetwork(evaluation, evaluated_state, predictions, selection)
+
+    def run_selected(self, selected: SelectedNetwork) -> EvaluatedNetwork:
+        """Evaluate a network that was kept, and leave it in the place of the one in training. Every rank calls it."""
+        worker, model = self._worker, self._state.model
+        model.load_state_dict(selected.tensors)
+        collector = PredictionCollector(worker.device)
+        evaluation = self.measure(collector)
+        return EvaluatedNetwork(evaluation, dict(selected.tensors), collector.gather(worker, self._ids()))
 
     def measure(self, collector: PredictionCollector | None = None) -> Evaluation:
-        """The scores of the network as it is, over the split. Every rank calls it."""
+        """The scores of the network as it is, over the split that judges. Every rank calls it."""
+        return self._measure(self._files, collector)
+
+    def _select(self, files: SplitFiles) -> dict[str, float | None]:
+        """Measure the network as it is on the split that chooses, and keep it if none before was as good."""
+        state, found = self._state, self._measure(files)
+        score = score_on(found, self._train)
+        if math.isfinite(score) and (state.selected is None or score > state.selected.score):
+            state.selected = SelectedNetwork(state.progress.step, score, on_cpu(state.model.state_dict()))
+        return {"accuracy": found.accuracy, "loss": found.loss, "balanced_accuracy": found.balanced_accuracy}
+
+    def _measure(self, files: SplitFiles, collector: PredictionCollector | None = None) -> Evaluation:
         batches = reader.evaluation_blocks(
-            self._files,
+            files,
             rank=self._worker.rank,
             world_size=self._worker.world_size,
             batch_size=self._train.evaluation_batch_size,
@@ -148,7 +176,7 @@ class Evaluator:
                 self._state.model,
                 self._with_signs_of_life(ready),
                 classes=len(self._data.manifest.classes),
-                split_rows=self._data.manifest.split(self._train.evaluate_on).rows,
+                split_rows=int(files.group_rows.sum()),
                 channels_last=self._train.channels_last,
                 collector=collector,
             )
@@ -164,3 +192,5 @@ class Evaluator:
 
     def close(self) -> None:
         self._files.close()
+        if self._selection:
+            self._selection.close()

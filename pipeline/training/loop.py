@@ -73,7 +73,8 @@ def _evaluate(training: Training) -> None:
     worker, state, progress = training.worker, training.state, training.state.progress
     worker.status.enter("evaluation")
     with training.diagnostics.evaluation(progress.step):
-        evaluation, state.evaluated_state, predictions = training.evaluator.run(collect=training.ended)
+        network = training.evaluator.run(collect=training.ended)
+    evaluation, state.evaluated_state = network.evaluation, network.state
     point = EvaluationPoint(
         step=progress.step,
         epoch=progress.step / training.steps_per_epoch,
@@ -93,11 +94,29 @@ def _evaluate(training: Training) -> None:
         statistics="precise" if training.evaluator.precise else "ema",
         images_per_second=progress.images_per_second,
         ranks=[rank.model_dump() for rank in ranks],
+        select_on=training.train.select_on,
+        selection=network.selection,
         force=True,
     )
     if training.hook:
         training.hook("after_evaluation", step=progress.step)
-    _publish(training, predictions)
+    _publish(training, _end_with_selected(training) or network.predictions)
+
+
+def _end_with_selected(training: Training) -> Predictions | None:
+    """Once no step is left at all, take the network that was selected, if it is not the last one.
+
+    Returns
+    -------
+    Its predictions, on rank 0; None on others, and where the training ends with its last network
+    """
+    state, selected = training.state, training.state.selected
+    if not training.complete or selected is None or selected.step == state.progress.step:
+        return None
+    found = training.evaluator.run_selected(selected)
+    state.evaluated_state = found.state
+    state.progress.selected_step, state.progress.recall = selected.step, list(found.evaluation.recall)
+    return found.predictions
 
 
 def _publish(training: Training, predictions: Predictions | None) -> None:
@@ -107,22 +126,25 @@ def _publish(training: Training, predictions: Predictions | None) -> None:
 
 
 def _restore_predictions(training: Training) -> None:
-    """A training that had ended, and whose predictions are gone, evaluates its last state again."""
+    """A training that had ended, and whose predictions are gone, evaluates the network that it ended with again."""
     if training.ended and not training.worker.gather(storage.exists(training.predictions_path))[0]:
         training.worker.status.enter("evaluation")
-        _publish(training, training.evaluator.run(collect=True).predictions)
+        if training.state.progress.selected_step is None:
+            _publish(training, training.evaluator.run(collect=True).predictions)
+        else:
+            _publish(training, _end_with_selected(training))
 
 
 def _result(training: Training) -> TrainResult:
     worker, progress = training.worker, training.state.progress
-    last = progress.curve[-1]
+    final = progress.final_point
     return TrainResult(
         best_accuracy=max(point.accuracy for point in progress.curve),
-        final_accuracy=last.accuracy,
-        final_balanced_accuracy=last.balanced_accuracy,
-        final_macro_f1=last.macro_f1,
-        final_loss=last.loss,
-        final_calibration_error=last.calibration_error,
+        final_accuracy=final.accuracy,
+        final_balanced_accuracy=final.balanced_accuracy,
+        final_macro_f1=final.macro_f1,
+        final_loss=final.loss,
+        final_calibration_error=final.calibration_error,
         steps=progress.step,
         images_per_second=progress.images_per_second,
         data_wait_share=progress.data_wait_share,
@@ -135,5 +157,6 @@ def _result(training: Training) -> TrainResult:
         predictions=training.predictions_path,
         world_size=worker.world_size,
         attempts=worker.attempt,
+        selected_step=progress.selected_step,
         ranks=tuple(training.step.times.totals()),
     )

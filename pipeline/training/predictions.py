@@ -1,4 +1,4 @@
-"""What a training's last evaluation found of each image: ``predictions.parquet`` in the folder of its job."""
+"""What the network that a training ends with found of each image: ``predictions.parquet`` in the folder of its job."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.training.checkpoint import CheckpointError, State
 from pipeline.training.result import EvaluationPoint
+from pipeline.training.selection import SelectedNetwork
 from pipeline.training.timing import StepTimes
 from pipeline.training.weight_average import WeightAverage
 
@@ -21,9 +22,10 @@ class Progress:
 
     step : optimizer steps done
     curve : one point for each evaluation
-    recall : of each class at the newest evaluation; None of a class that the split does not have
+    recall : of each class at the newest evaluation, at the end at the one chosen; None of a class that the split lacks
     train_loss : mean loss of the steps since the evaluation before, one entry for each evaluation
     train_seconds : seconds of all optimizer steps so far, one entry for each evaluation
+    selected_step : of the evaluation whose network the training has ended with, where another than the last was chosen
     step_seconds : of all optimizer steps so far
     loss_sum, loss_steps : of the steps since the last evaluation
     timed_images, timed_seconds, data_wait_seconds : of steps in a steady state
@@ -42,6 +44,7 @@ class Progress:
     timed_seconds: float = 0.0
     data_wait_seconds: float = 0.0
     diverged: bool = False
+    selected_step: int | None = None
 
     def add_times(self, times: StepTimes, images: int) -> None:
         """Add the time of the step that has just ended, in which all ranks together took this many images."""
@@ -60,6 +63,11 @@ class Progress:
         self.train_loss.append(train_loss)
         self.train_seconds.append(self.step_seconds)
         return train_loss
+
+    @property
+    def final_point(self) -> EvaluationPoint:
+        """The evaluation of the network that the training ends with."""
+        return next((point for point in self.curve if point.step == self.selected_step), self.curve[-1])
 
     @property
     def images_per_second(self) -> float | None:
@@ -100,6 +108,7 @@ class TrainingState:
     average : of the weights, where ``train.weight_ema`` asks for one
     evaluated_state : of the newest evaluation, until the next step: the tensors, by name, in which the network that
         was evaluated differs from the one in training: its norm statistics and, with an average, its weights
+    selected : the best network so far, where ``train.final_network`` asks for one
     """
 
     model: nn.Module
@@ -107,3 +116,4 @@ class TrainingState:
     average: WeightAverage | None
     progress: Progress = field(default_factory=Progress)
     evaluated_state: dict[str, torch.Tensor] = field(default_factory=dict)
+    selected: SelectedNetwork | None = None

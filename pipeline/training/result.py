@@ -47,9 +47,11 @@ class RankSeconds(FrozenModel):
 class TrainSummary(FrozenModel):
     """What a training has reached in single numbers, over all its attempts except where it says otherwise.
 
-    best_accuracy, final_accuracy : largest and last of the evaluations
-    final_balanced_accuracy, final_macro_f1, final_loss, final_calibration_error : of the last evaluation, as an
-        `EvaluationPoint` has them
+    best_accuracy : largest of the evaluations
+    final_accuracy, final_balanced_accuracy, final_macro_f1, final_loss, final_calibration_error : of the network that
+        the training ended with, as an `EvaluationPoint` has them: of the last evaluation, unless `selected_step` is set
+    selected_step : optimizer steps before the evaluation whose network the training ended with, where
+        ``train.final_network`` chose another than the last
     steps : optimizer steps done
     images_per_second : of the whole training, in a steady state; None before there was one
     data_wait_share : part of that time in which rank 0 waited for data, from 0 to 1; None as above
@@ -70,20 +72,21 @@ class TrainSummary(FrozenModel):
     diverged: bool
     world_size: int
     attempts: int
+    selected_step: int | None = None
 
 
 class TrainResult(TrainSummary):
     """What a training has reached, and how it came there. The same on every rank.
 
     curve : one point for each evaluation
-    recall : of each class at the last evaluation, in the order of the dataset's classes: the share of its images that
-        were recognized; None of a class that the split does not have
+    recall : of each class, by the network that the training ended with, in the order of the dataset's classes: the
+        share of its images that were recognized; None of a class that the split does not have
     train_loss : mean loss of the steps since the evaluation before, one for each, with class weights where there are
         some; None where there were no steps
     train_seconds : seconds of all optimizer steps up to each evaluation
     checkpoint : path of the last one
-    predictions : path of the file that holds, for each image, what the last evaluation has found (see
-        `pipeline.training.predictions`); None where none was kept
+    predictions : path of the file that holds, for each image, what the network that the training ended with has found
+        (see `pipeline.training.predictions`); None where none was kept
     ranks : what each rank of the last attempt spent its time on
     """
 

@@ -59,10 +59,10 @@ def test_a_class_that_nothing_is_trained_on_need_not_be_measured():
 
 def test_a_split_that_chooses_is_warned_of_where_it_chooses():
     settings, manifest = load_settings("conf/quickstart.yaml"), make(**{**GOOD, "validation": (99, 1, 0)})
-    (sentence,) = check_comparison(settings, manifest, searches=True)
+    (sentence,) = check_comparison(settings, manifest, chooses=True)
     assert "split 'validation' has fewer than 2 images of 'b' (1), 'c' (0)" in sentence
     assert "a larger dataset.validation_share" in sentence
-    assert check_comparison(settings, manifest, searches=False) == []
+    assert check_comparison(settings, manifest, chooses=False) == []
 
 
 def test_many_classes_are_not_all_named():

@@ -13,7 +13,7 @@ from pipeline.config import Settings, SettingsError
 from pipeline.data import load_manifest
 from pipeline.distributed.worker import alone
 from pipeline.report.comparison import StudyRun
-from pipeline.study.arms import arms_of, candidates_of
+from pipeline.study.arms import arms_of, candidates_of, with_final_network
 from pipeline.study.halving import units_of
 from pipeline.study.search import LEAST_STEPS, ArmSearch, plan_rungs, run_search, value_beyond
 from pipeline.training import fit
@@ -178,6 +178,13 @@ def test_what_a_trial_of_the_search_is_trained_with(imbalanced, tmp_path):
         # 8 epochs hold two rungs of three candidates and one more: 15 steps of 23, and then 30.
         assert (train.first_cycle_epochs, train.epochs, trial.cycle) == (15 / 23, 2, 1)
         assert trial.settings.compare.grid == {}
+
+
+def test_a_trial_of_the_search_ends_with_its_last_network(imbalanced, tmp_path):
+    settings = with_final_network(study(imbalanced, tmp_path, checkpoint="best_on_validation"), "balanced_accuracy")
+    assert settings.train.final_network == "lowest_loss"
+    (search,) = searches_of(settings)
+    assert {trial.settings.train.final_network for trial in search.next_trials()} == {"last"}
 
 
 def test_where_the_budget_holds_no_rung_the_middle_is_taken_and_it_is_said(imbalanced, tmp_path):

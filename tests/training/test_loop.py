@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from last_network import weights_after
 from ranks import run_ranks
 
-from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.training import AugmentSettings, ModelSettings, TrainSettings
 from pipeline.data import load_manifest, plan
@@ -23,13 +23,6 @@ pytestmark = pytest.mark.long
 def make_job(dataset, folder, norm="group", **changes) -> Job:
     train = {"epochs": 2, "batch_size": 32, "lanes": 4, "learning_rate": 0.1, "evaluations_per_epoch": 2, **changes}
     return Job(dataset, str(folder), ModelSettings(depth=3, width=4, norm=norm, norm_groups=2), TrainSettings(**train))
-
-
-def weights_after(job: Job) -> dict:
-    state = checkpoint.load_newest(
-        storage.join(job.folder, "checkpoints"), identity=identity(job), device=torch.device("cpu")
-    )
-    return state["model"]
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from last_network import evaluated_directly
 from ranks import Killed, run_ranks
 from sklearn.metrics import recall_score
 
@@ -18,11 +19,10 @@ from pipeline.config.training import AugmentSettings, CheckpointSettings, ModelS
 from pipeline.data import load_manifest, reader
 from pipeline.data.shards import SplitFiles
 from pipeline.distributed.worker import alone
-from pipeline.training import checkpoint, predictions
+from pipeline.training import predictions
 from pipeline.training.image_scores import PredictionCollector, image_scores
-from pipeline.training.job import Job, identity
+from pipeline.training.job import Job
 from pipeline.training.loop import fit
-from pipeline.training.network import network_for
 from pipeline.training.predictions import Predictions
 
 COLUMNS = {"id": "int64", "label": "int32", "prediction": "int32", "confidence": "float32", "loss": "float32"}
@@ -37,24 +37,6 @@ def make_job(dataset, folder, norm="group", **changes):
 
 def bytes_of(job):
     return Path(job.folder, predictions.FILE).read_bytes()
-
-
-def evaluated_directly(job):
-    """The network of the last checkpoint on the whole split at once, from the dataset's files, by id."""
-    state = checkpoint.load_newest(f"{job.folder}/checkpoints", identity=identity(job), device=torch.device("cpu"))
-    manifest = load_manifest(job.dataset)
-    network = network_for(job.model, manifest).eval()
-    network.load_state_dict(state["model"])
-    split = manifest.split(job.train.evaluate_on)
-    table = pq.read_table([f"{job.dataset}/{shard.path}" for shard in split.shards]).sort_by("id")
-    images = np.stack([np.frombuffer(image, np.uint8) for image in table["image"].to_pylist()])
-    with torch.inference_mode():
-        probabilities = network(torch.from_numpy(images.reshape(-1, *manifest.image.shape).copy())).softmax(1).numpy()
-    labels = table["label"].to_numpy()
-    return Predictions(
-        table["id"].to_numpy(), labels, probabilities.argmax(1), probabilities.max(1),
-        -np.log(probabilities[np.arange(len(labels)), labels]),
-    )  # fmt: skip
 
 
 def assert_close(found, expected):
