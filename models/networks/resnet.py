@@ -10,6 +10,8 @@ from models.norms.registry import Norm
 from pipeline.config.training import ModelSettings
 
 STAGES = 3
+# 512 bits of float32.
+_FLOATS_OF_A_VECTOR = 16
 
 
 def convolution(norm: Norm, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -47,11 +49,22 @@ def check_positions(settings: ModelSettings, image_shape: tuple[int, int, int], 
         )
 
 
+def pixels_apart(inputs: int, stride: int) -> int:
+    """Return how far apart the pixels are that a shortcut is given; its own stride is the rest.
+
+    A 1x1 convolution with a stride is the same as one without on every ``stride``-th pixel. With fewer channels than a
+    vector of AVX-512 has floats, the backward pass of the former writes beyond its memory on CPU, in channels-last
+    layout (oneDNN in torch up to 2.13), and ends the process, or worse does not.
+    """
+    return stride if inputs < _FLOATS_OF_A_VECTOR else 1
+
+
 def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:
     """Return the identity, or where shapes change a 1x1 convolution and a norm (He et al. 2016, option B)."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
-    return nn.Sequential(convolution(norm, inputs, outputs, 1, stride), norm.layer(outputs))
+    rest = stride // pixels_apart(inputs, stride)
+    return nn.Sequential(convolution(norm, inputs, outputs, 1, rest), norm.layer(outputs))
 
 
 def _last_norm(channels: int, norm: Norm, settings: ModelSettings) -> nn.Module:
@@ -60,6 +73,11 @@ def _last_norm(channels: int, norm: Norm, settings: ModelSettings) -> nn.Module:
     if settings.zero_init and settings.norm_scale == "learned":
         return norm.layer(channels, scale_init=0.0)
     return norm.layer(channels)
+
+
+def every(x_nchw: torch.Tensor, apart: int) -> torch.Tensor:
+    """Return the pixels that are so far apart, in rows and columns, the first included."""
+    return x_nchw if apart == 1 else x_nchw[:, :, ::apart, ::apart]
 
 
 def _sum(shortcut: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
@@ -85,12 +103,12 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = convolution(norm, inputs, channels, 3, stride), norm.layer(channels)
         self.conv2, self.norm2 = convolution(norm, channels, channels, 3), _last_norm(channels, norm, settings)
-        self.shortcut = _shortcut(inputs, channels, stride, norm)
+        self.shortcut, self.apart = _shortcut(inputs, channels, stride, norm), pixels_apart(inputs, stride)
         self.activation1, self.activation2 = (make_activation(settings.activation) for _ in range(2))
 
     def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
         inner = self.activation1(self.norm1(self.conv1(x_nchw)))
-        return self.activation2(_sum(self.shortcut(x_nchw), self.norm2(self.conv2(inner))))
+        return self.activation2(_sum(self.shortcut(every(x_nchw, self.apart)), self.norm2(self.conv2(inner))))
 
 
 class Bottleneck(nn.Module):
@@ -108,13 +126,13 @@ class Bottleneck(nn.Module):
         self.conv1, self.norm1 = convolution(norm, inputs, channels, 1), norm.layer(channels)
         self.conv2, self.norm2 = convolution(norm, channels, channels, 3, stride), norm.layer(channels)
         self.conv3, self.norm3 = convolution(norm, channels, outputs, 1), _last_norm(outputs, norm, settings)
-        self.shortcut = _shortcut(inputs, outputs, stride, norm)
+        self.shortcut, self.apart = _shortcut(inputs, outputs, stride, norm), pixels_apart(inputs, stride)
         self.activation1, self.activation2, self.activation3 = (make_activation(settings.activation) for _ in range(3))
 
     def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
         inner = self.activation1(self.norm1(self.conv1(x_nchw)))
         inner = self.activation2(self.norm2(self.conv2(inner)))
-        return self.activation3(_sum(self.shortcut(x_nchw), self.norm3(self.conv3(inner))))
+        return self.activation3(_sum(self.shortcut(every(x_nchw, self.apart)), self.norm3(self.conv3(inner))))
 
 
 BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}

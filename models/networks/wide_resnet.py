@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from models.activations import make_activation
-from models.networks.resnet import STAGES, blocks_per_stage, check_positions, convolution
+from models.networks.resnet import STAGES, blocks_per_stage, check_positions, convolution, every, pixels_apart
 from models.norms.registry import Norm
 from pipeline.config.training import ModelSettings
 
@@ -28,12 +28,14 @@ class PreActivationBlock(nn.Module):
         self.norm2, self.activation2 = norm.layer(outputs), make_activation(settings.activation)
         self.conv2 = convolution(norm, outputs, outputs, 3)
         self.reshapes = stride != 1 or inputs != outputs
-        self.shortcut = convolution(norm, inputs, outputs, 1, stride) if self.reshapes else nn.Identity()
+        self.apart = pixels_apart(inputs, stride)
+        rest = stride // self.apart
+        self.shortcut = convolution(norm, inputs, outputs, 1, rest) if self.reshapes else nn.Identity()
 
     def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
         activated = self.activation1(self.norm1(x_nchw))
         inner = self.activation2(self.norm2(self.conv1(activated)))
-        return self.shortcut(activated if self.reshapes else x_nchw) + self.conv2(inner)
+        return self.shortcut(every(activated, self.apart) if self.reshapes else x_nchw) + self.conv2(inner)
 
 
 class WideResNet(nn.Module):
