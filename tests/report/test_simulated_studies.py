@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
-from simulated_studies import simulated_study
+from simulated_studies import SimulatedArms, simulated_arms, simulated_study
 
+from pipeline.report.comparison import by
+from pipeline.report.differences import difference_of
 from pipeline.report.sequential import FIRST_LOOK, decide
+from pipeline.report.significance import holm
+from pipeline.report.until_certain import open_arms
 
 MAX_SEEDS, SMALLEST = 10, 0.005
 FEW, MANY = 800, 5_000
@@ -102,3 +106,59 @@ def test_a_clear_difference_saves_half_of_the_trials():
     print(f"saved {saved:.3f}, clear {clear:.3f}")
     assert saved >= 0.5
     assert clear >= 0.99
+
+
+def answers(study: SimulatedArms):
+    """Each arm's difference at the look at which it stopped and its corrected p-value, as `run_seeds` would stop it.
+
+    An arm that stops keeps its seeds, as in a study, while the others and the baseline get more.
+    """
+    still_open = list(study.truths)[1:]
+    seeds = dict.fromkeys(study.truths, FIRST_LOOK)
+    while True:
+        runs = [run for run in study.runs if run.seed < seeds[run.arm]]
+        now = open_arms(runs, study.predictions, "accuracy", SMALLEST, MAX_SEEDS)
+        still_open = [name for name in still_open if name in now]
+        if not still_open or seeds["baseline"] == MAX_SEEDS:
+            break
+        seeds |= dict.fromkeys(["baseline", *still_open], seeds["baseline"] + 1)
+    of_arm = by(runs, lambda run: run.arm)
+    base = of_arm.pop("baseline")
+    found = {
+        name: difference_of(arm, base, study.predictions, "accuracy", SMALLEST, MAX_SEEDS)
+        for name, arm in of_arm.items()
+    }
+    adjusted = holm([difference.p_value for difference in found.values()])
+    return dict(zip(found, zip(found.values(), adjusted, strict=True), strict=True)), seeds
+
+
+def judged(studies, gaps):
+    """Share of studies with a clear difference; of intervals that hold the truth; of clear ones with a wrong sign."""
+    rng, any_clear, covered, wrong, taken = np.random.default_rng(11), [], [], [], []
+    for _ in range(studies):
+        study = simulated_arms(rng, gaps=gaps, seeds=MAX_SEEDS)
+        found, seeds = answers(study)
+        clear = {name: difference for name, (difference, p_value) in found.items() if p_value <= 0.05}
+        any_clear.append(bool(clear))
+        wrong += [(difference.mean > 0) != (study.truths[name] > 0) for name, difference in clear.items()]
+        covered += [each.low <= study.truths[name] <= each.high for name, (each, _) in found.items()]
+        taken += [seeds[name] for name in found]
+    return np.mean(any_clear), np.mean(covered), np.mean(wrong) if wrong else 0.0, np.mean(taken)
+
+
+def test_seeds_until_certain_of_four_arms_find_nothing_where_nothing_differs():
+    any_clear, covered, _, _ = judged(60, gaps=(0.0, 0.0, 0.0))
+    assert any_clear <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
+    assert covered > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gaps", [(0.0, 0.0, 0.0), None], ids=["nothing differs", "random differences"])
+def test_seeds_until_certain_of_four_arms_in_2000_studies(gaps):
+    any_clear, covered, wrong, taken = judged(2_000, gaps)
+    print(f"{gaps}: any clear {any_clear:.4f}, covered {covered:.4f}, wrong {wrong:.4f}, seeds {taken:.2f}")
+    assert 0.94 <= covered <= 0.975
+    if gaps is None:
+        assert wrong <= 0.025
+    else:
+        assert any_clear <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2_000)

@@ -1,4 +1,4 @@
-"""Comparisons of two arms, drawn from a model with a known truth: every image's correctness, without a training."""
+"""Comparisons drawn from a model with a known truth: every image's correctness, without a training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
+from pipeline.report.comparison import ComparedRun
+from pipeline.report.differences import PredictionsOf
 from pipeline.report.intervals import Spread, image_covariance, mean_score, spread_of
+from pipeline.training.predictions import Predictions
 
 # Images of each class of a test split with one large class, and what a class adds to how easy its images are.
 LONG_TAIL = np.array([560, 180, 100, 70, 50, 40])
@@ -77,3 +80,45 @@ def simulated_study(
     return SimulatedStudy(
         right[1].astype(np.int8) - right[0], labels if balanced else None, float(expected[1] - expected[0])
     )
+
+
+@dataclass(frozen=True)
+class SimulatedArms:
+    """Several arms, the first of them the baseline, as a study of accuracies has them.
+
+    runs : of every arm and seed
+    truths : of each arm's difference from the baseline in expectation over seeds and images, by its name
+    """
+
+    runs: list[ComparedRun]
+    predictions: PredictionsOf
+    truths: dict[str, float]
+
+
+def simulated_arms(
+    rng: np.random.Generator, *, gaps: tuple[float, ...] | None, others: int = 3, seeds: int, images: int = 400
+) -> SimulatedArms:
+    """Arms of which the same model says the probability that an image is right; see `simulated_study`.
+
+    Parameters
+    ----------
+    gaps : of the latent means of the arms to that of the baseline; None: random ones for ``others`` arms
+    """
+    gaps = tuple(rng.normal(0, 0.25, others)) if gaps is None else gaps
+    interaction, seed_sd = rng.uniform(0.1, 0.7), 10 ** rng.uniform(-2.3, -0.9)
+    levels = rng.uniform(0.8, 3.0) + np.array([0.0, *gaps])
+    suits = interaction * rng.standard_normal((len(levels), 1, images))
+    of_seeds = seed_sd * rng.standard_normal((len(levels), seeds, 1))
+    latent = levels[:, None, None] + DIFFICULTY * rng.standard_normal(images) + suits + of_seeds
+    right = rng.random(latent.shape) < ndtr(latent)
+    expected = ndtr(levels / np.sqrt(1 + DIFFICULTY**2 + interaction**2 + seed_sd**2))
+    names = ["baseline", *(f"arm {number}" for number in range(1, len(levels)))]
+    nothing = np.zeros(images, np.float32)
+    zeros, ids = np.zeros(images, np.int32), np.arange(images)
+    runs, predictions = [], {}
+    for arm, of_arm in zip(names, right, strict=True):
+        for seed, correct in enumerate(of_arm):
+            run = {"arm": arm, "seed": seed, "score": float(correct.mean()), "learned": True, "diverged": False}
+            runs.append(ComparedRun.model_construct(**run))
+            predictions[arm, seed] = Predictions(ids, zeros, (~correct).astype(np.int32), nothing, nothing)
+    return SimulatedArms(runs, predictions, dict(zip(names, (expected - expected[0]).tolist(), strict=True)))
