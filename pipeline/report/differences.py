@@ -19,9 +19,12 @@ Pair = tuple[ComparedRun, ComparedRun]
 
 
 def paired(runs: Sequence[ComparedRun], base: Sequence[ComparedRun]) -> list[Pair]:
-    """Each run with the baseline's run of the same seed, where neither diverged or did not learn."""
+    """Each run with the other arm's run of the same seed, where neither diverged or did not learn.
+
+    Arms have the same seeds, but where they are added until certain: then one arm may have stopped before the other.
+    """
     by_seed = {run.seed: run for run in base}
-    pairs = [(run, by_seed[run.seed]) for run in runs]
+    pairs = [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
     return [pair for pair in pairs if pair[0].is_healthy and pair[1].is_healthy]
 
 

@@ -63,3 +63,11 @@ def test_two_seeds_decide_nothing():
 def test_without_predictions_seeds_alone_decide(seeds):
     runs, _ = study({"none": 0.80, "batch": 0.90}, seeds=seeds)
     assert open_arms(runs, {}, "accuracy", smallest_difference=0.005, max_seeds=MAX_SEEDS) == []
+
+
+def test_an_arm_that_stopped_with_fewer_seeds_is_compared_by_those_that_both_have():
+    runs, predictions = study({"none": 0.80, "layer": 0.808, "batch": 0.90}, seeds=5, deviation=0.004)
+    stopped = [run for run in runs if run.arm != "batch" or run.seed < 3]  # certain at the first look
+    assert open_arms(stopped, predictions, "accuracy", 0.005, MAX_SEEDS) == []  # layer cannot win any more
+    level = [run if run.arm != "batch" else run.model_copy(update={"score": 0.809}) for run in stopped]
+    assert "layer" in open_arms(level, {}, "accuracy", 0.005, MAX_SEEDS)
