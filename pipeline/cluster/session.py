@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,7 @@ def get_session(settings: SparkSettings, app_name: str, *, trains: bool = False)
     active = SparkSession.getActiveSession()
     if active is not None:
         return active
+    _quiet_query_log()
     if "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit has set master and properties already
         return SparkSession.builder.appName(app_name).getOrCreate()
     remote = os.environ.get("SPARK_REMOTE")
@@ -67,6 +69,15 @@ def get_session(settings: SparkSettings, app_name: str, *, trains: bool = False)
     if remote is not None:
         return connect_session(remote, "SPARK_REMOTE", settings, app_name)
     return with_files(_classic_session(settings, app_name, trains), settings)
+
+
+def _quiet_query_log() -> None:
+    """Leave out pyspark's own account of a failed query, a line of JSON with Java's stack: the error is raised too."""
+    with suppress(ImportError):  # Spark before 4.0 has none
+        from pyspark.logger import PySparkLogger
+
+        for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+            PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _classic_session(settings: SparkSettings, app_name: str, trains: bool) -> SparkSession:
@@ -106,7 +117,8 @@ def _start_context(conf: SparkConf) -> None:
     on_command_line = SparkConf().setAll([(key, value) for key, value in conf.getAll() if not is_secret(key)])
     try:
         with without_incubator_warning(mask) as errors:
-            gateway = launch_gateway(on_command_line, popen_kwargs={"stderr": errors})
+            # Java writes its own first errors to standard output, which is for a command's result alone.
+            gateway = launch_gateway(on_command_line, popen_kwargs={"stdout": errors, "stderr": errors})
     except PySparkRuntimeError as error:
         lines = errors.held_lines()
         log.debug("Java wrote: %s", "\n".join(lines))
