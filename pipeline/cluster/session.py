@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.cluster.connect import connect_session, with_files
 from pipeline.cluster.errors import spark_failures, spark_reason
 from pipeline.config.cluster import SparkSettings
-from pipeline.config.secrets import NAMES, is_secret, mask
+from pipeline.config.secrets import SPARK_REDACTION, is_secret, mask
 from pipeline.java import require_java, without_incubator_warning
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _defaults(master: str, trains: bool) -> dict[str, str]:
         # Bounds Spark's own wait for slots, should they vanish between our check and the launch.
         "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "5s",
         "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "12",
-        "spark.redaction.regex": NAMES,  # Spark's own knows neither account keys nor signatures
+        "spark.redaction.regex": SPARK_REDACTION,
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={LOGGING.as_uri()}",
     }
     if master.startswith("local"):

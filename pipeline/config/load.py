@@ -45,7 +45,7 @@ def load_settings(
         for values in itertools.product(*names.values()):
             settings.with_values(dict(zip(names, values, strict=True)))
     except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from None
+        raise SettingsError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
     return settings
 
 

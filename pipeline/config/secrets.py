@@ -13,14 +13,16 @@ from typing import Any
 # What stands in the place of a secret.
 MASK = "***"
 
-# Names of settings, Spark properties, and parameters of URLs and connection strings whose values are secret. It is a
-# pattern of Java's too: sessions made here hide the same in Spark's own event logs and pages.
+# Names of settings, Spark properties, and parameters of URLs and connection strings whose values are secret.
 NAMES = (
     r"(?i)secret|passw(?:or)?d|passphrase|token|credential|signature|authorization"
     r"|(?:access|account|api|auth|encryption|master|private|session|shared|storage)[._-]?key"
     r"|(?<![a-z])(?:keys?|pass|pwd?|sas|sig)(?![a-z])"
 )
 _SECRET_NAME = re.compile(NAMES)
+# For sessions that are made here: of which properties Spark hides the values in its own event logs and pages. Its own
+# pattern knows neither account keys nor signatures nor passwords in addresses.
+SPARK_REDACTION = rf"{NAMES}|://[^\s/@:]*:[^\s@]*@"
 
 # What stands before the host of a URI where it has a password, and what stands there alone on the web, where it may be
 # a token. A password may hold slashes (SQLAlchemy takes them) and an @: rather too much is masked than too little.

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.config import Settings, SettingsError, load_settings
 from pipeline.config.effective import effective_yaml
-from pipeline.config.secrets import MASK, NAMES, MaskingFormatter, is_secret, mask, mask_logs, masked
+from pipeline.config.secrets import MASK, SPARK_REDACTION, MaskingFormatter, is_secret, mask, mask_logs, masked
 
 S = "hunter2/x"  # with a slash, as keys of S3 have
 
@@ -66,8 +66,7 @@ def test_names_of_secrets(name):
     assert is_secret(name)
     assert masked({name: S, "b": [S]}) == {name: MASK, "b": [S]}
     assert masked({"a": {name: {"x": [S]}}}) == {"a": {name: {"x": [MASK]}}}
-    # Java's pattern is the same: Spark takes it for its own pages and event logs.
-    assert not re.search(r"\(\?P|\+\+|\(\?<[a-z]", NAMES)
+    assert re.search(SPARK_REDACTION, name)
 
 
 def test_numbers_and_names_of_settings_are_no_secrets():
@@ -77,9 +76,11 @@ def test_numbers_and_names_of_settings_are_no_secrets():
     assert masked(Settings(name="x").model_dump()) == Settings(name="x").model_dump()
 
 
-def test_values_that_look_like_secrets_to_java():
-    for name in ("spark.executor.memory", "spark.sql.shuffle.partitions", "spark.master", "spark.driver.host"):
-        assert not is_secret(name)
+def test_what_spark_hides_of_its_properties():
+    for name in ("spark.executor.memory", "spark.sql.shuffle.partitions", "spark.master", "spark://host:7077"):
+        assert not re.search(SPARK_REDACTION, name)
+    assert re.search(SPARK_REDACTION, "ftp://me:hunter2@host")  # Spark looks at values too
+    assert not re.search(r"\(\?P|\(\?<[a-z]", SPARK_REDACTION)  # Java reads it as Python does
 
 
 def test_tracebacks_in_logs_are_masked(capsys):
