@@ -25,8 +25,9 @@ settings = SparkSettings(master="local[1]", conf={"spark.driver.memory": "600m",
 spark = get_session(settings, "sparknorm tests")
 assert get_session(settings, "another") is spark
 assert spark.conf.get(secret) == "hunter2"
-assert not [child for child in psutil.Process().children(recursive=True) if "hunter2" in " ".join(child.cmdline())]
-assert any("-Xmx600m" in child.cmdline() for child in psutil.Process().children(recursive=True))
+command = psutil.Process(spark.sparkContext._gateway.proc.pid).cmdline()  # which everybody on the machine can read
+assert "-Xmx600m" in command
+assert "hunter2" not in " ".join(command)
 print(spark.sparkContext.appName, spark.conf.get("spark.driver.memory"), spark.conf.get("spark.barrier.sync.timeout"))
 print(spark.sparkContext._jvm.java.lang.Runtime.getRuntime().maxMemory() >> 20)
 
