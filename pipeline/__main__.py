@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,20 +18,31 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import storage
+from pipeline.cluster.errors import spark_error
 from pipeline.config import Settings, load_settings
+from pipeline.config.secrets import mask, mask_logs
 from pipeline.config.study import TrackingSettings
 from pipeline.console import console
 from pipeline.report.comparison import Comparison
 from pipeline.report.names import setting_words
 
+log = logging.getLogger("pipeline")
 app = typer.Typer(
-    help="Train batch-normalized CNNs inside Spark, and compare normalizations with evidence.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 Config = Annotated[Path, typer.Option("-c", "--config", help="the YAML file of the experiment, one of conf/*.yaml")]
 Overrides = Annotated[list[str] | None, typer.Option("-o", "--override", help="section.key=value, repeatable")]
+
+
+@app.callback()
+def main_options(
+    debug: Annotated[bool, typer.Option("--debug", help="show where an error came from, in full")] = False,
+) -> None:
+    """Train batch-normalized CNNs inside Spark, and compare normalizations with evidence."""
+    if debug:
+        log.setLevel(logging.DEBUG)
 
 
 @app.command()
@@ -155,21 +167,29 @@ def _table(comparison: Comparison) -> Table:
 
 def _print_path(folder: str, file: str) -> None:
     """Print the path of the command's result, the last thing on standard output."""
-    sys.stdout.write(f"{storage.join(folder, file)}\n")
+    sys.stdout.write(f"{mask(storage.join(folder, file))}\n")
 
 
 def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(mask(text), highlight=False, soft_wrap=True, markup=False)
 
 
 def main(run: Callable[[], None] = app) -> None:
-    """Run a command. Errors that we foresee are shown by their message; others keep their traceback."""
+    """Run a command. Errors that we foresee, and Spark's own, are shown by their message; others keep their traceback.
+
+    Secrets in any of them are masked.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    mask_logs()
     try:
         run()
-    except (ValueError, RuntimeError, OSError) as error:
-        _say(f"error: {error}")
-        logging.getLogger(__name__).debug("where it came from", exc_info=True)
+    except Exception as error:
+        message = spark_error(error)
+        if message is None and not isinstance(error, (ValueError, RuntimeError, OSError)):
+            sys.stderr.write(mask(traceback.format_exc()))
+        else:
+            _say(f"error: {message or error}")
+            log.debug("where it came from", exc_info=True)
         sys.exit(1)
 
 

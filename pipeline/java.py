@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 MINIMUM = 17
 ADVICE = (
@@ -49,26 +49,74 @@ def require_java() -> str:
     return java
 
 
+class JavaErrors:
+    """The write end of a pipe, to be a child's standard error (see `without_incubator_warning`)."""
+
+    def __init__(self, shown: Callable[[str], str]):
+        self._shown = shown
+        self._held: list[str] | None = []  # None once lines are written as they come
+        self._lock = threading.Lock()
+        reading, self._writing = os.pipe()
+        self._thread = threading.Thread(
+            target=self._forward, args=(reading,), name="sparknorm-java-stderr", daemon=True
+        )
+        self._thread.start()
+
+    def fileno(self) -> int:
+        """The file descriptor, for `subprocess`."""
+        return self._writing
+
+    def close(self) -> None:
+        """Leave the pipe to the child."""
+        os.close(self._writing)
+
+    def release(self) -> None:
+        """Write what the child has written so far, and from now on each line as it comes."""
+        with self._lock:
+            held, self._held = self._held or [], None
+            for line in held:
+                _write(line)
+
+    def held_lines(self) -> list[str]:
+        """What a child that has ended wrote, where it was not released."""
+        self._thread.join(timeout=5)
+        with self._lock:
+            return [line.rstrip() for line in self._held or []]
+
+    def _forward(self, reading: int) -> None:
+        """Read until the pipe's last writer has closed it."""
+        with open(reading, "rb") as lines:
+            for line in lines:
+                if line.rstrip() == _INCUBATOR_WARNING:
+                    continue
+                text = self._shown(line.decode(errors="surrogateescape"))
+                with self._lock:
+                    if self._held is None:
+                        _write(text)
+                    else:
+                        self._held.append(text)
+
+
+def _write(text: str) -> None:
+    with contextlib.suppress(OSError):  # a closed terminal: go on reading, or the JVM would block
+        os.write(2, text.encode(errors="surrogateescape"))
+
+
 @contextlib.contextmanager
-def without_incubator_warning() -> Iterator[int]:
-    """Give a file descriptor to be a child's standard error: all that the child writes there appears on this process's
-    standard error but that one warning. The child must be started within the block.
+def without_incubator_warning(shown: Callable[[str], str] = str) -> Iterator[JavaErrors]:
+    """Give what is to be a child's standard error: all that the child writes there appears on this process's standard
+    error but that one warning. The child must be started within the block, and where that fails nothing appears.
+
+    Parameters
+    ----------
+    shown : makes of each line what appears of it
     """
-    reading, writing = os.pipe()
-    threading.Thread(target=_forward, args=(reading,), name="sparknorm-java-stderr", daemon=True).start()
+    errors = JavaErrors(shown)
     try:
-        yield writing
+        yield errors
+        errors.release()
     finally:
-        os.close(writing)
-
-
-def _forward(reading: int) -> None:
-    """Write a pipe's lines to standard error until its last writer has closed it."""
-    with open(reading, "rb") as lines:
-        for line in lines:
-            if line.rstrip() != _INCUBATOR_WARNING:
-                with contextlib.suppress(OSError):  # a closed terminal: go on reading, or the JVM would block
-                    os.write(2, line)
+        errors.close()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel
 
+from pipeline.config.secrets import masked
+
 # Object stores, where a file appears with all its bytes or not at all. Elsewhere (HDFS, SFTP) it is written under
 # another name and renamed.
 _PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "r2", "memory", "dbfs"}
@@ -99,7 +101,7 @@ def publish(path: str, data: bytes, *, durable: bool = True) -> None:
 
 
 def publish_json(path: str, value: BaseModel | Any, *, allow_nan: bool = True) -> str:
-    """Publish a result as JSON and return its path.
+    """Publish a result as JSON, its secrets masked, and return its path.
 
     Parameters
     ----------
@@ -115,7 +117,7 @@ def publish_json(path: str, value: BaseModel | Any, *, allow_nan: bool = True) -
     """
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json", exclude_unset=True)
-    publish(path, json.dumps(value, indent=1, allow_nan=allow_nan).encode())
+    publish(path, json.dumps(masked(value), indent=1, allow_nan=allow_nan).encode())
     return path
 
 

@@ -153,6 +153,80 @@ def test_java_that_is_missing_or_too_old(tmp_path):
     refused("ingest", cwd=tmp_path, env={"JAVA_HOME": str(tmp_path)}, words=[f"{java} is version 11"])
 
 
+@pytest.mark.spark
+def test_tables_and_columns_that_are_missing(refused_here, spark):
+    table = ("dataset.source.kind=table", "dataset.image.shape=[1,12,12]")
+    refused_here(
+        "ingest", *table, "dataset.source.path=no.such", words=["table no.such cannot be opened: [TABLE_OR_VIEW"]
+    )
+    spark.range(3).createOrReplaceTempView("no_images")
+    refused_here(
+        "ingest", *table, "dataset.source.path=no_images", words=["no_images has no column 'image'", "it has id"]
+    )
+    spark.catalog.dropTempView("no_images")
+
+
+@pytest.mark.spark
+def test_errors_of_spark_itself_are_one_line(spark, capsys):
+    def fails(call, *words):
+        with pytest.raises(SystemExit) as ended:
+            commands.main(call)
+        written = capsys.readouterr()
+        assert_one_error(ended.value.code, *written, words)
+        assert written.err.count("\n") == 1  # and nothing of Spark's own beside it
+
+    fails(lambda: spark.table("no.such"), "error: Spark: [TABLE_OR", "`no`.`such` cannot be found")
+    fails(lambda: spark.sql("SELECT nothing FROM range(3)"), "error: Spark: [UNRESOLVED_COLUMN", "`nothing` cannot be")
+    fails(lambda: spark.sql("SELECT 1 +"), "error: Spark: ", "[PARSE_SYNTAX_ERROR]")
+    fails(lambda: spark.sparkContext._jvm.java.lang.Integer.parseInt("x"), 'error: Spark: For input string: "x"')
+    fails(lambda: spark.sql("SELECT 1 / id FROM range(3)").collect(), "error: Spark: [DIVIDE_BY_ZERO]")
+
+
+def test_spark_that_does_not_start(tmp_path):
+    starts = "Spark does not start with spark.master"
+    refused("train", "spark.master=nonsense", cwd=tmp_path, words=[f"{starts} nonsense", "Master must either be yarn"])
+    memory = "spark.conf.spark.driver.memory=lots"
+    refused("compare", memory, cwd=tmp_path, words=[f"{starts} local[2]", "Invalid maximum heap size: -Xmxlots"])
+    memory = "spark.conf.spark.driver.memory=99999g"
+    refused("compare", memory, cwd=tmp_path, words=[f"{starts} local[2]", "Could not reserve enough space for"])
+
+
+@pytest.mark.slow
+@pytest.mark.spark
+def test_a_master_that_does_not_answer(tmp_path):
+    nobody = "spark://127.0.0.1:1"
+    refused("train", f"spark.master={nobody}", cwd=tmp_path, words=[nobody, "no master answers there"], seconds=110)
+
+
+KILLED = """
+from pipeline.__main__ import main
+from pipeline.cluster import get_session
+from pipeline.config.cluster import SparkSettings
+
+spark = get_session(SparkSettings(master="local[1]"), "sparknorm tests")
+process = spark.sparkContext._gateway.proc
+process.kill()
+process.wait(30)
+main(lambda: spark.range(3).collect())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.spark
+def test_java_that_is_killed(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, timeout=120, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=False)  # fmt: skip
+    assert_one_error(done.returncode, done.stdout, done.stderr, ["the driver's Java process has ended (exit code -9)"])
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path):
+    done = command("--debug", "settings", *options(["train.epocs=3"]), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: " in done.stderr
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "pipeline.config.settings.SettingsError: " in done.stderr
+
+
 def test_make_says_the_same_before_it_installs_anything(tmp_path):
     for name in ("Makefile", "setup.cfg", "pyproject.toml"):
         (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())

@@ -111,7 +111,8 @@ def _stage(spark: SparkSession, task: Task) -> DataFrame:
 
     tasks = spark.range(0, task.workers.count, 1, task.workers.count)
     profile = resources.training_profile(task.workers)
-    return tasks.mapInArrow(body, SCHEMA, barrier=True, profile=profile).repartition(1)
+    options = {} if profile is None else {"profile": profile}  # which Spark before 4.0 does not know
+    return tasks.mapInArrow(body, SCHEMA, barrier=True, **options).repartition(1)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.cluster.errors import spark_reason
 from pipeline.config.cluster import SparkSettings
+from pipeline.config.secrets import mask
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -45,7 +46,7 @@ def connect_session(address: str, setting: str, settings: SparkSettings, app_nam
     """
     from pyspark.errors import PySparkException
 
-    where = f"{setting} is {address.partition(';')[0]}"  # what follows may be a token
+    where = f"{setting} is {mask(address.partition(';')[0])}"  # what follows may be a token
     try:
         _wait_for_server(address)
         return with_files(_open_session(address, settings, app_name), settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 _SHIP_ADVICE = "; give executors the code: spark.py_files=[dist/sparknorm.zip], or spark-submit --py-files"
 
@@ -61,6 +62,21 @@ def spark_failures() -> tuple[type[Exception], ...]:
     except ImportError:  # a client of Spark Connect needs no JVM
         return (PySparkException,)
     return PySparkException, Py4JError
+
+
+def spark_error(error: BaseException) -> str | None:
+    """An error of Spark's in one line for the person at the command line; None for an error of any other kind."""
+    pyspark = sys.modules.get("pyspark")
+    if pyspark is None:
+        return None
+    context = getattr(pyspark, "SparkContext", None)  # a client of Spark Connect may have none
+    process = getattr(getattr(context, "_gateway", None), "proc", None)
+    if isinstance(error, (ConnectionError, *spark_failures())) and process is not None and process.poll() is not None:
+        return (
+            f"the driver's Java process has ended (exit code {process.poll()}), and Spark with it: it may have been "
+            "killed for its memory; spark.driver.memory says how much it takes"
+        )
+    return f"Spark: {spark_reason(error)}" if isinstance(error, spark_failures()) else None
 
 
 def first_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline import storage
+from pipeline.config.secrets import mask
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Failure:
     host, device
         Where it ran; the device is empty before one was chosen.
     error, traceback
-        The exception in one line, and in full.
+        The exception in one line, and in full; secrets in them are masked.
     echo
         Whether it is the broken connection that another rank's failure left behind.
     time
@@ -59,8 +60,8 @@ def failure_from(error: BaseException, *, rank: int, device: str, where: str, ec
     return Failure(
         rank=rank,
         host=socket.gethostname(),
-        error=f"{type(error).__name__}: {error}",
-        traceback="".join(traceback.format_exception(error)),
+        error=mask(f"{type(error).__name__}: {error}"),
+        traceback=mask("".join(traceback.format_exception(error))),
         echo=echo,
         time=time.time(),
         device=device,

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cluster.connect import connect_session, with_files
+from pipeline.cluster.errors import spark_failures, spark_reason
 from pipeline.config.cluster import SparkSettings
+from pipeline.config.secrets import SPARK_REDACTION, is_secret, mask
 from pipeline.java import require_java, without_incubator_warning
 
 if TYPE_CHECKING:
     from pyspark import SparkConf
     from pyspark.sql import SparkSession
 
+log = logging.getLogger(__name__)
+
 LOGGING = Path(__file__).with_name("log4j2.properties").absolute()
+_START = "Spark does not start with spark.master {} and spark.conf as they are"
+# Lines that Java writes beside the one that says why it ends.
+_NO_REASON = ("Error: Could not create the Java", "Error: A fatal exception", "Error occurred during init", "Picked up",
+              "NOTE: Picked up", "WARNING: ")  # fmt: skip
+
+
+class SessionError(RuntimeError):
+    """Spark could not be started; the message names the settings that decide."""
 
 
 def get_session(settings: SparkSettings, app_name: str, *, trains: bool = False) -> SparkSession:
@@ -35,6 +50,8 @@ def get_session(settings: SparkSettings, app_name: str, *, trains: bool = False)
         A session must be made here, and Java is missing or too old.
     ConnectError
         The master, or the environment's SPARK_REMOTE, is the address of a Spark Connect server that cannot be used.
+    SessionError
+        Spark does not start with ``settings.master`` and ``settings.conf``, or its master cannot be reached.
     FileNotFoundError
         A file of ``settings.py_files`` is missing.
     """
@@ -43,6 +60,7 @@ def get_session(settings: SparkSettings, app_name: str, *, trains: bool = False)
     active = SparkSession.getActiveSession()
     if active is not None:
         return active
+    _quiet_query_log()
     if "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit has set master and properties already
         return SparkSession.builder.appName(app_name).getOrCreate()
     remote = os.environ.get("SPARK_REMOTE")
@@ -51,6 +69,15 @@ def get_session(settings: SparkSettings, app_name: str, *, trains: bool = False)
     if remote is not None:
         return connect_session(remote, "SPARK_REMOTE", settings, app_name)
     return with_files(_classic_session(settings, app_name, trains), settings)
+
+
+def _quiet_query_log() -> None:
+    """Leave out pyspark's own account of a failed query, a line of JSON with Java's stack: the error is raised too."""
+    with suppress(ImportError):  # Spark before 4.0 has none
+        from pyspark.logger import PySparkLogger
+
+        for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+            PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _classic_session(settings: SparkSettings, app_name: str, trains: bool) -> SparkSession:
@@ -62,26 +89,47 @@ def _classic_session(settings: SparkSettings, app_name: str, trains: bool) -> Sp
     if settings.master.startswith("local"):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     properties = {**_defaults(settings.master, trains), **settings.conf}
-    _start_context(SparkConf().setAppName(app_name).setMaster(settings.master).setAll(list(properties.items())))
     builder = SparkSession.builder.appName(app_name).master(settings.master)
     for key, value in properties.items():
         builder = builder.config(key, value)
-    return builder.getOrCreate()
+    try:
+        _start_context(SparkConf().setAppName(app_name).setMaster(settings.master).setAll(list(properties.items())))
+        return builder.getOrCreate()
+    except spark_failures() as error:
+        reason = spark_reason(error)
+        if "stopped SparkContext" in reason:  # Spark gave up after a minute, and says why in its own log alone
+            reason = "no master answers there, or it refuses the application"
+        raise SessionError(f"{_START.format(mask(settings.master))}: {reason}") from error
 
 
 def _start_context(conf: SparkConf) -> None:
     """Start the JVM and its SparkContext, unless this process has a JVM already.
 
     `SparkSession.builder` would do the same, and let the JVM write a warning about a module that Spark's launcher
-    always asks for.
+    always asks for; and it would show the secrets among the properties to whoever lists the machine's processes.
     """
-    from pyspark import SparkContext
+    from pyspark import SparkConf, SparkContext
+    from pyspark.errors import PySparkRuntimeError
     from pyspark.java_gateway import launch_gateway
 
-    if SparkContext._gateway is None:
-        with without_incubator_warning() as stderr:
-            gateway = launch_gateway(conf, popen_kwargs={"stderr": stderr})
-        SparkContext(conf=conf, gateway=gateway)
+    if SparkContext._gateway is not None:
+        return
+    on_command_line = SparkConf().setAll([(key, value) for key, value in conf.getAll() if not is_secret(key)])
+    try:
+        with without_incubator_warning(mask) as errors:
+            # Java writes its own first errors to standard output, which is for a command's result alone.
+            gateway = launch_gateway(on_command_line, popen_kwargs={"stdout": errors, "stderr": errors})
+    except PySparkRuntimeError as error:
+        lines = errors.held_lines()
+        log.debug("Java wrote: %s", "\n".join(lines))
+        raise SessionError(f"{_START.format(mask(conf.get('spark.master') or ''))}: {_java_reason(lines)}") from error
+    SparkContext(conf=conf, gateway=gateway)
+
+
+def _java_reason(lines: Sequence[str]) -> str:
+    """The line of what Java wrote before it ended that says why."""
+    told = [line for line in lines if line.strip() and not line[0].isspace() and not line.startswith(_NO_REASON)]
+    return told[0].removeprefix('Exception in thread "main" ') if told else "Java ended without a word"
 
 
 def _defaults(master: str, trains: bool) -> dict[str, str]:
@@ -91,6 +139,7 @@ def _defaults(master: str, trains: bool) -> dict[str, str]:
         # Bounds Spark's own wait for slots, should they vanish between our check and the launch.
         "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "5s",
         "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "12",
+        "spark.redaction.regex": SPARK_REDACTION,
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={LOGGING.as_uri()}",
     }
     if master.startswith("local"):

@@ -19,6 +19,7 @@ from pipeline import storage
 from pipeline.cluster.failures import FailedError, GangBrokenError, failure_path
 from pipeline.cluster.rendezvous import Facts, RankState, exchange_facts, joined_group, wait_for_all_ranks
 from pipeline.config.cluster import WorkerSettings
+from pipeline.config.secrets import mask_logs
 from pipeline.telemetry import heartbeat
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def run_task(task: Task, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
     import pyarrow as pa
     from pyspark import BarrierTaskContext
 
+    mask_logs()
     for _ in batches:  # Spark keeps a Python worker, and the torch it has imported, only if its input is used up
         pass
     context = BarrierTaskContext.get()

@@ -8,23 +8,28 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.config.secrets import MASK, masked
 from pipeline.config.settings import Settings
 from pipeline.config.yaml_text import write
 
 _WIDTH = 120
 _HEADING = "Every setting of {}. Where `default:` stands beside a value, the value differs from the default."
+_MASKED = f" {MASK} stands for a secret: write it in before this file is used."
 
 
 def effective_yaml(settings: Settings) -> str:
     """Return every setting with its value as YAML that `load_settings` reads back to the same settings.
 
     The description of a setting is a comment above it. A value that is not the default has the default beside it.
+    Secrets are masked: where there are any, the file can be read again once they are written in.
     """
-    return f"{_comment(_HEADING.format(settings.name))}\n{_section(settings)}"
+    values = _section(settings)
+    heading = _HEADING.format(settings.name) + (_MASKED if MASK in values else "")
+    return f"{_comment(heading)}\n{values}"
 
 
 def _section(section: BaseModel) -> str:
-    values = section.model_dump(mode="json")
+    values = masked(section.model_dump(mode="json"))
     parts = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)

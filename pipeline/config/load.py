@@ -1,19 +1,20 @@
 """One YAML file plus ``key=value`` overrides -> frozen, checked settings. The only reader of ``conf/``.
 
 A file states what differs from the defaults, or, with ``extends: other.yaml``, from another file: sections are merged,
-lists and single values replace those of the other file.
+lists and single values replace those of the other file. A list in the place of a single value is the same as an entry
+of ``compare.grid``: what comes later (a file that extends it, an override) may write either.
 """
 
 from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from pipeline.config import dotted, yaml_text
+from pipeline.config.secrets import MASK, is_secret, mask
 from pipeline.config.settings import VARIABLE, Settings, SettingsError, explain
 
 
@@ -33,15 +34,10 @@ def load_settings(
     SettingsError
         A file is missing, not YAML, or extends itself; a key is unknown, or a value cannot be used.
     """
-    tree = _read_file(Path(path))
-    for override in overrides:
-        _apply(tree, override)
-    listed = _spread(tree)
     try:
-        settings = Settings.model_validate(tree)
-    except ValidationError as error:
-        raise SettingsError(explain(error, path)) from None
-    settings._listed = listed
+        settings = _load(path, overrides)
+    except RecursionError:
+        raise SettingsError(f"{path}: values lie too deep in each other, or one contains itself") from None
     names = settings.compare.grid
     try:
         if single_run:
@@ -49,7 +45,21 @@ def load_settings(
         for values in itertools.product(*names.values()):
             settings.with_values(dict(zip(names, values, strict=True)))
     except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from None
+        raise SettingsError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+    return settings
+
+
+def _load(path: str | Path, overrides: list[str] | tuple[str, ...]) -> Settings:
+    tree = _read_file(Path(path))
+    for override in overrides:
+        _apply(tree, override)
+    _refuse_masked(tree, path)
+    listed = _spread(tree)
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(explain(error, path)) from None
+    settings._listed = listed
     return settings
 
 
@@ -67,8 +77,7 @@ def _read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dotted.Tree:
     if any(base.samefile(file) for file in chain):
         raise SettingsError(f"{path}: extends {other} in a circle: {' -> '.join(map(str, (*chain, base)))}")
     merged = _read_file(base, chain)
-    for name, value in dotted.leaves(tree):
-        _drop_from_grid(merged, name, value)
+    _give_way(merged, tree)
     return _merge(merged, tree)
 
 
@@ -85,33 +94,44 @@ def _read_yaml(path: Path) -> dotted.Tree:
     if not path.is_file():
         known = ", ".join(sorted(str(p) for p in Path("conf").glob("*.yaml")))
         raise SettingsError(f"{path}: no such settings file" + (f"; there are {known}" if known else ""))
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         tree, texts = yaml_text.read(text), yaml_text.read(text, as_texts=True)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not YAML: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not YAML: {_one_line(mask(str(error)))}") from None
     if not isinstance(tree, dict):
         raise SettingsError(f"{path}: expected sections such as `name:` and `dataset:`, found {type(tree).__name__}")
     if isinstance(tree.get("spark"), dict) and isinstance(tree["spark"].get("conf"), dict):
         tree["spark"]["conf"] = texts["spark"]["conf"]
     _write_out(tree)
+    lists = {name: value for name, value in dotted.leaves(tree) if isinstance(value, list)}
+    for name, values in _entries(tree).items():
+        if name in lists and lists[name] != values:
+            raise SettingsError(
+                f"{path}: {name} lists values in its own place and in compare.grid: keep one of the two"
+            )
     return tree
 
 
 def _apply(tree: dotted.Tree, override: str) -> None:
     name, equals, text = override.partition("=")
+    where = f"override {mask(override)!r}"
     if not equals or not name:
-        raise SettingsError(f"override {override!r}: write section.key=value, for example train.epochs=3")
+        raise SettingsError(f"{where}: write section.key=value, for example train.epochs=3")
     try:
         value = yaml_text.read(text, as_texts=f"{name}.".startswith("spark.conf."))
     except yaml.YAMLError:
-        raise SettingsError(f"override {override!r}: {text!r} is not a YAML value") from None
+        shown = MASK if is_secret(name) else mask(text)
+        raise SettingsError(f"{where}: {shown!r} is not a YAML value") from None
+    later: dotted.Tree = {}
+    dotted.put(Settings, later, name, value)
+    _write_out(later)
+    _give_way(tree, later)
     try:
         dotted.put(Settings, tree, name, value)
     except ValueError as error:
-        raise SettingsError(f"override {override!r}: {error}") from None
+        raise SettingsError(f"{where}: {_one_line(str(error))}") from None
     _write_out(tree)
-    _drop_from_grid(tree, name, value)
 
 
 def _write_out(tree: dotted.Tree) -> None:
@@ -121,10 +141,32 @@ def _write_out(tree: dotted.Tree) -> None:
         tree["reader"] = {"kind": tree["reader"]}
 
 
-def _drop_from_grid(tree: dotted.Tree, name: str, value: Any) -> None:
-    """Take a setting out of ``compare.grid`` that gets one value where the tree has several."""
-    if not isinstance(value, list):
-        _grid(tree).pop(name, None)
+def _give_way(tree: dotted.Tree, later: dotted.Tree) -> None:
+    """Let what a later tree says of values in a setting's place and in ``compare.grid`` count, not what this one does.
+
+    A setting that gets one value leaves the grid. Where the later tree has an entry of the grid, that entry's values
+    replace a list in the setting's own place.
+    """
+    lists = {name for name, value in dotted.leaves(tree) if isinstance(value, list)}
+    for name, value in dotted.leaves(later):
+        if not isinstance(value, list):
+            _entries(tree).pop(name, None)
+    for name, values in _entries(later).items():
+        if name in lists:
+            dotted.put(Settings, tree, name, values)
+
+
+def _refuse_masked(tree: dotted.Tree, path: str | Path) -> None:
+    """Refuse values that were copied from where secrets are masked: they would be wrong, and nobody would know why."""
+    for name, value in dotted.leaves(tree):
+        if any(isinstance(text, str) and MASK in text for text in (value if isinstance(value, list) else [value])):
+            raise SettingsError(
+                f"{path}: {_one_line(name)} has {MASK}, which stands where a secret was masked: write the secret itself"
+            )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _spread(tree: dotted.Tree) -> tuple[str, ...]:
@@ -133,18 +175,18 @@ def _spread(tree: dotted.Tree) -> tuple[str, ...]:
     for section in VARIABLE:
         for name, value in list(dotted.leaves({section: tree.get(section)})):
             if isinstance(value, list):
-                _grid(tree)[name] = value
+                if tree.get("compare") is None:
+                    tree["compare"] = {}
+                if isinstance(tree["compare"], dict):
+                    tree["compare"].setdefault("grid", {})
+                _entries(tree)[name] = value
                 dotted.put(Settings, tree, name, value[0] if value else None)
                 listed.append(name)
     return tuple(listed)
 
 
-def _grid(tree: dotted.Tree) -> dotted.Tree:
-    """``compare.grid`` of a tree, made where it is absent; apart from the tree where it cannot be used as it stands."""
-    if tree.get("compare") is None:
-        tree["compare"] = {}
-    compare = tree["compare"]
-    if not isinstance(compare, dict):
-        return {}  # said when the settings are checked
-    grid = compare.setdefault("grid", {})
-    return grid if isinstance(grid, dict) else {}
+def _entries(tree: dotted.Tree) -> dotted.Tree:
+    """``compare.grid`` of a tree; apart from the tree where it is not there, or cannot be used as it stands."""
+    compare = tree.get("compare")
+    grid = compare.get("grid") if isinstance(compare, dict) else None
+    return grid if isinstance(grid, dict) else {}  # what is wrong is said when the settings are checked

@@ -13,6 +13,7 @@ from pipeline.config import dotted, yaml_text
 from pipeline.config.cluster import SparkSettings, WorkerSettings
 from pipeline.config.dataset import DatasetSettings, ReaderSettings
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.secrets import mask, masked
 from pipeline.config.study import CompareSettings, ExportSettings, TrackingSettings
 from pipeline.config.training import AUTO, CheckpointSettings, ModelSettings, TrainSettings
 
@@ -161,8 +162,11 @@ def digest_of(value: Any) -> str:
 
 
 def explain(error: ValidationError, where: object) -> str:
-    """One line for each setting that cannot be used: where it stands, its name, the value, and what would be right."""
-    return "\n".join(_explain(item, where) for item in error.errors())
+    """One line for each setting that cannot be used: where it stands, its name, the value, and what would be right.
+
+    Secrets are masked.
+    """
+    return "\n".join(" ".join(mask(_explain(item, where)).split()) for item in error.errors())
 
 
 def _explain(item: Any, where: object) -> str:
@@ -175,4 +179,4 @@ def _explain(item: Any, where: object) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{where}: {location + ': ' if location else ''}{message}"
-    return f"{where}: {location}: {message}, got {item['input']!r}"
+    return f"{where}: {location}: {message}, got {masked(item['input'], location)!r}"

@@ -109,7 +109,9 @@ class CompareSettings(FrozenModel):
 class TrackingSettings(FrozenModel):
     """Runs are tracked in MLflow."""
 
-    uri: str = Field("sqlite:///runs/mlflow.db", description="any MLflow tracking URI")
+    uri: str = Field(
+        "sqlite:///runs/mlflow.db", description="any MLflow tracking URI; it is shown without its password"
+    )
     experiment: str = Field("sparknorm", min_length=1, description="MLflow experiment of the runs, made where absent")
     artifacts: str = Field("runs/mlartifacts", description="artifact root of a new experiment in a local store")
     system_metrics: bool = Field(True, description="let MLflow sample CPU, memory and disk of the driver")

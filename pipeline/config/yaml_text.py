@@ -25,6 +25,10 @@ _SCALARS = (
 )
 
 
+# Python itself reads and shows no integer of more than 4,300 digits; nothing here needs a tenth of that.
+_MOST_DIGITS = 400
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
 
@@ -41,6 +45,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
+    if len(text) > _MOST_DIGITS:
+        raise yaml.constructor.ConstructorError(None, None, f"a number of {len(text)} digits", node.start_mark)
     return int(text, 0) if text[:2] in ("0o", "0x") else int(text)  # 010 is ten, not eight
 
 

@@ -282,7 +282,7 @@ def _load(dataset: str, name: str) -> Manifest:
         tree: Any = json.loads(storage.read_bytes(path))
     except FileNotFoundError:
         raise DatasetError(f"{dataset}: no dataset here ({name} is missing); run `ingest` first") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON: {error}") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         raise DatasetError(f"{path}: this version reads format {FORMAT}")
@@ -290,14 +290,14 @@ def _load(dataset: str, name: str) -> Manifest:
         manifest = Manifest.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = " ".join(".".join(str(part) for part in first["loc"]).split())  # names in it may be anything
         raise DatasetError(
             f"{path} is damaged, or was written by an older sparknorm: {where}: {first['msg']}"
         ) from None
     try:
         digest = seal(manifest).digest
     except DatasetError as error:
-        raise DatasetError(f"{path} was altered: {error}") from None
+        raise DatasetError(f"{path} was altered: {' '.join(str(error).split())}") from None
     if digest != manifest.digest:
-        raise DatasetError(f"{path} was altered: its content does not match its digest {manifest.digest}")
+        raise DatasetError(f"{path} was altered: its content does not match its digest {manifest.digest[:71]!r}")
     return manifest

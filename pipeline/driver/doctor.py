@@ -15,6 +15,7 @@ from pipeline import storage
 from pipeline.cluster import barrier, resources
 from pipeline.cluster.errors import spark_reason
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.secrets import mask
 from pipeline.config.settings import Settings
 from pipeline.data.manifest import Manifest
 from pipeline.driver import checks
@@ -108,7 +109,7 @@ class _Examination:
             state, detail = "skipped", f"needs: {', '.join(missing)}"
         else:
             state, detail = self._outcome(check)
-        self.findings[name] = Finding(check=name, state=state, detail=detail)
+        self.findings[name] = Finding(check=name, state=state, detail=mask(detail))
 
     def _outcome(self, check: Check) -> tuple[State, str]:
         try:

@@ -17,6 +17,7 @@ import psutil
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.secrets import masked
 from pipeline.config.settings import digest_of
 from pipeline.report.comparison import TrialResult
 from pipeline.telemetry import heartbeat
@@ -49,7 +50,7 @@ class RecordContent(FrozenModel):
     run_id : of its MLflow run
     model : whether the trained network is in MLflow
     cycles : results at the ends of the schedule's cycles, of a training that stops there
-    result : of a training; for a study the path of its result
+    result : of a training; for a study the path of its result. The predictions of a training are named without folder
     """
 
     driver: DriverProcess | None = None
@@ -78,15 +79,25 @@ class Record:
     def result(self, cycle: int | None = None) -> TrialResult | None:
         """What a training has returned at its end or, where it has come no further, at the end of a cycle; or None."""
         if isinstance(self.content.result, TrialResult):
-            return self.content.result
-        return self.content.cycles[cycle - 1] if cycle is not None and cycle <= len(self.content.cycles) else None
+            return self._with_files_here(self.content.result)
+        if cycle is None or cycle > len(self.content.cycles):
+            return None
+        return self._with_files_here(self.content.cycles[cycle - 1])
 
     def add_result(self, result: TrialResult, cycle: int | None = None) -> None:
         """Write down what a training has returned at its end, or at the end of the cycle that comes next."""
+        if result.predictions is not None:
+            result = result.model_copy(update={"predictions": _file_name(result.predictions)})
         if cycle is None:
             self.update(result=result)
         else:
             self.update(cycles=(*self.content.cycles, result))
+
+    def _with_files_here(self, result: TrialResult) -> TrialResult:
+        """The result with the whole path of its predictions; earlier versions wrote that, which may hold a password."""
+        if result.predictions is None:
+            return result
+        return result.model_copy(update={"predictions": storage.join(self.folder, _file_name(result.predictions))})
 
     def claim(self, name: str) -> None:
         """Write down that this process trains it, under this name.
@@ -105,9 +116,10 @@ class Record:
         self.update(driver=_this_process(), name=name)
 
     def update(self, **fields: Any) -> None:
-        """Replace fields of the content, and write it."""
+        """Replace fields of the content, and write it, its secrets masked."""
         self.content = self.content.model_copy(update=fields)
-        storage.publish(self._path, json.dumps(self.content.model_dump(mode="json", exclude_unset=True)).encode())
+        content = masked(self.content.model_dump(mode="json", exclude_unset=True))
+        storage.publish(self._path, json.dumps(content).encode())
 
     def _is_alive(self, driver: DriverProcess) -> bool:
         if driver.host == socket.gethostname():
@@ -120,6 +132,10 @@ class Record:
     def _heartbeats(self) -> list[bytes]:
         folder = storage.join(self.folder, heartbeat.RANKS)
         return [storage.read_bytes(storage.join(folder, name)) for name in storage.names(folder)]
+
+
+def _file_name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def slug(name: str) -> str:

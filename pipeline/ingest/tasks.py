@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.secrets import masked
 from pipeline.data import reasons
 from pipeline.data.codec import BadImageError, as_binary, as_rows, decode_stored
 from pipeline.data.manifest import QUARANTINE, Shard
@@ -272,6 +273,8 @@ def _pixels(stored: pa.Array, spec: ImageSpec) -> np.ndarray:
 
 def _write_quarantine(dataset: str, path: str, rows: pa.Table) -> WrittenQuarantine:
     buffer = io.BytesIO()
-    pq.write_table(rows.select(_QUARANTINE_SCHEMA.names).cast(_QUARANTINE_SCHEMA), buffer)
+    table = rows.select(_QUARANTINE_SCHEMA.names).cast(_QUARANTINE_SCHEMA)
+    origins = pa.array(masked(table.column("origin").to_pylist()), pa.string())  # paths, perhaps with a password
+    pq.write_table(table.set_column(1, "origin", origins), buffer)
     storage.publish(storage.join(dataset, path), buffer.getvalue())
     return WrittenQuarantine(path=path, reasons=Counter(rows.column("reason").to_pylist()))

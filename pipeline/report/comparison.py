@@ -267,7 +267,7 @@ class Comparison(FrozenModel):
         description="value of the metric to reach, from 0 to 1; null: the end of the baseline's run of the same seed"
     )
     dataset: ComparedDataset
-    settings: dict[str, Any] = Field(description="all settings of the study, section by section")
+    settings: dict[str, Any] = Field(description="all settings of the study, section by section; secrets are masked")
     runs: tuple[ComparedRun, ...] = Field(description="every arm with every seed")
     arms: tuple[ArmSummary, ...] = Field(description="the baseline first")
     search: tuple[SearchTrial, ...] = Field(description="trials of the tuned settings; empty if nothing was chosen")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from pipeline.config import Settings
+from pipeline.config.secrets import masked
 from pipeline.data import Manifest
 from pipeline.report import statistics
 from pipeline.report.comparison import (
@@ -70,7 +71,7 @@ def summarize(
         smallest_difference=judge.smallest_difference,
         target_accuracy=options.target_accuracy,
         dataset=_dataset_of(manifest),
-        settings=settings.model_dump(mode="json"),
+        settings=masked(settings.model_dump(mode="json")),
         runs=tuple(compared),
         arms=tuple(arms),
         search=tuple(search),

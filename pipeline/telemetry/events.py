@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from pipeline import storage
+from pipeline.config.secrets import masked
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,11 @@ class EventWriter:
         self._flushed_at = time.monotonic()
 
     def emit(self, kind: str, **fields: Any) -> None:
-        """Add one event, with fields of JSON values. Storage that fails is no error here: a later flush tries again."""
-        self._lines.append(json.dumps({"kind": kind, "time": time.time(), **fields}))
+        """Add one event, with fields of JSON values, whose secrets are masked.
+
+        Storage that fails is no error here: a later flush tries again.
+        """
+        self._lines.append(json.dumps({"kind": kind, "time": time.time(), **masked(fields)}))
         if time.monotonic() - self._flushed_at >= self._flush_seconds:
             try:
                 self.flush()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sqlite3
 import threading
 import warnings
@@ -14,11 +13,13 @@ from pathlib import Path
 
 import mlflow
 
+from pipeline.config.secrets import mask, mask_logs
 from pipeline.tracking.outage import Answer, reason, retry_during_outage
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # MLflow looks for git; a machine without it is fine
 for _name, _level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("mlflow.system_metrics", 100)):
     logging.getLogger(_name).setLevel(_level)
+mask_logs("mlflow", "alembic")  # they write through handlers of their own
 # A traceback for each call to a database that is down; we get the error itself, and say it once.
 logging.getLogger("mlflow.store.db.utils").setLevel(100)
 # MLflow's own tables ask SQLAlchemy for it, whatever one does with them.
@@ -62,8 +63,8 @@ def open_database(uri: str) -> None:
 
 
 def store_name() -> str:
-    """The tracking URI in use, without a password that it may contain."""
-    return re.sub(r"//[^/@]*@", "//", mlflow.get_tracking_uri())
+    """The tracking URI in use; a password that it may contain is masked."""
+    return mask(mlflow.get_tracking_uri())
 
 
 def call_store(what: str, call: Callable[[], Answer], outage_seconds: float) -> Answer:

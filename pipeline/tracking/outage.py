@@ -10,6 +10,8 @@ from typing import TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_fixed
 from tenacity.stop import stop_base
 
+from pipeline.config.secrets import mask
+
 log = logging.getLogger(__name__)
 
 # Between two tries.
@@ -35,8 +37,8 @@ def is_outage(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """An error of MLflow's in one line of at most 300 characters, the innermost cause if it names one."""
-    text = " ".join(str(error).split())
+    """An error of MLflow's in one line of at most 300 characters, masked; the innermost cause if it names one."""
+    text = " ".join(mask(str(error)).split())
     return (text.partition("(Caused by ")[2] or text)[:300] or type(error).__name__
 
 

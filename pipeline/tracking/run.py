@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 
 from pipeline import storage
+from pipeline.config.secrets import mask, masked
 from pipeline.data.manifest import Manifest
 from pipeline.telemetry.events import Event, metric_values
 from pipeline.tracking.client import call_store, time_to_upload
@@ -40,6 +41,7 @@ class TrackedRun:
     """One open MLflow run.
 
     Every call but `log_events` waits up to ``outage_seconds`` for a store that is down, and then raises TrackingError.
+    Texts reach MLflow with their secrets masked.
 
     Parameters
     ----------
@@ -94,7 +96,7 @@ class TrackedRun:
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log the params that the run does not have yet: MLflow never changes one."""
-        entries = [Param(key, str(value)) for key, value in params.items() if key not in self._params]
+        entries = [Param(key, str(value)) for key, value in masked(dict(params)).items() if key not in self._params]
         for start in range(0, len(entries), _PARAMS_AT_ONCE):
             batch = entries[start : start + _PARAMS_AT_ONCE]
             self._call("log params", partial(self._client.log_batch, self.run_id, params=batch))
@@ -105,7 +107,7 @@ class TrackedRun:
         tags, metrics = [], []
         for key, value in values.items():
             if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
-                tags.append(RunTag(key, str(value)))
+                tags.append(RunTag(key, mask(str(value))))
             elif value is not None and self._last_values.get(key) != value:
                 metrics.append(Metric(key, value, stamp, 0))
         self._call("log results", lambda: self._client.log_batch(self.run_id, metrics=metrics, tags=tags))
@@ -125,7 +127,7 @@ class TrackedRun:
 
     def log_dataset(self, manifest: Manifest, path: str, context: str) -> None:
         """Log the dataset's name, digest and place as the run's input; MLflow cuts digests, so a tag has it whole."""
-        source = json.dumps({"uri": storage.absolute(path)})
+        source = json.dumps({"uri": mask(storage.absolute(path))})
         digest = manifest.digest.removeprefix("sha256:")[:_DIGEST_LENGTH]
         entry = Dataset(name=manifest.name, digest=digest, source_type="local", source=source)
         tags = [InputTag("mlflow.data.context", context)]

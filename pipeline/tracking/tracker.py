@@ -17,6 +17,7 @@ import mlflow
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
+from pipeline.config.secrets import mask
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
 from pipeline.tracking.client import call_store, open_database, store_name
@@ -111,7 +112,7 @@ class Tracker:
                 run_name=name,
                 nested=parent is not None,
                 parent_run_id=parent,
-                tags={key: str(value) for key, value in tags.items()},
+                tags={key: mask(str(value)) for key, value in tags.items()},
                 log_system_metrics=False,
             ).info.run_id
 
@@ -147,7 +148,7 @@ def _end(run_id: str, outage_seconds: float) -> None:
 def _end_failed(run_id: str, error: BaseException) -> None:
     """Mark the active run as failed, with the reason, in one try each: the store may be what failed."""
     with suppress(Exception):
-        mlflow.MlflowClient().set_tag(run_id, "failure", f"{type(error).__name__}: {error}"[:5000])
+        mlflow.MlflowClient().set_tag(run_id, "failure", mask(f"{type(error).__name__}: {error}")[:5000])
     with suppress(Exception):
         mlflow.end_run("FAILED")
 

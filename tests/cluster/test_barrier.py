@@ -35,6 +35,18 @@ def test_results_come_in_rank_order_over_one_process_group(spark):
     assert barrier.run(spark, introduce, ("hello",), workers=one) == [(0, 1, 0, 1, 10.0, "hello")]
 
 
+def test_spark_before_4_0_which_knows_no_profile(spark, monkeypatch):
+    kind = type(spark.range(1))
+    current = kind.mapInArrow
+
+    def as_in_3_5(self, func, schema, barrier=False):
+        return current(self, func, schema, barrier)
+
+    monkeypatch.setattr(kind, "mapInArrow", as_in_3_5)
+    one = TWO.model_copy(update={"count": 1})
+    assert barrier.run(spark, introduce, ("hello",), workers=one) == [(0, 1, 0, 1, 10.0, "hello")]
+
+
 def threads(worker):
     return torch.get_num_threads()
 

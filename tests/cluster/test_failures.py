@@ -26,3 +26,13 @@ def test_an_exception_says_itself_whether_it_is_final():
     for error, final in ((StopError("no"), True), (ValueError("no"), False)):
         made = failure_from(error, rank=1, device="cpu", where="start", echo=False)
         assert (made.final, made.error) == (final, f"{type(error).__name__}: no")
+
+
+def test_secrets_in_an_exception_are_masked():
+    try:
+        raise OSError("cannot open s3://me:hunter2@bucket")
+    except OSError as error:
+        made = failure_from(error, rank=1, device="cpu", where="start", echo=False)
+    assert made.error == "OSError: cannot open s3://***@bucket"
+    assert "OSError: cannot open s3://***@bucket" in made.traceback
+    assert "hunter2" not in describe([made])

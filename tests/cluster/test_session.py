@@ -16,12 +16,18 @@ WARNING = "WARNING: Using incubator modules: jdk.incubator.vector"
 SESSION = """
 import sys
 import threading
+import psutil
 from pipeline.cluster import get_session
 from pipeline.config.cluster import SparkSettings
 
-settings = SparkSettings(master="local[1]", conf={"spark.driver.memory": "600m"})
+secret = "spark.hadoop.fs.s3a.secret.key"
+settings = SparkSettings(master="local[1]", conf={"spark.driver.memory": "600m", secret: "hunter2"})
 spark = get_session(settings, "sparknorm tests")
 assert get_session(settings, "another") is spark
+assert spark.conf.get(secret) == "hunter2"
+command = psutil.Process(spark.sparkContext._gateway.proc.pid).cmdline()  # which everybody on the machine can read
+assert "-Xmx600m" in command
+assert "hunter2" not in " ".join(command)
 print(spark.sparkContext.appName, spark.conf.get("spark.driver.memory"), spark.conf.get("spark.barrier.sync.timeout"))
 print(spark.sparkContext._jvm.java.lang.Runtime.getRuntime().maxMemory() >> 20)
 

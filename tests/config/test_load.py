@@ -119,3 +119,36 @@ def test_properties_of_spark_whose_names_begin_alike_stand_side_by_side():
 def test_properties_of_spark_that_are_no_single_value_are_refused():
     with pytest.raises(SettingsError, match=r"spark\.conf\.spark\.a: .*valid string"):
         load_settings(QUICKSTART, ["spark.conf.spark.a=[1, 2]"])
+
+
+def test_values_of_the_grid_take_the_place_of_a_list_in_the_settings_own(tmp_path):
+    study = tmp_path / "study.yaml"
+    study.write_text("name: x\nmodel: {norm: [none, batch], depth: 3}\n")
+    assert load_settings(study).compare.grid == {"model.norm": ("none", "batch")}
+    for override in ("compare.grid.model.norm=[group, batch]", "compare.grid={model: {norm: [group, batch]}}",
+                     "compare={grid: {model.norm: [group, batch]}}", "model.norm=[group, batch]"):  # fmt: skip
+        settings = load_settings(study, [override])
+        assert settings.compare.grid == {"model.norm": ("group", "batch")}, override
+        assert settings.model.norm == "group"
+        with pytest.raises(
+            SettingsError, match=r"model.norm lists \['group', 'batch'\], which `compare` trains one by"
+        ):
+            load_settings(study, [override], single_run=True)
+    one_more = load_settings(study, ["compare.grid.model.depth=[2, 4]"])
+    assert one_more.compare.grid == {"model.depth": (2, 4), "model.norm": ("none", "batch")}
+    assert load_settings(study, ["compare.grid.model.norm=[group]", "model.norm=batch"]).compare.grid == {}
+    with pytest.raises(SettingsError, match=r"compare.grid.model.norm: .* valid tuple, got 'batch'"):
+        load_settings(study, ["compare.grid.model.norm=batch"])
+
+
+def test_a_file_lists_the_values_of_a_setting_once(tmp_path):
+    study = tmp_path / "study.yaml"
+    study.write_text("name: x\nmodel: {norm: [none, batch]}\ncompare: {grid: {model.norm: [none, group]}}\n")
+    with pytest.raises(
+        SettingsError, match=r"study.yaml: model.norm lists values in its own place and in compare.grid"
+    ):
+        load_settings(study)
+    study.write_text("name: x\nmodel: {norm: [none, batch]}\ncompare: {grid: {model.norm: [none, batch]}}\n")
+    assert load_settings(study).compare.grid == {"model.norm": ("none", "batch")}
+    (tmp_path / "later.yaml").write_text("extends: study.yaml\ncompare: {grid: {model.norm: [group, none]}}\n")
+    assert load_settings(tmp_path / "later.yaml").compare.grid == {"model.norm": ("group", "none")}

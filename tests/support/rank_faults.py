@@ -43,6 +43,16 @@ def _build_a_model_that_raises(moment: Moment, *, rank: int, step: int, once: bo
         moment.model.register_forward_pre_hook(raise_there)
 
 
+def storage_fails(text: str, *, rank: int, step: int) -> Hook:
+    """One rank's storage fails at a step, with this text."""
+    return partial(_fail_there, text, rank=rank, step=step)
+
+
+def _fail_there(text: str, moment: Moment, *, rank: int, step: int) -> None:
+    if (moment.name, moment.worker.rank, moment.step) == ("before_data", rank, step):
+        raise OSError(text)
+
+
 def hang(how: str, *, rank: int, step: int) -> Hook:
     """One rank hangs while it waits for the data of a step.
 
