@@ -77,27 +77,42 @@ def join(ranks, known_as, meanwhile=lambda port: None):
     return [rank.answer() for rank in ranks]
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_they_train_whatever_the_hosts_files_say(version):
-    """Every pair of hosts files; known by address, as Spark knows a task, and by name, as its settings may make it."""
-    failed = []
-    with two_hosts(version) as hosts, ranks_on(hosts) as ranks:
-        for own_names in itertools.product(OWN_NAME, repeat=2):
-            for host, other, own in zip(hosts, hosts[::-1], own_names, strict=True):
-                meaning = host.address if OWN_NAME[own] is None else OWN_NAME[own]
-                host.write_hosts(f"{other.address} {other.name}", *[f"{meaning} {host.name}"] * bool(meaning))
-            for known_as in ([host.address for host in hosts], [host.name for host in hosts]):
-                if (answers := join(ranks, known_as)) != [{"sum": 2.0}] * 2:
-                    failed.append((own_names, known_as, answers))
-    assert failed == []
+@pytest.fixture(scope="module", params=[4, 6])
+def pair(request):
+    """Two hosts of one version of the internet protocol, and a rank on each, which join one group after another."""
+    with two_hosts(request.param) as hosts, ranks_on(hosts) as ranks:
+        yield hosts, ranks
 
 
-def test_a_host_that_cannot_resolve_another_says_so():
-    with two_hosts() as hosts, ranks_on(hosts) as ranks:
-        for host in hosts:
-            host.write_hosts()
-        for answer, other in zip(join(ranks, [host.name for host in hosts]), hosts[::-1], strict=True):
-            assert f"finds no way to {other.name}: it must be able to resolve their names" in answer["error"]
+@pytest.mark.parametrize("own_names", itertools.product(OWN_NAME, repeat=2), ids="-".join)
+@pytest.mark.parametrize("known_by", ["address", "name"])
+def test_they_train_whatever_the_hosts_files_say(pair, known_by, own_names):
+    """Spark knows a task by its address; settings may make it a name."""
+    hosts, ranks = pair
+    for host, other, own in zip(hosts, hosts[::-1], own_names, strict=True):
+        meaning = host.address if OWN_NAME[own] is None else OWN_NAME[own]
+        host.write_hosts(f"{other.address} {other.name}", *[f"{meaning} {host.name}"] * bool(meaning))
+    assert join(ranks, [getattr(host, known_by) for host in hosts]) == [{"sum": 2.0}] * 2
+
+
+def test_a_host_that_cannot_resolve_another_says_so(pair):
+    hosts, ranks = pair
+    for host in hosts:
+        host.write_hosts()
+    for answer, other in zip(join(ranks, [host.name for host in hosts]), hosts[::-1], strict=True):
+        assert f"finds no way to {other.name}: it must be able to resolve their names" in answer["error"]
+
+
+def test_a_cable_that_is_plugged_in_again_is_no_error(pair):
+    (one, other), ranks = pair
+    timer = threading.Timer(5, other.plug_in_cable)
+
+    def disconnect(port):
+        other.pull_cable()
+        timer.start()
+
+    assert join(ranks, [one.address, other.address], disconnect) == [{"sum": 2.0}] * 2
+    timer.join()
 
 
 @pytest.mark.slow
@@ -131,15 +146,3 @@ def test_ranks_that_cannot_reach_each_other_name_host_and_port(firewall):
     assert f"ConnectionError: rank 1 at {other.address} (eth0) cannot reach {wanted}" in second["error"]
     assert f"{other.address}" in first["error"]
     assert f"{one.address}" in first["error"]
-
-
-def test_a_cable_that_is_plugged_in_again_is_no_error():
-    with two_hosts() as (one, other), ranks_on((one, other)) as ranks:
-        timer = threading.Timer(5, other.plug_in_cable)
-
-        def disconnect(port):
-            other.pull_cable()
-            timer.start()
-
-        assert join(ranks, [one.address, other.address], disconnect) == [{"sum": 2.0}] * 2
-        timer.join()
