@@ -2,8 +2,9 @@
 are gone.
 
 Spark itself restarts a gang a few times (`barrier.py`). This is for what it gives up: more deaths than it allows one
-stage, executors that do not come back, and exceptions, of which some pass (storage or network for a moment) and others
-come again; a function that has saved nothing new since it was launched is not launched again.
+stage, executors that do not come back or cannot be reached any more, and exceptions, of which some pass (storage or
+network for a moment) and others come again; a function that has saved nothing new since it was launched is not launched
+again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import barrier, resources
-from pipeline.cluster.errors import GangLostError, ShortageError, WorkerError
+from pipeline.cluster.errors import GangLostError, ShortageError, StallError, WorkerError
 from pipeline.cluster.rendezvous import Facts
 from pipeline.config.cluster import WorkerSettings
 
@@ -120,8 +121,17 @@ def _allowed_sizes(workers: WorkerSettings, sizes: Sizes) -> list[int]:
 
 def _size_after(error: RuntimeError, spark: SparkSession, workers: WorkerSettings, sizes: Sizes, size: int) -> int:
     """The number of workers to go on with after a gang of ``size``; raises the error where going on is no use."""
+    final = isinstance(error, WorkerError) and error.final
+    # Ranks may also stand still because one of their hosts is cut off.
+    cut_off = [] if final and not isinstance(error, StallError) else resources.drop_cut_off_executors(spark)
+    if cut_off:
+        log.warning("%s: Spark is told to give it up", "; ".join(cut_off))
+        try:
+            return world_size(spark, workers.model_copy(update={"slots_wait_seconds": 0}), sizes)
+        except ShortageError as shortage:
+            raise ShortageError(f"{'; '.join(cut_off)}, and {shortage} ({error})", shortage.slots) from error
     if isinstance(error, WorkerError):
-        if error.final:
+        if final:
             raise error
         return size
     if "UNAVAILABLE" in str(error.__cause__):  # the Spark Connect server is gone, and each call waits for it

@@ -7,17 +7,25 @@ training stage gets a resource profile of its own. Never imports torch.
 
 from __future__ import annotations
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from pipeline.cluster.connect import is_connect
-from pipeline.cluster.errors import LaunchError, ShortageError, spark_reason
+from pipeline.cluster.errors import LaunchError, ShortageError, spark_failures, spark_reason
 from pipeline.config.cluster import WorkerSettings
 
 if TYPE_CHECKING:
     from pyspark.resource import ResourceProfile
     from pyspark.sql import SparkSession
+
+
+# How long an executor may take to answer the system's way, which needs no Python and no Java of it.
+ANSWER_SECONDS = 5.0
+# Executors that are asked at once.
+ASKED_AT_ONCE = 64
 
 
 def training_profile(workers: WorkerSettings) -> ResourceProfile | None:
@@ -93,6 +101,46 @@ def check_slots(spark: SparkSession, workers: WorkerSettings) -> None:
         f"workers.count is {workers.count}, but {master} has {number} slots{each}: {fewer}give the cluster more {more}",
         number,
     )
+
+
+def drop_cut_off_executors(spark: SparkSession) -> list[str]:
+    """Let Spark give up the executors whose hosts no longer answer, and say which they are, each with host and port.
+
+    Spark itself notices after a minute or two (spark.network.timeout) and would start the next gang on them until then.
+    Where none answers at all, it is this driver that cannot reach executors, and they are left alone. Empty over Spark
+    Connect, where a client knows no executors.
+    """
+    if is_connect(spark):
+        return []
+    try:
+        places = _executors(spark)
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            answers = dict(zip(places, pool.map(_answers, places.values()), strict=True))
+        cut_off = [name for name, answer in answers.items() if not answer] if any(answers.values()) else []
+        for name in cut_off:
+            spark.sparkContext._jsc.sc().killExecutor(name)
+    except spark_failures():  # some platforms let nobody ask; what ended the training is the error to show
+        return []
+    return [f"executor {name} at {places[name]} does not answer" for name in cut_off]
+
+
+def _executors(spark: SparkSession) -> dict[str, str]:
+    """Host and port of each executor that Spark takes for alive, by its name."""
+    listed = spark.sparkContext._jsc.sc().statusStore().executorList(True)
+    summaries = [listed.apply(index) for index in range(listed.size())]
+    return {str(each.id()): str(each.hostPort()) for each in summaries if each.id() != "driver"}
+
+
+def _answers(place: str) -> bool:
+    """Whether the host of an executor says anything; that nobody listens at the port is an answer."""
+    host, _, port = place.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except (ConnectionRefusedError, ConnectionResetError):
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _is_local(spark: SparkSession) -> bool:

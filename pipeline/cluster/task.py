@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.cluster.failures import FailedError, GangBrokenError, failure_path
-from pipeline.cluster.rendezvous import Facts, RankState, exchange_facts, joined_group, wait_for_all_ranks
+from pipeline.cluster.rendezvous import Facts, RankState, exchange_facts, host_of
+from pipeline.cluster.store import joined_group, wait_for_all_ranks
 from pipeline.config.cluster import WorkerSettings
 from pipeline.config.secrets import mask_logs
 from pipeline.telemetry import heartbeat
@@ -70,8 +71,7 @@ def run_task(task: Task, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
     for _ in batches:  # Spark keeps a Python worker, and the torch it has imported, only if its input is used up
         pass
     context = BarrierTaskContext.get()
-    addresses = [info.address for info in context.getTaskInfos()]
-    me = RankState(context.partitionId(), [address.rpartition(":")[0] or address for address in addresses])
+    me = RankState(context.partitionId(), [host_of(info.address) for info in context.getTaskInfos()])
     try:
         payload, failed = pickle.dumps(_rendezvous_and_call(context, me, task)), False
     except GangBrokenError:
@@ -95,6 +95,7 @@ def _rendezvous_and_call(context: BarrierTaskContext, me: RankState, task: Task)
     from pipeline.distributed.worker import Worker
 
     assert me.device is not None, "a device was chosen when facts were exchanged"
+    timeout = timedelta(seconds=task.workers.collective_timeout_seconds)
     worker = Worker(
         rank=me.rank,
         world_size=me.world_size,
@@ -103,13 +104,14 @@ def _rendezvous_and_call(context: BarrierTaskContext, me: RankState, task: Task)
         device=me.device,
         host=socket.gethostname(),
         gpu=me.gpu,
+        endpoint=me.endpoints[me.rank],
         attempt=attempt.number,
         status=me.status,
     )
     with (
         contextlib.ExitStack() as at_end,
         _heartbeat(me, task, attempt),
-        joined_group(store, me, timedelta(seconds=task.workers.collective_timeout_seconds)),
+        joined_group(store, me.rank, me.endpoints, me.device, timeout),
     ):
         at_end.callback(wait_for_all_ranks, store, me.rank, me.world_size)  # once the group is left, whatever happens
         with _announced_failure(store, me, task, attempt):

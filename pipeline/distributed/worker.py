@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.distributed.device import choose_device
+from pipeline.distributed.interfaces import Endpoint
 from pipeline.telemetry.heartbeat import Status
 
 
@@ -30,6 +31,7 @@ class Worker:
     device : where the model and the batches live
     host : name of the host
     gpu : the address of the GPU that Spark assigned, if it assigned one
+    endpoint : at which address, and on which network interface, other ranks reach this one; None where nobody knows
     attempt : number of this gang among those started for the same job, from 1
     status : where this rank says what it is doing
     """
@@ -41,6 +43,7 @@ class Worker:
     device: torch.device
     host: str
     gpu: str | None = None
+    endpoint: Endpoint | None = None
     attempt: int = 1
     status: Status = field(default_factory=Status, compare=False)
 
@@ -83,6 +86,11 @@ def alone(device: str = "auto") -> Worker:
     return Worker(0, 1, 0, 1, choose_device(device, None, 0), socket.gethostname())
 
 
+def default_backend(device: torch.device) -> str:
+    """What ranks on such a device speak through, in torch's words."""
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
 @contextmanager
 def process_group(
     store: dist.Store,
@@ -92,6 +100,7 @@ def process_group(
     timeout: timedelta,
     *,
     backend: str | None = None,
+    endpoint: Endpoint | None = None,
 ) -> Iterator:
     """Join the default process group and leave it at the end, whatever happens. Memory that torch keeps on a GPU for
     later is then given back: a Python worker may live on, with nothing to train.
@@ -99,24 +108,28 @@ def process_group(
     Parameters
     ----------
     backend : None is NCCL on CUDA and gloo on CPU. gloo also takes tensors of a GPU, and lets ranks share one
+    endpoint : its interface carries the group's traffic, unless the user has set GLOO_SOCKET_IFNAME or
+        NCCL_SOCKET_IFNAME; None leaves the choice to gloo and NCCL
     """
-    backend = backend or ("nccl" if device.type == "cuda" else "gloo")
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=timeout,
-        device_id=device if backend == "nccl" else None,
-    )
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-        if device.type == "cuda":
-            # After an error of CUDA every call fails: the error that ends the block is the one to show.
-            with suppress(RuntimeError):
-                torch.cuda.empty_cache()
+    backend = backend or default_backend(device)
+    # As long as the group is there: NCCL connects when it is used first.
+    with endpoint.used() if endpoint is not None else nullcontext():
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            device_id=device if backend == "nccl" else None,
+        )
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+            if device.type == "cuda":
+                # After an error of CUDA every call fails: the error that ends the block is the one to show.
+                with suppress(RuntimeError):
+                    torch.cuda.empty_cache()
 
 
 @contextmanager

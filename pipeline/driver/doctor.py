@@ -209,7 +209,8 @@ class _Examination:
         if len(self.reports) == 1:
             return "one worker alone"
         slowest = max(report.exchange_seconds for report in self.reports)
-        return f"4 MiB are summed over {len(self.reports)} workers in {1000 * slowest:.1f} ms"
+        ways = dict.fromkeys(f"{report.host} by {report.endpoint}" for report in self.reports if report.endpoint)
+        return f"4 MiB are summed over {len(self.reports)} workers in {1000 * slowest:.1f} ms: {', '.join(ways)}"
 
 
 def check_disk(reports: Sequence[WorkerReport]) -> str:

@@ -48,6 +48,7 @@ class WorkerReport:
     output_free_bytes : of the disk with the folder; None where that cannot be known
     local_free_bytes : of the disk with temporary files
     exchange_seconds : of one all-reduce of 4 MiB over all workers, the median of 5
+    endpoint : address and network interface at which other workers reach it; None where nobody knows
     problems : what failed, one text each
     """
 
@@ -61,6 +62,7 @@ class WorkerReport:
     local_free_bytes: int
     exchange_seconds: float
     problems: tuple[str, ...]
+    endpoint: str | None = None
 
 
 def probe(worker: Worker, task: ProbeTask) -> WorkerReport:
@@ -80,6 +82,7 @@ def probe(worker: Worker, task: ProbeTask) -> WorkerReport:
         local_free_bytes=shutil.disk_usage(tempfile.gettempdir()).free,
         exchange_seconds=_exchange_seconds(worker),
         problems=tuple(problems),
+        endpoint=str(worker.endpoint) if worker.endpoint is not None else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_a_healthy_cluster(spark, settings):
     assert "1, 2, 4 workers divide" in detail(result, "dataset")
     assert "Java 1" in detail(result, "Java") or "Java 2" in detail(result, "Java")
     assert "summed over 2 workers" in detail(result, "network between workers")
+    assert detail(result, "network between workers").endswith(f" ms: {socket.gethostname()} by 127.0.0.1 (lo)")
     assert sorted(path.name for path in Path(settings.output).glob("doctor*")) == ["doctor.json"]  # the rest is gone
     written = json.loads(Path(settings.output, "doctor.json").read_text())
     assert written == result.model_dump(mode="json")

@@ -104,3 +104,21 @@ def log_of_restoring(moment: Moment) -> None:
         handler = next(each for each in log.handlers if isinstance(each, logging.FileHandler))
         log.removeHandler(handler)
         handler.close()
+
+
+def slow_at(moment: str, step: int | None, *, seconds: float) -> Hook:
+    """Ranks take their time at the first moment of this name from a step on, and say so in the job's folder, file
+    ``slow``.
+
+    step : None is the last one of an epoch: after it comes an evaluation
+    """
+    return partial(_take_time, name=moment, step=step, seconds=seconds)
+
+
+def _take_time(moment: Moment, *, name: str, step: int | None, seconds: float) -> None:
+    due = moment.step >= step if step is not None else moment.step % moment.steps_per_epoch == 0
+    path = Path(moment.job.folder, f"slow-{moment.worker.rank}")
+    if moment.name == name and due and not path.exists():
+        path.touch()
+        Path(moment.job.folder, "slow").touch()
+        time.sleep(seconds)

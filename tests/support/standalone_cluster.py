@@ -1,4 +1,5 @@
-"""A real standalone cluster on this machine: one Master, Workers that each have their own environment and GPUs.
+"""A real standalone cluster on this machine: one Master, Workers that each have their own environment and GPUs, all on
+this host or on those of `two_hosts.py`.
 
 The GPUs are addresses that a script prints: Spark schedules them like real ones. Drivers run as processes of their
 own (`run_driver`), because a test process has a local session already. Nothing here waits without a bound, and only
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import pyspark
@@ -26,6 +27,31 @@ REPOSITORY = Path(__file__).parents[2]
 SPARK_CLASS = Path(pyspark.__file__).parent / "bin" / "spark-class"
 START_SECONDS = 120  # seconds on a quiet machine; a busy one takes long
 END_SECONDS = 10
+
+
+class Host(Protocol):
+    """Where a process of the cluster runs.
+
+    address : that it binds, and at which others reach it
+    enter : the words that, put before a command, let it run there
+    """
+
+    @property
+    def address(self) -> str: ...
+
+    def enter(self) -> list[str]: ...
+
+
+class ThisHost:
+    """The host of the test."""
+
+    address = "127.0.0.1"
+
+    def enter(self) -> list[str]:
+        return []
+
+
+THIS_HOST = ThisHost()
 
 
 @dataclass(frozen=True)
@@ -41,11 +67,12 @@ class WorkerOffer:
     memory: str = "1g"
     gpus: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    host: Host = THIS_HOST
 
 
 @dataclass
 class Cluster:
-    """A running cluster; ``master`` is its address, ``spark://127.0.0.1:PORT``."""
+    """A running cluster; ``master`` is its address, ``spark://HOST:PORT``."""
 
     master: str
     workers: list[subprocess.Popen]
@@ -58,12 +85,13 @@ class Cluster:
 
 
 @contextmanager
-def standalone_cluster(offers: Sequence[WorkerOffer], folder: Path) -> Iterator[Cluster]:
+def standalone_cluster(offers: Sequence[WorkerOffer], folder: Path, *, host: Host = THIS_HOST) -> Iterator[Cluster]:
     """Start a Master and one Worker for each offer, wait until all are registered, and end them all.
 
     Parameters
     ----------
     folder : for logs, work folders and discovery scripts
+    host : of the Master
 
     Raises
     ------
@@ -73,9 +101,8 @@ def standalone_cluster(offers: Sequence[WorkerOffer], folder: Path) -> Iterator[
     started: list[subprocess.Popen] = []
     log = folder / "master.log"
     try:
-        started.append(_spark_class("org.apache.spark.deploy.master.Master", ["--port", "0"], log, {}))
-        port = _in_log(log, r"Starting Spark master at spark://127\.0\.0\.1:(\d+)", started[0]).group(1)
-        master = f"spark://127.0.0.1:{port}"
+        started.append(_spark_class("org.apache.spark.deploy.master.Master", ["--port", "0"], log, {}, host))
+        master = _in_log(log, r"Starting Spark master at (spark://\S+:\d+)", started[0]).group(1)
         for index, offer in enumerate(offers):
             started.append(_start_worker(master, offer, folder, index))
         for index, process in enumerate(started[1:]):
@@ -95,27 +122,35 @@ def _start_worker(master: str, offer: WorkerOffer, folder: Path, index: int) -> 
         environment["SPARK_WORKER_OPTS"] = (
             f"-Dspark.worker.resource.gpu.amount={len(offer.gpus)} -Dspark.worker.resource.gpu.discoveryScript={script}"
         )
-    return _spark_class("org.apache.spark.deploy.worker.Worker", words, folder / f"worker-{index}.log", environment)
+    log = folder / f"worker-{index}.log"
+    return _spark_class("org.apache.spark.deploy.worker.Worker", words, log, environment, offer.host)
 
 
-def _spark_class(name: str, words: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen:
+def _spark_class(
+    name: str, words: Sequence[str], log: Path, environment: Mapping[str, str], host: Host
+) -> subprocess.Popen:
     # spark-class ends in `exec java`, so the process started here is the JVM itself.
     with log.open("w") as output:
         return subprocess.Popen(
-            [SPARK_CLASS, name, "--host", "127.0.0.1", "--webui-port", "0", *words],
-            env={**_plain_environment(), "SPARK_DAEMON_MEMORY": "256m", "PYTHONPATH": str(REPOSITORY), **environment},
+            [*host.enter(), SPARK_CLASS, name, "--host", host.address, "--webui-port", "0", *words],
+            env={
+                **_plain_environment(host),
+                "SPARK_DAEMON_MEMORY": "256m",
+                "PYTHONPATH": str(REPOSITORY),
+                **environment,
+            },
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )
 
 
-def _plain_environment() -> dict[str, str]:
+def _plain_environment(host: Host) -> dict[str, str]:
     """This process's environment without what a session in it, or its user, has set for Spark and Python."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SPARK_", "PYSPARK_", "PYTHON"))}
     # Without the second compiler and a parallel collector, six JVMs take half the processor time to start.
     java = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-    return {**kept, "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable, "JDK_JAVA_OPTIONS": java}
+    return {**kept, "SPARK_LOCAL_IP": host.address, "PYSPARK_PYTHON": sys.executable, "JDK_JAVA_OPTIONS": java}
 
 
 def _in_log(log: Path, pattern: str, process: subprocess.Popen) -> re.Match:
@@ -153,8 +188,8 @@ def _end(started: Sequence[subprocess.Popen]) -> None:
         process.wait(END_SECONDS)
 
 
-def run_driver(script: str, master: str, *args: str, timeout: float = 300) -> str:
-    """Run a Python script as a Spark driver and return what it printed.
+def run_driver(script: str, master: str, *args: str, timeout: float = 300, host: Host = THIS_HOST) -> str:
+    """Run a Python script as a Spark driver on a host and return what it printed.
 
     The script may import this project and the modules of ``tests/``; ``sys.argv[1]`` is the master, the rest ``args``.
     Its functions travel to the executors by value, as ``__main__``'s do.
@@ -167,8 +202,8 @@ def run_driver(script: str, master: str, *args: str, timeout: float = 300) -> st
         It was killed after ``timeout`` seconds.
     """
     done = subprocess.run(
-        [sys.executable, "-c", script, master, *args],
-        env={**_plain_environment(), "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])},
+        [*host.enter(), sys.executable, "-c", script, master, *args],
+        env={**_plain_environment(host), "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -191,8 +226,8 @@ def driver_session(master: str, conf: Mapping[str, str]) -> Any:
     from pipeline.config.cluster import SparkSettings
 
     small = {
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": os.environ["SPARK_LOCAL_IP"],
+        "spark.driver.bindAddress": os.environ["SPARK_LOCAL_IP"],
         "spark.ui.enabled": "false",
         "spark.driver.memory": "512m",
         "spark.executor.memory": "512m",
