@@ -142,12 +142,7 @@ def missing_shard(dataset: str, listed: Manifest) -> str | None:
 
 def _sizes(folder: str) -> dict[str, int]:
     """Bytes of each file in a folder as it is now: executors have written since it was last looked at."""
-    fs, inner = storage.filesystem(folder)
-    fs.invalidate_cache(inner)
-    try:
-        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in fs.ls(inner, detail=True)}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+    return {entry["name"].rpartition("/")[2]: entry["size"] for entry in storage.entries(folder)}
 
 
 def remove_leftovers(dataset: str, base: Manifest | None, *, keep_quarantine: bool = False) -> None:
