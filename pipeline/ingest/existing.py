@@ -13,7 +13,8 @@ from pipeline.config.settings import digest_of
 from pipeline.data import load_manifest, manifest
 from pipeline.data.manifest import QUARANTINE, SPLITS, DatasetError, Manifest
 from pipeline.ingest.images import ImageSpec
-from pipeline.ingest.sources.source import Source, exact_path, rows_by_split
+from pipeline.ingest.sources.source import Source, rows_by_split
+from pipeline.ingest.stored import stored_ids
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -118,7 +119,7 @@ def only_new(spark: SparkSession, source: Source, dataset: str, base: Manifest |
     if base is None or source.numbered:
         return source, 0
     paths = [*(shard.path for shard in base.shards), *base.quarantine]
-    known = spark.read.schema("id long").parquet(*(exact_path(storage.join(dataset, path)) for path in paths))
+    known = stored_ids(spark, [storage.join(dataset, path) for path in paths])
     new = source.items.join(known.distinct(), "id", "left_anti")
     counts = rows_by_split(new) if source.own_splits else {"": new.count()}
     if not any(counts.values()):

@@ -236,7 +236,7 @@ def _read_labels(spark: SparkSession, settings: SourceSettings) -> DataFrame:
     from pyspark.sql import functions as F
 
     assert settings.labels is not None
-    where = exact_path(settings.labels)
+    where = exact_path(spark, settings.labels)
     try:
         if settings.labels.lower().endswith((".parquet", ".pq")):
             table = spark.read.parquet(where)
