@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from s3_server import S3Server, reserve_address
 from small_data import dataset_settings, write_idx, write_idx_folder
 
 from pipeline import storage
@@ -21,9 +22,16 @@ from pipeline.config.study import TrackingSettings
 REPOSITORY = Path(__file__).parents[1]
 
 
-def pytest_configure():
-    """Every JVM of the tests starts in half the processor time without the second compiler and a parallel collector."""
+S3_ADDRESS = pytest.StashKey()
+
+
+def pytest_configure(config):
+    """What processes that the tests start must find in their environment.
+
+    Every JVM starts in half the processor time without the second compiler and a parallel collector.
+    """
     os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+    config.stash[S3_ADDRESS] = reserve_address()
 
 
 def pytest_collection_modifyitems(items):
@@ -101,6 +109,20 @@ def remote():
     fs, inner = storage.filesystem(root)
     if fs.exists(inner):
         fs.rm(inner, recursive=True)
+
+
+@pytest.fixture(scope="session")
+def s3(request, tmp_path_factory):
+    """A real S3 server behind a proxy that makes faults where it is told to."""
+    server = S3Server(tmp_path_factory.mktemp("s3"), request.config.stash[S3_ADDRESS])
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(s3) -> str:
+    """The address of a new bucket."""
+    return s3.new_bucket()
 
 
 @pytest.fixture(scope="session")

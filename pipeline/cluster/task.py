@@ -151,6 +151,6 @@ def _announced_failure(store: dist.Store, me: RankState, task: Task, attempt: he
             echo = me.rank != 0
         failure = me.failure(error, echo=echo)
         if task.folder is not None and not echo:
-            with contextlib.suppress(Exception):  # it also travels as a row
+            with contextlib.suppress(Exception), storage.retry_for(0):  # it also travels as a row
                 storage.publish(failure_path(task.folder, attempt.id), json.dumps(asdict(failure)).encode())
         raise FailedError(failure) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline import storage
@@ -67,7 +68,11 @@ class Watch:
         self._life_seen_at = time.monotonic()
 
     def read_heartbeats(self) -> None:
-        """Read what is new. Storage errors are raised; the caller may ignore them, and call again."""
+        """Read what is new. Storage errors are raised at once; the caller may ignore them, and call again."""
+        with storage.retry_for(0):
+            self._read_heartbeats()
+
+    def _read_heartbeats(self) -> None:
         attempt = heartbeat.read_attempt(self._folder)
         if attempt is None or (self._earlier_attempt is not None and attempt.id == self._earlier_attempt.id):
             return
@@ -126,20 +131,28 @@ class Watch:
         Only where all others are well: if one of them is silent, it is its death that the rank speaks of, and Spark
         starts the gang again.
         """
-        path = failure_path(self._folder, self._attempt)
-        if not self._attempt or not storage.exists(path):
+        with storage.retry_for(0):
+            text = self._failure_text()
+        if text is None:
             return None
         if self._failure_seen_at is None:
             self._failure_seen_at = time.monotonic()
         beat = self._workers.heartbeat_seconds
         if time.monotonic() - self._failure_seen_at < max(FAILURE_GRACE_SECONDS, FAILURE_GRACE_BEATS * beat):
             return None
-        failure = Failure(**json.loads(storage.read_bytes(path)))
+        failure = Failure(**json.loads(text))
         others = [rank for number, rank in self._ranks.items() if number != failure.rank]
         well = [rank for rank in others if rank.beat.ended or rank.age_seconds < (FAILURE_GRACE_BEATS - 1) * beat]
         if len(well) < self._workers.count - 1 or all(rank.beat.ended for rank in well):
             return None
         return failure
+
+    def _failure_text(self) -> bytes | None:
+        """What the rank that failed first has published, if one has."""
+        try:
+            return storage.read_bytes(failure_path(self._folder, self._attempt)) if self._attempt else None
+        except FileNotFoundError:
+            return None
 
     def _any_rank_runs(self) -> bool:
         """Whether any rank of the newest attempt is running."""
@@ -150,14 +163,16 @@ class Watch:
         """What faulthandler wrote on that worker; it may take a moment to arrive."""
         deadline = time.monotonic() + STACK_SECONDS
         while True:
-            try:
-                text = storage.read_bytes(heartbeat.stack_path(self._folder, rank)).decode(errors="replace")
-            except OSError:
-                text = self._ranks[rank].beat.stack
+            with storage.retry_for(0):
+                try:
+                    text = storage.read_bytes(heartbeat.stack_path(self._folder, rank)).decode(errors="replace")
+                except OSError:
+                    text = self._ranks[rank].beat.stack
             if text.strip() or time.monotonic() > deadline:
                 return _main_thread_first(text.strip()) or "(no stack arrived from that worker)"
             time.sleep(0.2)
-            self.read_heartbeats()
+            with suppress(OSError, ValueError):  # that a rank hangs is the error to show
+                self.read_heartbeats()
 
 
 def _main_thread_first(text: str) -> str:

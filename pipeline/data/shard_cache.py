@@ -74,8 +74,7 @@ def copy_path(shard: Shard, folder: str) -> Path:
 
 
 def _fetch(path: str, target: Path) -> None:
-    fs, inner = storage.filesystem(path)
-    with fs.open(inner, "rb") as source, target.open("wb") as file:
+    with storage.open_file(path) as source, target.open("wb") as file:
         while block := source.read(_BLOCK_BYTES):
             file.write(block)
 

@@ -12,8 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -207,20 +206,16 @@ class _Shard:
         self._lock = threading.Lock()
         self._file: BinaryIO | None = None
         self._parquet: pq.ParquetFile | None = None
-        self._fs: Any = None  # where the file is read from by its address
-        self._inner = ""
+        self._remote = settings.cache is None and not storage.is_local(path)  # has no descriptor to read from
 
     def ready(self, *, verify: bool) -> None:
         """Open the file, once; of several threads one does it and the others wait."""
         with self._lock:
             if self._parquet is not None:
                 return
-            if storage.is_local(self._path):
+            if storage.is_local(self._path) or self._settings.cache is None:
                 # Closed when the last thread lets go of this object, so that none reads from another's descriptor.
-                self._open(Path(storage.absolute(self._path)).open("rb"), verify=verify)  # noqa: SIM115
-            elif self._settings.cache is None:
-                self._fs, self._inner = storage.filesystem(self._path)
-                self._open(self._fs.open(self._inner, "rb"), verify=verify)
+                self._open(storage.open_file(self._path), verify=verify)
             else:
                 self._open_copy(self._settings.cache, verify=verify)
 
@@ -267,8 +262,8 @@ class _Shard:
     def read_into(self, start: int, target: np.ndarray) -> None:
         """Fill ``target`` with the bytes of the file from ``start`` on."""
         assert self._file is not None
-        if self._fs is not None:
-            data = self._fs.cat_file(self._inner, start=start, end=start + target.nbytes)
+        if self._remote:
+            data = storage.read_range(self._path, start, start + target.nbytes)
             if len(data) != target.nbytes:
                 raise OSError(f"{len(data)} bytes came instead of {target.nbytes}")
             target.reshape(-1)[:] = np.frombuffer(data, np.uint8)

@@ -13,7 +13,8 @@ from pipeline.config.settings import digest_of
 from pipeline.data import load_manifest, manifest
 from pipeline.data.manifest import QUARANTINE, SPLITS, DatasetError, Manifest
 from pipeline.ingest.images import ImageSpec
-from pipeline.ingest.sources.source import Source, exact_path, rows_by_split
+from pipeline.ingest.sources.source import Source, rows_by_split
+from pipeline.ingest.stored import stored_ids
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -118,7 +119,7 @@ def only_new(spark: SparkSession, source: Source, dataset: str, base: Manifest |
     if base is None or source.numbered:
         return source, 0
     paths = [*(shard.path for shard in base.shards), *base.quarantine]
-    known = spark.read.schema("id long").parquet(*(exact_path(storage.join(dataset, path)) for path in paths))
+    known = stored_ids(spark, [storage.join(dataset, path) for path in paths])
     new = source.items.join(known.distinct(), "id", "left_anti")
     counts = rows_by_split(new) if source.own_splits else {"": new.count()}
     if not any(counts.values()):
@@ -142,12 +143,7 @@ def missing_shard(dataset: str, listed: Manifest) -> str | None:
 
 def _sizes(folder: str) -> dict[str, int]:
     """Bytes of each file in a folder as it is now: executors have written since it was last looked at."""
-    fs, inner = storage.filesystem(folder)
-    fs.invalidate_cache(inner)
-    try:
-        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in fs.ls(inner, detail=True)}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+    return {entry["name"].rpartition("/")[2]: entry["size"] for entry in storage.entries(folder)}
 
 
 def remove_leftovers(dataset: str, base: Manifest | None, *, keep_quarantine: bool = False) -> None:

@@ -18,7 +18,8 @@ from pipeline.data import reasons
 from pipeline.data.manifest import QUARANTINE, Manifest
 from pipeline.ingest import tasks
 from pipeline.ingest.layout import Layout
-from pipeline.ingest.sources.source import Source, exact_path
+from pipeline.ingest.sources.source import Source
+from pipeline.ingest.stored import stored_contents
 from pipeline.ingest.tasks import WrittenQuarantine, WrittenShard
 
 if TYPE_CHECKING:
@@ -113,8 +114,7 @@ def _without_duplicates(spark: SparkSession, rows: DataFrame, layout: Layout, ba
     marked = rows.withColumn("content", content).withColumn("number", number)
     again = F.col("reason").isNull() & (F.col("number") > 1)
     if base is not None:
-        files = [exact_path(storage.join(layout.dataset, shard.path)) for shard in base.shards]
-        known = spark.read.schema("image binary").parquet(*files).select(F.sha2("image", 256).alias("content"))
+        known = stored_contents(spark, [storage.join(layout.dataset, shard.path) for shard in base.shards])
         marked = marked.join(known.distinct().withColumn("known", F.lit(True)), "content", "left")
         again = again | (F.col("reason").isNull() & F.col("known").isNotNull())
     return (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from typing import Any
 
@@ -15,6 +16,9 @@ from pipeline import storage
 from pipeline.config.secrets import masked
 
 log = logging.getLogger(__name__)
+
+# Between two tries to write to storage that cannot be reached: each may take as long as its driver has patience.
+_LONGEST_PAUSE_SECONDS = 30.0
 
 # What an evaluation counts beside accuracy and loss; versions before 0.7.0 did not.
 _SCORES = ("balanced_accuracy", "macro_f1", "calibration_error")
@@ -37,19 +41,35 @@ class EventWriter:
         self._flush_seconds = flush_seconds
         self._lines: list[str] = []
         self._files = 0
-        self._flushed_at = time.monotonic()
+        self._publishing = threading.Lock()
+        self._pause_seconds = flush_seconds  # until the next try; grows while storage fails
+        self._tried_at = time.monotonic()
 
     def emit(self, kind: str, **fields: Any) -> None:
-        """Add one event, with fields of JSON values, whose secrets are masked.
+        """Add one event, with fields of JSON values, whose secrets are masked, from any thread.
 
-        Storage that fails is no error here: a later flush tries again.
+        Storage that fails is no error here, and is not waited for: a later call tries again.
         """
         self._lines.append(json.dumps({"kind": kind, "time": time.time(), **masked(fields)}))
-        if time.monotonic() - self._flushed_at >= self._flush_seconds:
-            try:
-                self.flush()
-            except OSError as error:
+        if time.monotonic() - self._tried_at >= self._pause_seconds:
+            self.try_to_flush()
+
+    def try_to_flush(self) -> None:
+        """Publish the events that are not published yet, if storage takes them now and no other thread is at it."""
+        if not self._publishing.acquire(blocking=False):
+            return
+        try:
+            with storage.retry_for(0):
+                self._publish()
+            self._pause_seconds = self._flush_seconds
+        except OSError as error:
+            if self._pause_seconds <= self._flush_seconds:
                 log.warning("events could not be written to %s and are kept: %s", self._folder, error)
+            if isinstance(error, storage.UnreachableError):
+                self._pause_seconds = min(max(1.0, 2 * self._pause_seconds), _LONGEST_PAUSE_SECONDS)
+        finally:
+            self._tried_at = time.monotonic()
+            self._publishing.release()
 
     def flush(self) -> None:
         """Publish the events that are not published yet.
@@ -59,19 +79,23 @@ class EventWriter:
         OSError
             The storage does not take it; nothing is lost, and a later call tries again.
         """
-        self._flushed_at = time.monotonic()
-        if self._lines:
+        with self._publishing:
+            self._publish()
+
+    def _publish(self) -> None:
+        if lines := self._lines[:]:
             name = f"{self._prefix}-{self._files:06d}.jsonl"
-            storage.publish(storage.join(self._folder, name), ("\n".join(self._lines) + "\n").encode())
+            storage.publish(storage.join(self._folder, name), ("\n".join(lines) + "\n").encode())
             self._files += 1
-            self._lines.clear()
+            del self._lines[: len(lines)]  # another thread may have added some meanwhile
 
 
 def _newest_stamp(folder: str) -> int:
     """The time in ns, or later than a file from a host whose clock is ahead, so that files sort as attempts do."""
     try:
         stamps = [name.partition("-")[0] for name in storage.names(folder) if name.endswith(".jsonl")]
-    except OSError:
+    except OSError as error:
+        log.warning("events of earlier attempts cannot be listed; by this host's clock these are later: %s", error)
         stamps = []
     return max([time.time_ns(), *(int(stamp) + 1 for stamp in stamps if stamp.isdecimal() and len(stamp) == 20)])
 
@@ -100,13 +124,14 @@ class EventReader:
         events: list[Event] = []
         self.complete, self.failure = False, None
         try:
-            names = [n for n in storage.names(self._folder) if n.endswith(".jsonl") and n not in self._seen]
-            for name in names[:max_files]:
-                data = storage.read_bytes(storage.join(self._folder, name))
-                self._seen.add(name)
-                events += self._events(name, data)
+            with storage.retry_for(0):
+                names = [n for n in storage.names(self._folder) if n.endswith(".jsonl") and n not in self._seen]
+                for name in names[:max_files]:
+                    data = storage.read_bytes(storage.join(self._folder, name))
+                    self._seen.add(name)
+                    events += self._events(name, data)
             self.complete = len(names) <= (max_files or len(names))
-        except Exception as error:  # noqa: BLE001 - drivers of remote storage raise kinds of their own
+        except Exception as error:  # noqa: BLE001 - whatever it is, a training does not end for it
             self.failure = error
         return events
 

@@ -34,6 +34,7 @@ PHASES = ("start", "restore", "data loading", "forward", "backward", "all-reduce
 # Exit code of a process whose gang was replaced by a newer one.
 SUPERSEDED = 75
 RANKS = "ranks"  # folder of the heartbeats
+_LAST_BEAT_SECONDS = 5.0  # how long the beat that says that a rank has ended is tried again
 
 
 class Position(NamedTuple):
@@ -190,12 +191,13 @@ class Heartbeat:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sparknorm-heartbeat", daemon=True)
         self._armed_at = -1.0
+        self._missed = False  # the last beat
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Publish a beat now, one every ``seconds``, and a last one that says that the rank has ended."""
         with _stack_file(self._folder, self._process.rank) as self._stack:
-            self._beat()
+            self._try_to_beat()
             self._thread.start()
             try:
                 yield
@@ -203,32 +205,37 @@ class Heartbeat:
                 self._stop.set()
                 faulthandler.cancel_dump_traceback_later()
                 self._thread.join(timeout=5)
-                with contextlib.suppress(Exception):  # the error that ends the block is the one to show
-                    self._publish(ended=True)
+                with contextlib.suppress(Exception), storage.retry_for(_LAST_BEAT_SECONDS):
+                    self._publish(ended=True)  # the error that ends the block is the one to show
 
     def _loop(self) -> None:
-        warned = False
         while not self._stop.wait(self._seconds):
-            try:
+            self._try_to_beat()
+
+    def _try_to_beat(self) -> None:
+        """One beat. That it is missed is no reason to end a training: the next one is soon."""
+        try:
+            with storage.retry_for(0):
                 self._beat()
-            except Exception as error:  # noqa: BLE001 - a beat that is missed is no reason to end a training
-                if not warned:
-                    log.warning("a heartbeat could not be published: %s", error)
-                warned = True
+            self._missed = False
+        except Exception as error:  # noqa: BLE001
+            if not self._missed:
+                log.warning("a heartbeat could not be published: %s", error)
+            self._missed = True
 
     def _beat(self) -> None:
-        newest = read_attempt(self._folder)
-        if newest is not None and newest.id != self._attempt.id:
-            # Spark or the driver gave this gang up, and another trains in its place: nothing here may be published.
-            sys.stderr.write(f"attempt {self._attempt.number} was replaced by {newest.number}: this worker ends\n")
-            sys.stderr.flush()
-            os._exit(SUPERSEDED)
         since = self._status.position.since
         if since != self._armed_at:
             self._stack.seek(0)
             self._stack.truncate()  # of an earlier stall, which is over
             faulthandler.dump_traceback_later(self._stall_seconds, file=self._stack)
             self._armed_at = since
+        newest = read_attempt(self._folder)
+        if newest is not None and newest.id != self._attempt.id:
+            # Spark or the driver gave this gang up, and another trains in its place: nothing here may be published.
+            sys.stderr.write(f"attempt {self._attempt.number} was replaced by {newest.number}: this worker ends\n")
+            sys.stderr.flush()
+            os._exit(SUPERSEDED)
         self._publish()
 
     def _publish(self, *, ended: bool = False) -> None:

@@ -23,13 +23,23 @@ class CheckpointWriter:
 
     Parameters
     ----------
-    emit : called from the thread with the kind and the fields of an event: "saving", "checkpoint" or "warning";
-        ``force`` says that this event and all before it must be stored when the call returns
+    emit : called from the thread with the kind and the fields of an event: "saving", "checkpoint" or "warning"
+    flush : called from the thread to have all events stored when it returns; it raises OSError where they cannot be
     hook : called at ``before_write`` and ``after_write``
     """
 
-    def __init__(self, folder: str, identity: Identity, *, keep: int, emit: Callable[..., None], hook: CallHook = None):
-        self._folder, self._identity, self._keep, self._emit, self._hook = folder, identity, keep, emit, hook
+    def __init__(
+        self,
+        folder: str,
+        identity: Identity,
+        *,
+        keep: int,
+        emit: Callable[..., None],
+        flush: Callable[[], None],
+        hook: CallHook = None,
+    ):
+        self._folder, self._identity, self._keep, self._hook = folder, identity, keep, hook
+        self._emit, self._flush = emit, flush
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._warned = False
@@ -68,7 +78,8 @@ class CheckpointWriter:
         started = time.perf_counter()
         try:
             # A training that goes on from this state does not do its steps again: their events must outlive us.
-            self._emit("saving", step=step, force=True)
+            self._emit("saving", step=step)
+            self._flush()
             path, size = self._save(state, step)
         except Exception as error:  # noqa: BLE001 - an event, and raised by `finish` if it was the last
             self._error = error

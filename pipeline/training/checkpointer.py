@@ -25,7 +25,7 @@ class Checkpointer:
         self._worker, self._job, self._state, self._hook = worker, job, state, hook
         self._folder, self._identity = storage.join(job.folder, "checkpoints"), identity(job)
         self._writer = CheckpointWriter(
-            self._folder, self._identity, keep=job.checkpoint.keep, emit=events.emit, hook=hook
+            self._folder, self._identity, keep=job.checkpoint.keep, emit=events.emit, flush=events.flush, hook=hook
         )
         self._saved_at = time.monotonic()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from typing import Any
 
 from pipeline import storage
@@ -20,16 +18,18 @@ class EventLog:
     """
 
     def __init__(self, worker: Worker, folder: str):
-        self._lock = threading.Lock()  # the checkpoint's thread emits too
         self._writer = EventWriter(storage.join(folder, "events"), worker.rank) if worker.rank == 0 else None
 
     def emit(self, kind: str, *, force: bool = False, **fields: Any) -> None:
-        """Emit one event with fields of JSON values. With ``force`` it, and all before it, is stored on return."""
+        """Emit one event with fields of JSON values.
+
+        With ``force`` it, and all before it, is stored at once if the storage takes it now; else it is kept, and is
+        stored later.
+        """
         if self._writer:
-            with self._lock:
-                self._writer.emit(kind, **fields)
-                if force:
-                    self._writer.flush()
+            self._writer.emit(kind, **fields)
+            if force:
+                self._writer.try_to_flush()
 
     def flush(self) -> None:
         """Store what was emitted.
@@ -44,5 +44,5 @@ class EventLog:
 
     def close(self) -> None:
         """Store what was emitted, if the storage takes it: the error that ends a training is the one to show."""
-        with contextlib.suppress(OSError):
-            self.flush()
+        if self._writer:
+            self._writer.try_to_flush()

@@ -129,10 +129,9 @@ def _list(spark: SparkSession, root: str) -> DataFrame:
     """All image files below the folder. The driver looks at its first level, executors below each folder there."""
     from pyspark.sql import functions as F
 
-    fs, inner = storage.filesystem(root)
-    if not fs.isdir(inner):
+    if not storage.is_folder(root):
         raise SourceError(f"{root}: no such folder")
-    folders = [("", False), *((name, True) for name in _folders(fs, inner))]
+    folders = [("", False), *((name, True) for name in _folders(root))]
     files = (
         spark.createDataFrame(folders, "folder string, below boolean")
         .repartition(min(len(folders), 64))
@@ -149,11 +148,8 @@ def _list_folders(batches: Iterator[pa.RecordBatch], *, root: str) -> Iterator[p
     inner = inner.rstrip("/")
     for batch in batches:
         for item in batch.to_pylist():
-            folder = storage.join(inner, item["folder"]) if item["folder"] else inner
-            if isinstance(fs, LocalFileSystem):
-                files = _local_files(folder, below=item["below"])
-            else:
-                files = _remote_files(fs, folder, below=item["below"])
+            folder = storage.join(root, item["folder"]) if item["folder"] else root
+            files = (_local_files if isinstance(fs, LocalFileSystem) else _remote_files)(folder, below=item["below"])
             rows = [(_as_text(name[len(inner) + 1 :]), size, modified) for name, size, modified in files]
             rows = [row for row in rows if not any(part.startswith(".") for part in row[0].split("/"))]
             schema = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified", pa.string())])
@@ -162,18 +158,17 @@ def _list_folders(batches: Iterator[pa.RecordBatch], *, root: str) -> Iterator[p
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _folders(fs: Any, root: str) -> list[str]:
+def _folders(root: str) -> list[str]:
     """Names of the folders in the root, sorted; links to folders are followed."""
-    if isinstance(fs, LocalFileSystem):
+    if storage.is_local(root):
         with os.scandir(root) as entries:
             names = [entry.name for entry in entries if os.path.isdir(entry.path)]  # noqa: PTH112
         for name in names:
             if name != _as_text(name):
                 raise SourceError(f"{root}: the name of the folder {_as_text(name)} is not UTF-8; rename it")
     else:
-        fs.invalidate_cache(root)
-        entries = fs.ls(root, detail=True)
-        names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]
+        listed = storage.entries(root)
+        names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in listed if entry["type"] == "directory"]
     return sorted(name for name in names if not name.startswith("."))
 
 
@@ -196,10 +191,8 @@ def _local_files(folder: str, *, below: bool, above: frozenset[str] = frozenset(
                 yield entry.path, status.st_size, str(status.st_mtime_ns)
 
 
-def _remote_files(fs: Any, folder: str, *, below: bool) -> Iterator[tuple[str, int, str]]:
-    fs.invalidate_cache(folder)
-    entries = fs.find(folder, detail=True).values() if below else fs.ls(folder, detail=True)
-    for entry in entries:
+def _remote_files(folder: str, *, below: bool) -> Iterator[tuple[str, int, str]]:
+    for entry in storage.entries(folder, below=below):
         if entry["type"] == "file":
             yield entry["name"], entry["size"], str(_modified(entry))
 
@@ -243,7 +236,7 @@ def _read_labels(spark: SparkSession, settings: SourceSettings) -> DataFrame:
     from pyspark.sql import functions as F
 
     assert settings.labels is not None
-    where = exact_path(settings.labels)
+    where = exact_path(spark, settings.labels)
     try:
         if settings.labels.lower().endswith((".parquet", ".pq")):
             table = spark.read.parquet(where)
@@ -262,7 +255,11 @@ def _read_labels(spark: SparkSession, settings: SourceSettings) -> DataFrame:
 
 
 def _read_files(items: pa.RecordBatch, *, root: str, split_folders: bool) -> Iterator[pa.RecordBatch]:
-    """On an executor: paths -> the files' contents; a file that cannot be read is a problem of its row."""
+    """On an executor: paths -> the files' contents.
+
+    A file that is missing or forbidden is a problem of its row. Storage that fails, also after it was tried again, is
+    none: it raises, or good images would be set aside for good.
+    """
     columns: dict[str, list[Any]] = {}
     size = 0
     for item in items.to_pylist():
@@ -272,7 +269,9 @@ def _read_files(items: pa.RecordBatch, *, root: str, split_folders: bool) -> Ite
         if not item["missing"]:
             try:
                 payload, problem = storage.read_bytes(origin), None
-            except OSError:
+            except OSError as error:
+                if isinstance(error, storage.UnreachableError):
+                    raise
                 problem = reasons.UNREADABLE
         if split_folders and item["split"] is None:
             problem = reasons.MISSING_SPLIT

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import math
 import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pipeline import storage
 from pipeline.config.dataset import SourceSettings
@@ -201,14 +203,17 @@ def _read_whole(path: str, header_bytes: int) -> tuple[bytes, int, str]:
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # as in shard_cache
             length = file.seek(0, os.SEEK_END) - len(header)
+    except storage.UnreachableError:
+        raise
     except (EOFError, OSError, zlib.error) as error:
         raise SourceError(f"{path} is cut or damaged: {error}") from None
     return header, length, sha256
 
 
-def _open_file(path: str) -> BinaryIO:
-    fs, inner = storage.filesystem(path)
-    return fs.open(inner, "rb", compression="gzip" if path.endswith(".gz") else None)
+@contextmanager
+def _open_file(path: str) -> Iterator[BinaryIO]:
+    with storage.open_file(path) as file:
+        yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if path.endswith(".gz") else file
 
 
 def _read_slices(items: pa.RecordBatch, *, parts: list[Part]) -> Iterator[pa.RecordBatch]:

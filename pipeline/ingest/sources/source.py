@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import storage
+from pipeline.cluster.connect import is_connect
 from pipeline.cluster.errors import spark_failures
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyspark.sql import Column, DataFrame
+    from pyspark.sql import Column, DataFrame, SparkSession
 
 # Where rows are counted that should name a split and name none there is; they are set aside.
 NO_SPLIT = "?"
@@ -120,15 +121,43 @@ def fingerprint(text: str) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def spark_path(path: str) -> str:
-    """A path as Spark's own readers want it."""
+def spark_path(spark: SparkSession, path: str) -> str:
+    """A path as Spark's own readers want it.
+
+    ``s3://`` is what fsspec, Databricks and EMR call S3, and ``s3a://`` what Hadoop calls it: where this Spark has no
+    filesystem of the first name, it is given the second. A client of Spark Connect cannot ask, and changes nothing.
+
+    Raises
+    ------
+    SourceError
+        Spark has neither.
+    """
     absolute = storage.absolute(path)
-    return f"file://{absolute}" if absolute.startswith("/") else absolute
+    if absolute.startswith("/"):
+        return f"file://{absolute}"
+    if not absolute.startswith("s3://") or is_connect(spark) or _has_filesystem(spark, "s3"):
+        return absolute
+    if not _has_filesystem(spark, "s3a"):
+        raise SourceError(
+            f"{path}: Spark has no filesystem for S3. Start it with Hadoop's, made for its version of Hadoop "
+            "(spark.jars.packages=org.apache.hadoop:hadoop-aws:VERSION)"
+        )
+    return "s3a" + absolute.removeprefix("s3")
 
 
-def exact_path(path: str) -> str:
+def _has_filesystem(spark: SparkSession, scheme: str) -> bool:
+    """Whether the configuration of Spark's Hadoop names a class for addresses of this kind that is there."""
+    jvm: Any = spark.sparkContext._jvm
+    try:
+        jvm.org.apache.hadoop.fs.FileSystem.getFileSystemClass(scheme, spark.sparkContext._jsc.hadoopConfiguration())
+    except spark_failures():
+        return False
+    return True
+
+
+def exact_path(spark: SparkSession, path: str) -> str:
     """The same for one file whose name may have characters that Spark takes for a pattern."""
-    return re.sub(r"([\[\]{}*?\\])", r"\\\1", spark_path(path))
+    return re.sub(r"([\[\]{}*?\\])", r"\\\1", spark_path(spark, path))
 
 
 def to_batch(columns: Mapping[str, Sequence[Any] | pa.Array]) -> pa.RecordBatch:

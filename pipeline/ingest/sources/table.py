@@ -100,7 +100,7 @@ def _table(spark: SparkSession, settings: SourceSettings) -> DataFrame:
         if settings.kind == "table":
             table = spark.table(path)
         else:
-            table = spark.read.format(settings.kind).load(spark_path(path))
+            table = spark.read.format(settings.kind).load(spark_path(spark, path))
         table.schema  # noqa: B018 - over Connect only this asks the server
     except spark_failures() as error:
         reason = first_line(error)

@@ -2,6 +2,9 @@
 
 Nothing here appends or seeks while writing, so object stores and Databricks Volumes work as a local disk does.
 A file that is there is whole: on an object store it appears by one put, elsewhere by a rename.
+
+A call to storage that fails for a moment is made again (`outage`); one that goes on failing is an `UnreachableError`,
+whatever its driver raises, so that nobody takes "cannot be read now" for "is not there".
 """
 
 from __future__ import annotations
@@ -11,13 +14,19 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel
 
 from pipeline.config.secrets import masked
+from pipeline.storage.outage import RETRY_SECONDS, UnreachableError, is_outage, retry, retry_for
+from pipeline.storage.remote_file import open_remote
+
+__all__ = ["LEAST_FREE_BYTES", "RETRY_SECONDS", "UnreachableError", "absolute", "check_replaces", "check_seen",
+           "entries", "exists", "filesystem", "free_bytes", "is_folder", "is_local", "is_outage", "join", "names",
+           "open_file", "publish", "publish_json", "read_bytes", "read_range", "remove", "retry_for"]  # fmt: skip
 
 # Object stores, where a file appears with all its bytes or not at all. Elsewhere (HDFS, SFTP) it is written under
 # another name and renamed.
@@ -50,14 +59,38 @@ def is_local(path: str) -> bool:
 
 def read_bytes(path: str) -> bytes:
     fs, inner = filesystem(path)
-    with fs.open(inner, "rb") as file:
-        return file.read()
+    return retry(lambda: fs.cat_file(inner), "read", path)
+
+
+def read_range(path: str, start: int, end: int) -> bytes:
+    """Bytes [start, end) of a file."""
+    fs, inner = filesystem(path)
+    return retry(lambda: fs.cat_file(inner, start=start, end=end), "read", path)
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open a file for reading. Where storage fails for a moment, a remote one goes on from the same byte."""
+    fs, inner = filesystem(path)
+    return Path(inner).open("rb") if isinstance(fs, LocalFileSystem) else open_remote(fs, inner, path)
 
 
 def exists(path: str) -> bool:
+    """Whether a file or a folder is there now. Storage that does not say is an `UnreachableError`."""
+    return _kind(path) is not None
+
+
+def is_folder(path: str) -> bool:
+    return _kind(path) == "directory"
+
+
+def _kind(path: str) -> str | None:
     fs, inner = filesystem(path)
     fs.invalidate_cache(inner)
-    return fs.exists(inner)
+    try:
+        # Not `fs.exists` and `fs.isdir`: to most drivers, what they cannot look up is not there.
+        return retry(lambda: fs.info(inner), "looked up", path)["type"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def names(folder: str) -> list[str]:
@@ -65,10 +98,27 @@ def names(folder: str) -> list[str]:
     fs, inner = filesystem(folder)
     fs.invalidate_cache(inner)
     try:
-        found = fs.ls(inner, detail=False)
+        found = retry(lambda: fs.ls(inner, detail=False), "listed", folder)
     except FileNotFoundError:
         return []
     return sorted(name for name in (path.rstrip("/").rsplit("/", 1)[-1] for path in found) if name[:1] != ".")
+
+
+def entries(folder: str, *, below: bool = False) -> list[Any]:
+    """What fsspec tells of all that is in a folder now (``name``, ``size``, ``type``); nothing if it is not there.
+
+    Parameters
+    ----------
+    below : whether all files below the folder are listed, instead of the files and folders in it
+    """
+    fs, inner = filesystem(folder)
+    fs.invalidate_cache(inner)
+    try:
+        if below:
+            return list(retry(lambda: fs.find(inner, detail=True), "listed", folder).values())
+        return retry(lambda: fs.ls(inner, detail=True), "listed", folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def publish(path: str, data: bytes, *, durable: bool = True) -> None:
@@ -77,6 +127,10 @@ def publish(path: str, data: bytes, *, durable: bool = True) -> None:
     ``durable=False`` is for what is written often and may be lost when the machine itself dies: it does not wait for
     the disk.
     """
+    retry(lambda: _publish(path, data, durable=durable), "written", path)
+
+
+def _publish(path: str, data: bytes, *, durable: bool) -> None:
     fs, inner = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
         if _PUT_IS_ATOMIC.isdisjoint(fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
@@ -125,7 +179,7 @@ def remove(path: str) -> None:
     """Delete a file or a folder; it may already be gone."""
     fs, inner = filesystem(path)
     try:
-        fs.rm(inner, recursive=True)
+        retry(lambda: fs.rm(inner, recursive=True), "removed", path)
     except FileNotFoundError:
         return
 
