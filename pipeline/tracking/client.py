@@ -61,6 +61,15 @@ def open_database(uri: str) -> None:
         raise OSError(reason(error)) from error
 
 
+def leave_active_run() -> None:
+    """Leave the active run as it is, for another process that goes on with it: MLflow itself would mark it as finished,
+    at the latest when this process exits."""
+    from mlflow.tracking import fluent
+
+    if mlflow.active_run() is not None:
+        fluent._active_run_stack.get().pop()
+
+
 def store_name() -> str:
     """The tracking URI in use, without a password that it may contain."""
     return re.sub(r"//[^/@]*@", "//", mlflow.get_tracking_uri())

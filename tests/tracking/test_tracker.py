@@ -11,9 +11,10 @@ from mlflow.exceptions import MlflowException, RestException
 
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
+from pipeline.driver.record import Record
 from pipeline.driver.trial import recall_metrics
 from pipeline.tracking import outage
-from pipeline.tracking.outage import TrackingError, is_outage, reason, retry_during_outage
+from pipeline.tracking.outage import NotOwnerError, TrackingError, is_outage, reason, retry_during_outage
 from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.tracker import Tracker
@@ -106,6 +107,32 @@ def test_a_run_goes_on_from_what_mlflow_has(tracker, settings):
     assert run.info.status == "FINISHED"
     assert "failure" not in run.data.tags
     assert run.data.params["name"] == "small"  # MLflow changes no param: the first one stays
+
+
+def test_a_run_that_another_process_goes_on_with_is_left_as_it_is(tracker, settings, tmp_path):
+    lease = Record(str(tmp_path)).claim("a")
+    with (
+        pytest.raises(NotOwnerError, match="another process goes on with MLflow run"),
+        tracker.run("left", settings=settings, owner=lease) as run,
+    ):
+        run.log_events(STEPS[:1])
+        (tmp_path / "record-0002.json").write_text("{}")  # as another process does that takes over
+        assert not lease.holds()
+        for call in (lambda: run.log_summary({"note": "x"}), lambda: run.log_text("note", "x")):
+            with pytest.raises(NotOwnerError):
+                call()
+        run.log_events(STEPS)  # the other one passes them on
+    assert mlflow.active_run() is None  # which MLflow would end at the exit of this process
+    left = mlflow.get_run(run.run_id)
+    assert left.info.status == "RUNNING"
+    assert {"note", "failure"}.isdisjoint(left.data.tags)
+    assert steps_in(run.run_id) == [1]
+    with pytest.raises(NotOwnerError), tracker.run("left", settings=settings, run_id=run.run_id, owner=lease):
+        pass
+    with tracker.run("left", settings=settings, run_id=run.run_id) as goes_on:
+        goes_on.log_events(STEPS)
+    assert steps_in(run.run_id) == [1, 2, 3]
+    assert mlflow.get_run(run.run_id).info.status == "FINISHED"
 
 
 def test_a_run_that_is_gone_is_followed_by_a_new_one(tracker, settings, caplog):
