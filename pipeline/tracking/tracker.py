@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
-from pipeline.tracking.client import call_store, leave_active_run, open_database, store_name
+from pipeline.tracking.client import alone_in_store, call_store, leave_active_run, open_database, store_name
 from pipeline.tracking.outage import NotOwnerError, RefusedError, TrackingError, reason
 from pipeline.tracking.provenance import origin, params_of
 from pipeline.tracking.run import Ownership, SoleOwner, TrackedRun
@@ -44,13 +44,10 @@ class Tracker:
         try:
             mlflow.set_tracking_uri(uri)
             open_database(uri)
-            if mlflow.get_experiment_by_name(settings.experiment) is None:
-                local = not uri.startswith(("http", "databricks"))
-                mlflow.create_experiment(
-                    settings.experiment,
-                    artifact_location=Path(settings.artifacts).absolute().as_uri() if local else None,
-                )
-            self.experiment_id = mlflow.set_experiment(settings.experiment).experiment_id
+            with alone_in_store(uri):
+                if mlflow.get_experiment_by_name(settings.experiment) is None:
+                    _create_experiment(settings)
+                self.experiment_id = mlflow.set_experiment(settings.experiment).experiment_id
         except (MlflowException, OSError) as error:
             hint = "is an MLflow server running there? " if uri.startswith("http") else ""
             raise TrackingError(f"tracking.uri {store_name()} cannot be used: {hint}{reason(error)}") from error
@@ -140,6 +137,16 @@ class Tracker:
             "MLflow run %s is no longer in experiment %s: a new one is opened", run_id, self._settings.experiment
         )
         return None
+
+
+def _create_experiment(settings: TrackingSettings) -> None:
+    local = not settings.uri.startswith(("http", "databricks"))
+    where = Path(settings.artifacts).absolute().as_uri() if local else None
+    try:
+        mlflow.create_experiment(settings.experiment, artifact_location=where)
+    except MlflowException:
+        if mlflow.get_experiment_by_name(settings.experiment) is None:  # else another process has made it meanwhile
+            raise
 
 
 def _end(run_id: str, outage_seconds: float) -> None:

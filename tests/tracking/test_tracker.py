@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -133,6 +135,44 @@ def test_a_run_that_another_process_goes_on_with_is_left_as_it_is(tracker, setti
         goes_on.log_events(STEPS)
     assert steps_in(run.run_id) == [1, 2, 3]
     assert mlflow.get_run(run.run_id).info.status == "FINISHED"
+
+
+NEW_STORE = """
+import sys, time
+from pipeline.config.study import TrackingSettings
+from pipeline.tracking import Tracker
+settings = TrackingSettings(uri=f"sqlite:///{sys.argv[1]}/mlflow.db", artifacts=sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+print(Tracker(settings).experiment_id)
+"""
+
+
+def test_two_processes_that_open_a_new_store_at_once_both_have_it(tmp_path):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", NEW_STORE, str(tmp_path)], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]  # fmt: skip
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], answers
+    assert answers[0][0] == answers[1][0] != ""
+
+
+def test_an_experiment_that_another_process_makes_at_this_moment_is_used(settings, monkeypatch):
+    create = mlflow.create_experiment
+
+    def late(name, **options):
+        create(name, **options)
+        return create(name, **options)
+
+    monkeypatch.setattr(mlflow, "create_experiment", late)
+    made = Tracker(settings.tracking).experiment_id
+    assert made == mlflow.get_experiment_by_name(settings.tracking.experiment).experiment_id
 
 
 def test_a_run_that_is_gone_is_followed_by_a_new_one(tracker, settings, caplog):
