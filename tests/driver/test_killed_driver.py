@@ -1,8 +1,7 @@
-"""The driver is killed in the middle of a command, or away for a while; the same command is given again, or twice."""
+"""The driver is killed in the middle of a command, or away for a while; and the same command is given again."""
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -184,7 +183,6 @@ def test_compare_goes_on_with_the_trial_it_was_at(undisturbed, dataset, tracking
 
 # A process with another namespace of processes is of another machine: its number means nothing elsewhere.
 ANOTHER_MACHINE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-ROUNDS = 5
 
 
 def can_be_another_machine():
@@ -223,37 +221,3 @@ def test_a_driver_that_was_away_is_succeeded_from_elsewhere_and_told_so(undistur
     assert (run.info.run_id, run.info.status) == (result["run_id"], "FINISHED")
     assert "failure" not in run.data.tags
     assert steps_in_mlflow(tracking_uri, result["run_id"]) == list(range(1, result["steps"] + 1))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "compare"])
-def test_of_two_commands_at_once_each_is_done_or_told_why(dataset, tmp_path, command):
-    """Rounds of the same command twice at the same moment, in a store that neither has used before."""
-    done = []
-    for number in range(ROUNDS):
-        root = tmp_path / f"{number}"
-        root.mkdir()
-        uri = f"sqlite:///{root}/mlflow.db"
-        study = {"compare": {"grid": {"model.norm": ["none", "batch"], "train.learning_rate": [0.1]}, "seeds": [0]}}
-        settings = make_settings(
-            make_job(dataset, root, epochs=2), root / "runs", uri, "at once", master="local[2]",
-            **(study if command == "compare" else {}),
-        )  # fmt: skip
-        with in_a_process(command, settings, root / "a") as one, in_a_process(command, settings, root / "b") as other:
-            codes = [process.wait(300) for process in (one, other)]
-        texts = [Path(root, name, "errors").read_text() for name in "ab"]
-        for code, text in zip(codes, texts, strict=True):
-            assert code == 0 or re.search("is being trained by process|has just been finished by process", text), text
-            assert "Traceback" not in text
-        assert 0 in codes
-        done.append(codes.count(0))
-        client = mlflow.MlflowClient(uri)
-        runs = client.search_runs([client.get_experiment_by_name("at once").experiment_id])
-        assert {run.info.status for run in runs} == {"FINISHED"}
-        assert len(runs) == done[-1] * (3 if command == "compare" else 1)
-        assert Path(settings.output, "comparison.json" if command == "compare" else "train.json").exists()
-        for run in runs:
-            if "train/loss" in run.data.metrics:
-                steps = steps_in_mlflow(uri, run.info.run_id)
-                assert steps == list(range(1, steps[-1] + 1))
-    print(f"{command}: of {ROUNDS} rounds of two, {done.count(1)} had one done and one told why, the others both done")
