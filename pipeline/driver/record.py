@@ -1,49 +1,40 @@
 """What a command has begun, kept where it trains, so that the same command goes on where a killed one stopped.
 
-A record is one small JSON file: which process trains, which MLflow run belongs to it, and the result once there is one.
-What a record of another version has finished may lack what this one tells: such a result is not read, and trained anew.
+A record is a small JSON file for each driver that was at work, of which the newest counts (see `lease`): which process
+trains, which MLflow run belongs to it, and the result once there is one. What a record of another version has finished
+may lack what this one tells: such a result is not read, and trained anew.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
+import threading
 import time
 from typing import Any
-
-import psutil
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.secrets import masked
 from pipeline.config.settings import digest_of
+from pipeline.driver.lease import (
+    LEASE_SECONDS,
+    BusyError,
+    DriverProcess,
+    Lease,
+    is_free,
+    newest_number,
+    record_path,
+    this_process,
+)
 from pipeline.report.comparison import TrialResult
-from pipeline.telemetry import heartbeat
 
-FILE = "record.json"
-
-
-class BusyError(RuntimeError):
-    """Another process trains in this folder now."""
-
-
-class DriverProcess(FrozenModel):
-    """The process that trains, or that did.
-
-    host : its host's name
-    pid : its number there
-    started : when it began, since numbers are used again (see `_started`)
-    """
-
-    host: str
-    pid: int
-    started: str
+# Where a file is replaced by a delete and a rename (HDFS), one that was listed may be missing for a moment.
+_READS, _MISSING_SECONDS = 10, 0.2
 
 
 class RecordContent(FrozenModel):
-    """What ``record.json`` holds. A key is absent until the training has come that far.
+    """What a record holds. A key is absent until the training has come that far.
 
     driver : the process that trains
     name : of the training or the study
@@ -66,11 +57,8 @@ class Record:
 
     def __init__(self, folder: str):
         self.folder = folder
-        self._path = storage.join(folder, FILE)
-        try:
-            self.content = RecordContent.model_validate_json(storage.read_bytes(self._path))
-        except (FileNotFoundError, ValueError):
-            self.content = RecordContent()
+        self._lease: Lease | None = None
+        self._number, self.content = _read_newest(folder)
 
     @property
     def finished(self) -> bool:
@@ -99,39 +87,106 @@ class Record:
             return result
         return result.model_copy(update={"predictions": storage.join(self.folder, _file_name(result.predictions))})
 
-    def claim(self, name: str) -> None:
-        """Write down that this process trains it, under this name.
+    def claim(
+        self,
+        name: str,
+        *,
+        stop: threading.Event | None = None,
+        process: DriverProcess | None = None,
+        seconds: float | None = None,
+    ) -> Lease:
+        """Write down that this process trains it, under this name. The lease is to be entered by ``with``.
+
+        Parameters
+        ----------
+        stop : set when another process takes it over, as one on another host may that saw no sign of life
+        process : the one that claims, if it is not this one
+        seconds : after which a lease that is not renewed has ended; None is `LEASE_SECONDS`
 
         Raises
         ------
         BusyError
-            Another process, here or on another host, is training there now.
+            Another process, here or on another host, is training there now, or has just ended its training.
         """
-        driver = self.content.driver
-        if driver and not self.finished and driver != _this_process() and self._is_alive(driver):
-            raise BusyError(
-                f"{self.folder} is being trained by process {driver.pid} on {driver.host}: "
-                "wait for it, end it, or set another `output` or `name`"
-            )
-        self.update(driver=_this_process(), name=name)
+        me, seconds = process or this_process(), seconds or LEASE_SECONDS
+        if not self.finished:
+            self._require_free(me, seconds)
+        claimed = self.content.model_copy(update={"driver": me, "name": name})
+        if not storage.create(record_path(self.folder, self._number + 1), _to_json(claimed)):
+            self._number, self.content = _read_newest(self.folder)
+            raise self._busy()
+        self.content, self._number = claimed, self._number + 1
+        self._lease = Lease(self.folder, self._number, seconds=seconds, stop=stop)
+        return self._lease
+
+    def _require_free(self, me: DriverProcess, seconds: float) -> None:
+        """Raise BusyError unless the driver that this record knows of is gone, and take up what it wrote last."""
+        known = self._number
+        is_gone = known == 0 or is_free(self.folder, known, self.content.driver, me, seconds)
+        self._number, self.content = _read_newest(self.folder)
+        if self.finished:
+            who = self.content.driver or "unknown"
+            raise BusyError(f"{self.folder} has just been finished by process {who}: give the command again")
+        if not is_gone or self._number != known:
+            raise self._busy()
+
+    def join(self, lease: Lease, name: str) -> None:
+        """Write down that this process trains it as a part of what it has the lease of: one lease holds for a whole
+        study.
+
+        Raises
+        ------
+        BusyError
+            Another process, which has not this lease, trains it.
+        TakenOverError
+            The lease is lost.
+        """
+        lease.check()
+        if self._number > lease.number:
+            raise self._busy()
+        self._lease, self._number = lease, lease.number
+        self.update(driver=this_process(), name=name)
 
     def update(self, **fields: Any) -> None:
-        """Replace fields of the content, and write it, its secrets masked."""
+        """Replace fields of the content, and write it, its secrets masked.
+
+        Raises
+        ------
+        TakenOverError
+            Another process has taken it over.
+        """
+        if self._lease is not None:
+            self._lease.check()
         self.content = self.content.model_copy(update=fields)
-        content = masked(self.content.model_dump(mode="json", exclude_unset=True))
-        storage.publish(self._path, json.dumps(content).encode())
+        self._number = max(self._number, 1)
+        storage.publish(record_path(self.folder, self._number), _to_json(self.content))
 
-    def _is_alive(self, driver: DriverProcess) -> bool:
-        if driver.host == socket.gethostname():
-            return _started(driver.pid) == driver.started
-        # A process of another host cannot be asked; its workers show themselves.
-        before = self._heartbeats()
-        time.sleep(3)
-        return self._heartbeats() != before
+    def _busy(self) -> BusyError:
+        return BusyError(
+            f"{self.folder} is being trained by process {self.content.driver or 'unknown'}: "
+            "wait for it, end it, or set another `output` or `name`"
+        )
 
-    def _heartbeats(self) -> list[bytes]:
-        folder = storage.join(self.folder, heartbeat.RANKS)
-        return [storage.read_bytes(storage.join(folder, name)) for name in storage.names(folder)]
+
+def _read_newest(folder: str) -> tuple[int, RecordContent]:
+    """The number of the newest driver in a folder, 0 where there was none, and what it has written."""
+    for _ in range(_READS):
+        number = newest_number(folder)
+        try:
+            data = storage.read_bytes(record_path(folder, number)) if number else b""
+            break
+        except FileNotFoundError:
+            time.sleep(_MISSING_SECONDS)
+    else:
+        raise FileNotFoundError(f"{record_path(folder, number)} is listed, and cannot be read")
+    try:
+        return number, RecordContent.model_validate_json(data)
+    except ValueError:
+        return number, RecordContent()
+
+
+def _to_json(content: RecordContent) -> bytes:
+    return json.dumps(masked(content.model_dump(mode="json", exclude_unset=True))).encode()
 
 
 def _file_name(path: str) -> str:
@@ -169,20 +224,3 @@ def _numbered_records(root: str, name: str, identity: dict[str, Any]) -> list[Re
     while records[-1].finished:
         records.append(Record(f"{folder}-{len(records) + 1}"))
     return records
-
-
-def _this_process() -> DriverProcess:
-    return DriverProcess(host=socket.gethostname(), pid=os.getpid(), started=_started(os.getpid()))
-
-
-def _started(pid: int) -> str:
-    """When a process began, in hundredths of a second since its machine did; empty where it has ended.
-
-    Counted from the start of the machine, it is the same for every reader, however the clock is set meanwhile.
-    """
-    try:
-        boot, process = psutil.boot_time(), psutil.Process(pid)
-        ended = process.status() == psutil.STATUS_ZOMBIE
-        return "" if ended else str(round(100 * (process.create_time() - boot)))
-    except psutil.NoSuchProcess:
-        return ""

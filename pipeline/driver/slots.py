@@ -63,10 +63,16 @@ def trials_at_once(spark: SparkSession, workers: Sequence[WorkerSettings], wante
     return min(wanted or fitting, fitting)
 
 
-def run_all(spark: SparkSession, trials: Sequence[Callable[[TrainingSlot], Result]], at_once: int) -> list[Result]:
+def run_all(
+    spark: SparkSession,
+    trials: Sequence[Callable[[TrainingSlot], Result]],
+    at_once: int,
+    stop: threading.Event | None = None,
+) -> list[Result]:
     """Run trials, at most ``at_once`` of which train at a time, and return their results in their order.
 
-    A trial leaves its slot when its training ends, so that the next one trains while it logs its result.
+    A trial leaves its slot when its training ends, so that the next one trains while it logs its result. All of them
+    end when ``stop`` is set, by the caller or here, after an error.
 
     Raises
     ------
@@ -74,10 +80,10 @@ def run_all(spark: SparkSession, trials: Sequence[Callable[[TrainingSlot], Resul
         What the first trial that failed raised, once the others have stopped.
     """
     if at_once == 1:  # nothing beside a training whose speed is measured
-        return [trial(TrainingSlot()) for trial in trials]
+        return [trial(TrainingSlot(stop=stop)) for trial in trials]
     from pyspark import inheritable_thread_target
 
-    free, stop = threading.Semaphore(at_once), threading.Event()
+    free, stop = threading.Semaphore(at_once), stop or threading.Event()
     session: Any = spark
     with ThreadPoolExecutor(2 * at_once, thread_name_prefix="sparknorm-trial") as pool:
         # Each with a copy of its own of Spark's thread-local properties (job group, scheduler pool).

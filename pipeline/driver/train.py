@@ -37,6 +37,8 @@ def train(spark: SparkSession, settings: Settings) -> TrialResult:
         The training failed on a worker, and again from its newest checkpoint.
     BusyError
         Another process is at the same training.
+    TakenOverError
+        This process gave no sign of life for so long that another one has taken the training over.
     """
     from pipeline.driver import checks, dataset_checks
     from pipeline.driver.trial import run_trial

@@ -6,7 +6,7 @@ import re
 import threading
 import uuid
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,12 @@ from pipeline.cluster import elastic
 from pipeline.config.settings import Settings
 from pipeline.data.manifest import Manifest
 from pipeline.driver import checks
+from pipeline.driver.lease import Lease
 from pipeline.driver.record import Record, finished_record, unfinished_record
 from pipeline.driver.slots import TrainingSlot
 from pipeline.report.comparison import TrialResult
 from pipeline.report.confusion import MOST_CLASSES
+from pipeline.telemetry import heartbeat
 from pipeline.tracking import Tracker
 from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
@@ -47,6 +49,7 @@ def run_trial(
     manifest: Manifest | None = None,
     hook: Hook | None = None,
     cycle: int | None = None,
+    lease: Lease | None = None,
     **tags: Any,
 ) -> TrialResult:
     """Train once and log it as one MLflow run, whatever the number of ranks or restarts, also of the driver.
@@ -64,12 +67,15 @@ def run_trial(
     hook : what every rank calls at the moments that `pipeline.training.hooks` documents
     cycle : train to the end of this cycle of the schedule, from that of the one before; 1 is the first. The trial is
         not finished by that: it goes on with the next cycle, in the same MLflow run. None trains to the end
+    lease : of the study that it is a part of, which holds for its trials; None where it needs one of its own
     tags : of the MLflow run
 
     Raises
     ------
     BusyError
         Another process is training it now.
+    TakenOverError
+        This process gave no sign of life for so long that another one has taken it over.
     """
     if manifest is None:
         settings, manifest = checks.open_dataset(settings)
@@ -78,31 +84,38 @@ def run_trial(
     record = trial.record
     if known := record.result(cycle):
         return known
-    record.claim(name)
-    with ExitStack() as training:
-        stop = training.enter_context(slot or TrainingSlot()).stop
-        with tracker.run(name, settings=settings, parent=parent, run_id=record.content.run_id, **tags) as run:
+    slot, job = slot or TrainingSlot(), replace(trial.job, until_cycle=cycle, hook=hook)
+    with _hold(record, name, lease, slot.stop) as owner, ExitStack() as training:
+        training.enter_context(slot)
+        run_id = record.content.run_id
+        with tracker.run(name, settings=settings, parent=parent, run_id=run_id, owner=owner, **tags) as run:
             record.update(run_id=run.run_id)
             run.log_dataset(manifest, settings.dataset.path, context="training")
-            trained = _train(spark, settings, replace(trial.job, until_cycle=cycle, hook=hook), run, name, stop)
+            trained = _train(spark, settings, job, run, name, slot.stop)
             training.close()  # what is left to do needs no worker
-            result = _log_result(run, trial.job, trained, manifest.classes)
+            result = _log_result(run, job, trained, manifest.classes)
             if log_model and not result.diverged and not record.content.model:
                 _log_model(run, trial, manifest)
-                record.update(model=True)
-    if cycle is not None:
-        result = _preserve(result, record.folder, cycle)
+        return _preserve(record, result, cycle)
+
+
+def _hold(record: Record, name: str, lease: Lease | None, stop: threading.Event) -> AbstractContextManager[Lease]:
+    """The lease under which a trial is trained: its study's, which outlives the trial, or its own."""
+    if lease is None:
+        return record.claim(name, stop=stop)
+    record.join(lease, name)
+    return nullcontext(lease)
+
+
+def _preserve(record: Record, result: TrialResult, cycle: int | None) -> TrialResult:
+    """Write the result down, with a copy of the predictions at the end of a cycle: the next cycle replaces them, and a
+    study that was killed needs both."""
+    if cycle is not None and result.predictions is not None:
+        path = storage.join(record.folder, f"predictions-cycle-{cycle}.parquet")
+        storage.publish(path, storage.read_bytes(result.predictions))
+        result = result.model_copy(update={"predictions": path})
     record.add_result(result, cycle)
     return result
-
-
-def _preserve(result: TrialResult, folder: str, cycle: int) -> TrialResult:
-    """Copy the predictions at the end of a cycle, which the next one replaces: a study that was killed needs both."""
-    if result.predictions is None:
-        return result
-    path = storage.join(folder, f"predictions-cycle-{cycle}.parquet")
-    storage.publish(path, storage.read_bytes(result.predictions))
-    return result.model_copy(update={"predictions": path})
 
 
 @dataclass(frozen=True)
@@ -168,7 +181,9 @@ def _train(
     from pipeline.training.loop import fit
 
     checkpoints = storage.join(job.folder, "checkpoints")
+    # What a driver that was believed dead left at work ends now, and without this token it cannot begin anew.
     storage.publish(storage.join(job.folder, TOKEN), job.token.encode())
+    heartbeat.end_attempt(job.folder)
     with (
         TrainingBar(name, settings.train.global_batch) as bar,
         Relay(storage.join(job.folder, "events"), run, bar),
@@ -232,3 +247,4 @@ def _log_model(run: TrackedRun, trial: BegunTrial, manifest: Manifest) -> None:
     model = network_for(trial.job.model, manifest)
     model.load_state_dict(state["model"])
     run.log_model(model.eval(), manifest.image.shape)
+    trial.record.update(model=True)

@@ -18,6 +18,7 @@ from pipeline.console import console
 from pipeline.data import Manifest
 from pipeline.driver import dataset_checks, slots
 from pipeline.driver.checks import check_trial, open_dataset, tell
+from pipeline.driver.lease import Lease
 from pipeline.driver.record import Record, unfinished_record
 from pipeline.driver.trial import run_trial
 from pipeline.report.comparison import Comparison, StudyRun, TrialResult
@@ -53,6 +54,10 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
     ------
     ValueError
         Something about the settings, the dataset or the cluster does not fit; nothing was launched.
+    BusyError
+        Another process is at the same study.
+    TakenOverError
+        This process gave no sign of life for so long that another one has taken the study over.
     """
     settings, manifest = open_dataset(settings)
     settings = with_final_network(settings, judge_of(settings, manifest, searched=False).metric)
@@ -60,24 +65,28 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
     searches, notes = _check(spark, settings, manifest, arms, values)
     at_once = slots.trials_at_once(spark, [arm.settings.workers for arm in arms], settings.compare.side_by_side)
     tracker = Tracker(settings.tracking)
-    record = _begin(settings, manifest)
-    for stale in (RESULT, PAGE, FIGURES):  # a study that fails must not look like the one before it
-        storage.remove(storage.join(settings.output, stale))
-    varied = {**settings.compare.grid, "train.seed": settings.compare.all_seeds}
-    run_id = record.content.run_id
-    with tracker.run(settings.name, settings=settings, varied=varied, run_id=run_id, kind="comparison") as parent:
-        record.update(run_id=parent.run_id)
-        parent.log_dataset(manifest, settings.dataset.path, context="comparison")
-        _say_begin(arms, searches, settings, at_once)
-        train = partial(_train, spark, tracker, manifest, parent.run_id, at_once)
-        run_search(searches, train)
-        tuned = {arm.name: values[0] for arm in arms} | {search.arm.name: search.tuned for search in searches}
-        runs = run_seeds(settings, manifest, arms, tuned, train)
-        comparison = summarize(
-            settings, manifest, runs, searches, notes=notes, side_by_side=at_once, parent_run_id=parent.run_id
-        )
-        _publish(settings.output, parent, comparison)
-    record.update(result=storage.join(settings.output, RESULT))
+    record = _find_record(settings, manifest)
+    with record.claim(settings.name) as lease:
+        for stale in (RESULT, PAGE, FIGURES):  # a study that fails must not look like the one before it
+            storage.remove(storage.join(settings.output, stale))
+        varied = {**settings.compare.grid, "train.seed": settings.compare.all_seeds}
+        run_id = record.content.run_id
+        with tracker.run(
+            settings.name, settings=settings, varied=varied, run_id=run_id, owner=lease, kind="comparison"
+        ) as parent:
+            record.update(run_id=parent.run_id)
+            parent.log_dataset(manifest, settings.dataset.path, context="comparison")
+            _say_begin(arms, searches, settings, at_once)
+            train = partial(_train, spark, tracker, manifest, parent.run_id, at_once, lease)
+            run_search(searches, train)
+            tuned = {arm.name: values[0] for arm in arms} | {search.arm.name: search.tuned for search in searches}
+            runs = run_seeds(settings, manifest, arms, tuned, train)
+            comparison = summarize(
+                settings, manifest, runs, searches, notes=notes, side_by_side=at_once, parent_run_id=parent.run_id
+            )
+            lease.check()  # before files that carry no number
+            _publish(settings.output, parent, comparison)
+        record.update(result=storage.join(settings.output, RESULT))
     return comparison
 
 
@@ -110,30 +119,40 @@ def _check(
     return searches, notes
 
 
-def _begin(settings: Settings, manifest: Manifest) -> Record:
-    """What was begun of this very study and not finished, or a new record; claimed for this process."""
+def _find_record(settings: Settings, manifest: Manifest) -> Record:
+    """What was begun of this very study and not finished, or a new record."""
     parts = settings.model_dump(mode="json", include={"model", "train", "reader", "compare"})
     parts["compare"].pop("side_by_side")
     studies = storage.join(storage.absolute(settings.output), "studies")
-    record = unfinished_record(studies, settings.name, {**parts, "dataset": manifest.digest})
-    record.claim(settings.name)
-    return record
+    return unfinished_record(studies, settings.name, {**parts, "dataset": manifest.digest})
 
 
 def _train(
-    spark: SparkSession, tracker: Tracker, manifest: Manifest, parent: str, at_once: int, trials: Sequence[Trial]
+    spark: SparkSession,
+    tracker: Tracker,
+    manifest: Manifest,
+    parent: str,
+    at_once: int,
+    lease: Lease,
+    trials: Sequence[Trial],
 ) -> list[StudyRun]:
     """Train them all, in MLflow runs below the parent's."""
-    train_one = partial(_train_one, spark, tracker, manifest, parent)
-    return slots.run_all(spark, [partial(train_one, trial) for trial in trials], at_once)
+    train_one = partial(_train_one, spark, tracker, manifest, parent, lease)
+    return slots.run_all(spark, [partial(train_one, trial) for trial in trials], at_once, lease.stop)
 
 
 def _train_one(
-    spark: SparkSession, tracker: Tracker, manifest: Manifest, parent: str, trial: Trial, slot: slots.TrainingSlot
+    spark: SparkSession,
+    tracker: Tracker,
+    manifest: Manifest,
+    parent: str,
+    lease: Lease,
+    trial: Trial,
+    slot: slots.TrainingSlot,
 ) -> StudyRun:
     result = run_trial(
         spark, trial.settings, tracker, name=trial.name, parent=parent, log_model=trial.kind == "arm",
-        slot=slot, manifest=manifest, cycle=trial.cycle, **trial.tags,
+        slot=slot, manifest=manifest, cycle=trial.cycle, lease=lease, **trial.tags,
     )  # fmt: skip
     _say_end(trial.name, result)
     train = trial.settings.train

@@ -94,7 +94,17 @@ class Attempt:
 def next_attempt(folder: str) -> Attempt:
     """Publish a new attempt in the folder of a job; a gang of an older one ends itself when it sees it."""
     before = read_attempt(folder)
-    attempt = Attempt((before.number if before else 0) + 1, uuid.uuid4().hex)
+    return _publish_attempt(folder, (before.number if before else 0) + 1)
+
+
+def end_attempt(folder: str) -> None:
+    """Have the gang of the newest attempt end itself, though no other has begun: its driver is replaced by another."""
+    if before := read_attempt(folder):
+        _publish_attempt(folder, before.number)
+
+
+def _publish_attempt(folder: str, number: int) -> Attempt:
+    attempt = Attempt(number, uuid.uuid4().hex)
     path = storage.join(folder, "attempt.json")
     storage.publish(path, json.dumps({"number": attempt.number, "id": attempt.id}).encode())
     return attempt
@@ -233,7 +243,7 @@ class Heartbeat:
         newest = read_attempt(self._folder)
         if newest is not None and newest.id != self._attempt.id:
             # Spark or the driver gave this gang up, and another trains in its place: nothing here may be published.
-            sys.stderr.write(f"attempt {self._attempt.number} was replaced by {newest.number}: this worker ends\n")
+            sys.stderr.write(f"attempt {self._attempt.number} was replaced: this worker ends\n")
             sys.stderr.flush()
             os._exit(SUPERSEDED)
         self._publish()

@@ -6,6 +6,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -32,6 +33,8 @@ logging.getLogger("urllib3.connectionpool").addFilter(lambda record: "/mlflow/" 
 # about it. Values that the user has set stay.
 TIMEOUT, CALL_SECONDS, UPLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", "6", "120"
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+# MLflow makes the tables of a new database in some seconds.
+TABLES_SECONDS = 120.0
 os.environ.setdefault(TIMEOUT, CALL_SECONDS)
 os.environ.setdefault(_RETRIES, "1")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for a result's path
@@ -60,6 +63,44 @@ def open_database(uri: str) -> None:
             sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
     except Exception as error:  # each driver raises kinds of its own, or is not installed
         raise OSError(reason(error)) from error
+
+
+@contextmanager
+def alone_in_store(uri: str) -> Iterator[None]:
+    """Let one process of this host at a time make or upgrade the tables of a SQLite store while the block runs: of two
+    that open a new store at once, MLflow ends one with an error of its migrations.
+
+    Raises
+    ------
+    OSError
+        Another process takes longer than `TABLES_SECONDS`.
+    """
+    if not uri.startswith("sqlite:///"):  # a server makes the tables of its own store
+        yield
+        return
+    import fcntl
+
+    database = Path(uri.removeprefix("sqlite:///"))
+    with database.with_name(f".{database.name}.lock").open("w") as lock:
+        give_up_at = time.monotonic() + TABLES_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up_at:
+                    raise OSError(f"another process has held {lock.name} for {TABLES_SECONDS:g} s") from None
+            time.sleep(0.1)
+        yield
+
+
+def leave_active_run() -> None:
+    """Leave the active run as it is, for another process that goes on with it: MLflow itself would mark it as finished,
+    at the latest when this process exits."""
+    from mlflow.tracking import fluent
+
+    if mlflow.active_run() is not None:
+        fluent._active_run_stack.get().pop()
 
 
 def store_name() -> str:

@@ -28,6 +28,10 @@ class RefusedError(TrackingError):
     """The tracking store answers, and does not take the call: to try again is no use."""
 
 
+class NotOwnerError(TrackingError):
+    """Another process goes on with the run: this one leaves it as it is."""
+
+
 def is_outage(error: BaseException) -> bool:
     """Whether the store, or the way to it, is down: the same call may succeed later. False if it refuses the call."""
     status = getattr(error, "get_http_status_code", None)  # an MlflowException; only its raisers import MLflow

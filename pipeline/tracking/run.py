@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import mlflow
 import numpy as np
@@ -23,7 +23,7 @@ from pipeline.config.secrets import mask, masked
 from pipeline.data.manifest import Manifest
 from pipeline.telemetry.events import Event, metric_values
 from pipeline.tracking.client import call_store, time_to_upload
-from pipeline.tracking.outage import Answer
+from pipeline.tracking.outage import Answer, NotOwnerError
 
 if TYPE_CHECKING:
     import torch
@@ -37,20 +37,40 @@ _DIGEST_LENGTH = 36
 _one_model_at_a_time = threading.Lock()
 
 
+class Ownership(Protocol):
+    """Says whether this process is the one that writes in a run, or another one goes on with it."""
+
+    def holds(self, *, lately: bool = False) -> bool:
+        """Whether it is, or an error where nobody knows. With ``lately`` a look a few seconds ago is enough."""
+
+
+class SoleOwner:
+    """The ownership of a run that no other process knows of."""
+
+    def holds(self, *, lately: bool = False) -> bool:
+        return True
+
+
 class TrackedRun:
     """One open MLflow run.
 
-    Every call but `log_events` waits up to ``outage_seconds`` for a store that is down, and then raises TrackingError.
+    Every call but `log_events` waits up to ``outage_seconds`` for a store that is down, and then raises TrackingError;
+    it raises NotOwnerError where another process goes on with the run, and then changes nothing.
     Texts reach MLflow with their secrets masked.
 
     Parameters
     ----------
     earlier
         What MLflow already has of the run, if it is one that goes on.
+    owner
+        Asked before each call.
     """
 
-    def __init__(self, run_id: str, *, outage_seconds: float, earlier: Run | None = None):
+    def __init__(
+        self, run_id: str, *, outage_seconds: float, earlier: Run | None = None, owner: Ownership | None = None
+    ):
         self.run_id = run_id
+        self._owner = owner or SoleOwner()
         self.outage_seconds = outage_seconds
         self._client = mlflow.MlflowClient()
         # The newest point of each metric, as MLflow itself keeps it: thousands of steps need not be read.
@@ -64,13 +84,15 @@ class TrackedRun:
         """Log steps and evaluations as metrics, in one try.
 
         What MLflow has already is dropped: the events of a restarted gang, those of a run that goes on, or those
-        offered again after an error.
+        offered again after an error. Where another process goes on with the run, it passes them on.
 
         Raises
         ------
         MlflowException, OSError
             MLflow did not take all of them; offer the same events again.
         """
+        if not self._owner.holds(lately=True):
+            return
         last = dict(self._last_steps)
         metrics: list[Metric] = []
         for event in events:
@@ -169,5 +191,11 @@ class TrackedRun:
             )
             self._call("store the model", store)
 
+    def require_ownership(self, *, lately: bool = False) -> None:
+        """Raise NotOwnerError where another process goes on with the run. ``lately`` is that of `Ownership.holds`."""
+        if not self._owner.holds(lately=lately):
+            raise NotOwnerError(f"another process goes on with MLflow run {self.run_id}")
+
     def _call(self, what: str, call: Callable[[], Answer]) -> Answer:
+        self.require_ownership(lately=True)  # a log may come late, and storage is not asked each time
         return call_store(what, call, self.outage_seconds)

@@ -20,10 +20,10 @@ from mlflow.exceptions import MlflowException
 from pipeline.config.secrets import mask
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
-from pipeline.tracking.client import call_store, open_database, store_name
-from pipeline.tracking.outage import RefusedError, TrackingError, reason
+from pipeline.tracking.client import alone_in_store, call_store, leave_active_run, open_database, store_name
+from pipeline.tracking.outage import NotOwnerError, RefusedError, TrackingError, reason
 from pipeline.tracking.provenance import origin, params_of
-from pipeline.tracking.run import TrackedRun
+from pipeline.tracking.run import Ownership, SoleOwner, TrackedRun
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +45,10 @@ class Tracker:
         try:
             mlflow.set_tracking_uri(uri)
             open_database(uri)
-            if mlflow.get_experiment_by_name(settings.experiment) is None:
-                local = not uri.startswith(("http", "databricks"))
-                mlflow.create_experiment(
-                    settings.experiment,
-                    artifact_location=Path(settings.artifacts).absolute().as_uri() if local else None,
-                )
-            self.experiment_id = mlflow.set_experiment(settings.experiment).experiment_id
+            with alone_in_store(uri):
+                if mlflow.get_experiment_by_name(settings.experiment) is None:
+                    _create_experiment(settings)
+                self.experiment_id = mlflow.set_experiment(settings.experiment).experiment_id
         except (MlflowException, OSError) as error:
             hint = "is an MLflow server running there? " if uri.startswith("http") else ""
             raise TrackingError(f"tracking.uri {store_name()} cannot be used: {hint}{reason(error)}") from error
@@ -67,11 +64,13 @@ class Tracker:
         varied: Mapping[str, Sequence[Any]] | None = None,
         parent: str | None = None,
         run_id: str | None = None,
+        owner: Ownership | None = None,
         **tags: Any,
     ) -> Iterator[TrackedRun]:
         """Open a run with all settings as params (see `params_of`) while the block runs.
 
-        It ends FINISHED, or FAILED with the reason in tag ``failure``.
+        It ends FINISHED, or FAILED with the reason in tag ``failure``; one that ``owner`` says to be another process's
+        is left as it is.
 
         With ``run_id`` that run goes on; if it is no longer in the experiment, a new one is opened, so what counts
         afterwards is the ``run_id`` of the run returned.
@@ -82,7 +81,7 @@ class Tracker:
             The store was down for ``tracking.outage_seconds`` when the run was opened or ended, or refuses it.
         """
         seconds = self._settings.outage_seconds
-        run = self._open(name, parent, run_id, {**tags, **origin()})
+        run = self._open(name, parent, run_id, {**tags, **origin()}, owner or SoleOwner())
         ended = threading.Event()
         if self._settings.system_metrics:
             threading.Thread(
@@ -91,15 +90,18 @@ class Tracker:
         try:
             run.log_params(params_of(settings, varied))
             yield run
+            run.require_ownership()
         except BaseException as error:
-            _end_failed(run.run_id, error)
+            _end_failed(run, error)
             raise
         else:
             _end(run.run_id, seconds)
         finally:
             ended.set()
 
-    def _open(self, name: str, parent: str | None, run_id: str | None, tags: Mapping[str, object]) -> TrackedRun:
+    def _open(
+        self, name: str, parent: str | None, run_id: str | None, tags: Mapping[str, object], owner: Ownership
+    ) -> TrackedRun:
         """Open a new run, or the one with this id again, and make it MLflow's active one."""
         seconds = self._settings.outage_seconds
         earlier = self._find(run_id) if run_id else None
@@ -107,6 +109,8 @@ class Tracker:
             tags = {**tags, "mlflow.parentRunId": parent}  # of a run that goes on, MLflow itself would not set it
 
         def start() -> str:
+            if not owner.holds():
+                raise NotOwnerError(f"another process goes on with {name}")
             return mlflow.start_run(
                 run_id=earlier.info.run_id if earlier else None,
                 run_name=name,
@@ -120,7 +124,7 @@ class Tracker:
         if earlier and "failure" in earlier.data.tags:
             with suppress(MlflowException, OSError):  # a blemish, not worth the run
                 mlflow.MlflowClient().delete_tag(opened, "failure")
-        return TrackedRun(opened, outage_seconds=seconds, earlier=earlier)
+        return TrackedRun(opened, outage_seconds=seconds, earlier=earlier, owner=owner)
 
     def _find(self, run_id: str) -> Run | None:
         """The run if it can go on: it exists, is not deleted, and is of this experiment."""
@@ -136,6 +140,16 @@ class Tracker:
         return None
 
 
+def _create_experiment(settings: TrackingSettings) -> None:
+    local = not settings.uri.startswith(("http", "databricks"))
+    where = Path(settings.artifacts).absolute().as_uri() if local else None
+    try:
+        mlflow.create_experiment(settings.experiment, artifact_location=where)
+    except MlflowException:
+        if mlflow.get_experiment_by_name(settings.experiment) is None:  # else another process has made it meanwhile
+            raise
+
+
 def _end(run_id: str, outage_seconds: float) -> None:
     """Mark the active run as finished."""
     try:
@@ -145,10 +159,17 @@ def _end(run_id: str, outage_seconds: float) -> None:
         call_store("mark a run as finished", lambda: client.set_terminated(run_id, "FINISHED"), outage_seconds)
 
 
-def _end_failed(run_id: str, error: BaseException) -> None:
+def _end_failed(run: TrackedRun, error: BaseException) -> None:
     """Mark the active run as failed, with the reason, in one try each: the store may be what failed."""
+    try:
+        run.require_ownership()
+    except Exception as doubt:  # noqa: BLE001 - drivers of storage raise kinds of their own
+        leave_active_run()
+        if not isinstance(doubt, NotOwnerError):
+            log.warning("MLflow run %s is left as it is, since another driver may have it: %s", run.run_id, doubt)
+        return
     with suppress(Exception):
-        mlflow.MlflowClient().set_tag(run_id, "failure", mask(f"{type(error).__name__}: {error}")[:5000])
+        mlflow.MlflowClient().set_tag(run.run_id, "failure", mask(f"{type(error).__name__}: {error}")[:5000])
     with suppress(Exception):
         mlflow.end_run("FAILED")
 

@@ -1,8 +1,9 @@
-"""The driver is killed in the middle of a command, and the same command is given again."""
+"""The driver is killed in the middle of a command, or away for a while; and the same command is given again."""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from small_training import Running, equal, final_state, launch, make_job, make_s
 from standalone_cluster import REPOSITORY
 
 from pipeline import __main__ as commands
-from pipeline.driver.record import BusyError
+from pipeline.driver.lease import BusyError, newest_number, record_path
 from pipeline.driver.trial import run_trial
 from pipeline.tracking.tracker import Tracker
 
@@ -42,13 +43,17 @@ def undisturbed(spark, dataset, tmp_path_factory):
 
 
 @contextmanager
-def in_a_process(name, settings, folder):
-    """A command in a process of its own; when the block is left, it and all below it has ended."""
+def in_a_process(name, settings, folder, *, within=()):
+    """A command in a process of its own; when the block is left, it and all below it has ended.
+
+    within : a command and its arguments that run it
+    """
+    folder.mkdir(exist_ok=True)
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SPARK_", "PYSPARK_"))}
     quick = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # as in standalone_cluster.py
     with Path(folder, "errors").open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", name, "-c", written(settings, folder)],
+            [*within, sys.executable, "-m", "pipeline", name, "-c", written(settings, folder)],
             env={**kept, "PYTHONPATH": str(REPOSITORY), "JDK_JAVA_OPTIONS": quick},
             cwd=folder,
             stdout=subprocess.DEVNULL,
@@ -115,6 +120,10 @@ def read(path):
     return json.loads(Path(path).read_text())
 
 
+def newest_record(folder):
+    return read(record_path(str(folder), newest_number(str(folder))))
+
+
 def test_train_goes_on_in_the_same_run_with_the_same_bits(spark, undisturbed, dataset, tracking_uri, tmp_path):
     job, expected = undisturbed
     settings = make_settings(job, tmp_path / "runs", tracking_uri, "killed")
@@ -127,7 +136,7 @@ def test_train_goes_on_in_the_same_run_with_the_same_bits(spark, undisturbed, da
             run_trial(spark, settings, tracker, name="small batch seed=0")
         assert process.poll() is None
         kill(process)
-    record = read(folder / "record.json")
+    record = newest_record(folder)
     assert "result" not in record
     again("train", settings, tmp_path)
     result = read(tmp_path / "runs" / "train.json")
@@ -153,11 +162,11 @@ def test_compare_goes_on_with_the_trial_it_was_at(undisturbed, dataset, tracking
         (begun,) = wait_for("second trial", second_trial, process, tmp_path)
         kill(process)
     (finished,), (study,) = trials.glob("small-none-*"), studies.glob("*")
-    before, parent = read(finished / "record.json"), read(study / "record.json")["run_id"]
+    before, parent = newest_record(finished), newest_record(study)["run_id"]
     again("compare", settings, tmp_path)
     # The trial that was finished is not trained again, and the other went on where it was.
-    assert read(finished / "record.json") == before
-    assert read(begun / "record.json")["result"]["attempts"] == 2
+    assert newest_record(finished) == before
+    assert newest_record(begun)["result"]["attempts"] == 2
     assert equal(final_state(job), final_state(make_job(dataset, begun, epochs=EPOCHS)))
     comparison = read(Path(settings.output, "comparison.json"))
     assert comparison["mlflow"]["parent_run_id"] == parent
@@ -170,3 +179,45 @@ def test_compare_goes_on_with_the_trial_it_was_at(undisturbed, dataset, tracking
     assert {run.info.status for run in runs} == {"FINISHED"}
     for arm in (none, batch):
         assert steps_in_mlflow(tracking_uri, arm["run_id"]) == list(range(1, arm["steps"] + 1))
+
+
+# A process with another namespace of processes is of another machine: its number means nothing elsewhere.
+ANOTHER_MACHINE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+def can_be_another_machine():
+    return bool(shutil.which("unshare")) and subprocess.run([*ANOTHER_MACHINE, "true"], check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_be_another_machine(), reason="needs the right to make a namespace of processes (unshare)")
+def test_a_driver_that_was_away_is_succeeded_from_elsewhere_and_told_so(undisturbed, dataset, tracking_uri, tmp_path):
+    """The driver and all below it stand still, as a suspended host does, for longer than its lease; and then go on."""
+    job, expected = undisturbed
+    settings = make_settings(job, tmp_path / "runs", tracking_uri, "away")
+    with in_a_process("train", settings, tmp_path / "here") as old:
+        folder = wait_for("trial", lambda: trial_folder(settings.output), old, tmp_path / "here")
+        wait_for("step 60", lambda: is_under_way(folder), old, tmp_path / "here")
+        members = family(old.pid)
+        for member in members:
+            member.send_signal(signal.SIGSTOP)
+        with in_a_process("train", settings, tmp_path / "there", within=ANOTHER_MACHINE) as new:
+            assert new.wait(300) == 0, Path(tmp_path, "there", "errors").read_text()[-3000:]
+        record, result = newest_record(folder), read(tmp_path / "runs" / "train.json")
+        for member in members:
+            member.send_signal(signal.SIGCONT)
+        assert old.wait(90) == 1
+    told = Path(tmp_path, "here", "errors").read_text()
+    driver = record["driver"]
+    assert f"was taken over by process {driver['pid']} on {driver['host']} at {driver['since']}" in told
+    assert "Traceback" not in told
+    # What the new driver has made is as it left it.
+    assert newest_record(folder) == record
+    assert record["result"]["attempts"] == 2
+    assert read(tmp_path / "runs" / "train.json") == result
+    assert result["curve"] == expected["curve"]
+    assert equal(final_state(job), final_state(make_job(dataset, folder, epochs=EPOCHS)))
+    (run,) = mlflow.MlflowClient(tracking_uri).search_runs([Tracker(settings.tracking).experiment_id])
+    assert (run.info.run_id, run.info.status) == (result["run_id"], "FINISHED")
+    assert "failure" not in run.data.tags
+    assert steps_in_mlflow(tracking_uri, result["run_id"]) == list(range(1, result["steps"] + 1))

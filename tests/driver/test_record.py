@@ -5,14 +5,15 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from pipeline.driver import record
-from pipeline.driver.record import BusyError, Record, finished_record, slug, unfinished_record
-from pipeline.telemetry import heartbeat
+from pipeline.driver import lease
+from pipeline.driver.lease import BusyError
+from pipeline.driver.record import Record, finished_record, slug, unfinished_record
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def other_process():
 
 def written_by(folder, pid, *, host=None, started=None, **fields):
     """A record that another process has written."""
-    driver = {"host": host or socket.gethostname(), "pid": pid, "started": started or record._started(pid)}
-    folder.mkdir(exist_ok=True)
+    driver = {"host": host or socket.gethostname(), "pid": pid, "started": started or lease._started(pid)}
+    folder.mkdir(parents=True)
     (folder / "record.json").write_text(json.dumps({"driver": driver, "name": "a", **fields}))
     return Record(str(folder))
 
@@ -54,9 +55,8 @@ def test_the_file_has_the_keys_that_were_set_in_one_order(tmp_path):
     begun.update(result="runs/comparison.json")
     tree = json.loads((tmp_path / "record.json").read_text())
     assert list(tree) == ["driver", "name", "run_id", "result"]
-    assert tree["driver"] == {
-        "host": socket.gethostname(), "pid": os.getpid(), "started": record._started(os.getpid())
-    }  # fmt: skip
+    driver = {"host": socket.gethostname(), "pid": os.getpid(), "started": lease._started(os.getpid())}
+    assert tree["driver"] == {**driver, "machine": lease._machine(), "since": begun.content.driver.since}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"driver": 3}'])
@@ -65,47 +65,52 @@ def test_a_damaged_record_is_empty(tmp_path, content):
     damaged = Record(str(tmp_path))
     assert not damaged.finished
     damaged.claim("a")
+    assert json.loads((tmp_path / "record-0002.json").read_text())["name"] == "a"
+    assert Record(str(tmp_path)).content.driver.pid == os.getpid()
 
 
 def test_a_process_that_runs_is_not_disturbed(tmp_path, other_process):
-    begun = written_by(tmp_path, other_process.pid)
+    begun = written_by(tmp_path / "runs", other_process.pid)
     with pytest.raises(BusyError, match=rf"is being trained by process {other_process.pid} on "):
         begun.claim("a")
-    written_by(tmp_path, other_process.pid, result="done").claim("a")  # it has ended what it did there
+    written_by(tmp_path / "done", other_process.pid, result="done").claim("a")  # it has ended what it did there
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
 def test_the_start_of_a_process_is_what_earlier_versions_wrote(other_process):
     ticks = Path(f"/proc/{other_process.pid}/stat").read_text().rpartition(")")[2].split()[19]
-    assert record._started(other_process.pid) == ticks
+    assert lease._started(other_process.pid) == ticks
 
 
 def test_a_process_that_has_ended_is_succeeded(tmp_path, other_process):
-    begun = written_by(tmp_path, other_process.pid)
+    begun = written_by(tmp_path / "zombie", other_process.pid)
     other_process.kill()
     while psutil.Process(other_process.pid).status() != psutil.STATUS_ZOMBIE:
         pass
     begun.claim("a")  # a zombie trains nothing
-    begun = written_by(tmp_path, other_process.pid, started="123")
+    begun = written_by(tmp_path / "ended", other_process.pid, started="123")
     other_process.wait()
     begun.claim("a")
     assert begun.content.driver.pid == os.getpid()
 
 
 def test_a_number_that_another_process_has_got_is_no_driver(tmp_path, other_process):
-    written_by(tmp_path, other_process.pid, started="123").claim("a")
+    written_by(tmp_path / "begun", other_process.pid, started="123").claim("a")
 
 
-def test_a_driver_of_another_host_is_alive_as_long_as_its_workers_show_themselves(tmp_path, monkeypatch):
-    begun = written_by(tmp_path, 1, host="elsewhere", started="1")
-    ranks = tmp_path / heartbeat.RANKS
-    ranks.mkdir(parents=True)
-    (ranks / "0").write_text("one beat")
-    monkeypatch.setattr(record.time, "sleep", lambda seconds: (ranks / "0").write_text("the next beat"))
-    with pytest.raises(BusyError, match="process 1 on elsewhere"):
-        begun.claim("a")
-    monkeypatch.setattr(record.time, "sleep", lambda seconds: None)
-    begun.claim("a")
+def test_a_record_that_is_finished_while_one_looks_is_not_begun_anew(tmp_path):
+    late = Record(str(tmp_path))
+    with Record(str(tmp_path)).claim("a"):
+        Record(str(tmp_path)).update(result="done")
+    with pytest.raises(BusyError, match=rf"just been finished by process {os.getpid()} on .*: give the command again"):
+        late.claim("a")
+
+
+def test_a_driver_of_an_earlier_version_on_another_host_has_its_time(tmp_path):
+    begun = written_by(tmp_path / "a", 1, host="elsewhere", started="1")
+    began_at = time.monotonic()
+    begun.claim("a", seconds=0.5)
+    assert 0.5 <= time.monotonic() - began_at < 2
 
 
 def test_names_become_names_of_files():

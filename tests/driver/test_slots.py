@@ -12,7 +12,8 @@ from pipeline.cluster import barrier
 from pipeline.cluster.errors import LaunchError, StoppedError
 from pipeline.config.cluster import WorkerSettings
 from pipeline.config.study import CompareSettings
-from pipeline.driver import slots
+from pipeline.driver import record, slots
+from pipeline.driver.lease import TakenOverError
 from pipeline.study import compare
 from pipeline.telemetry.events import EventReader
 from pipeline.training.checkpoint import newest_step
@@ -181,6 +182,27 @@ def test_a_study_that_was_stopped_goes_on_with_all_that_it_had_begun(spark, sett
         done.mlflow.parent_run_id, *(run.run_id for run in done.runs)
     }  # fmt: skip
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+@pytest.mark.spark
+def test_a_study_that_was_taken_over_stops_its_trials_and_leaves_its_runs_as_they_are(spark, settings, monkeypatch):
+    """Another driver takes it over while two trials train beside each other, which would last for minutes."""
+    monkeypatch.setattr(record, "LEASE_SECONDS", 1.5)
+    long = settings.with_values({"train.epochs": 5000, "checkpoint.every_steps": 5})
+    study = alone(long, grid={"model.norm": ("none", "batch")})
+
+    def take_over():
+        both_have_saved(study)
+        (first,) = Path(study.output, "studies").glob("*/record.json")
+        first.with_name("record-0002.json").write_bytes(first.read_bytes())
+
+    threading.Thread(target=take_over, daemon=True).start()
+    with pytest.raises(TakenOverError, match=r"/studies/\S+ was taken over by process"):
+        compare(spark, study)
+    client = mlflow.MlflowClient(settings.tracking.uri)
+    runs = client.search_runs([client.get_experiment_by_name(settings.tracking.experiment).experiment_id])
+    assert [(run.info.status, "failure" in run.data.tags) for run in runs] == [("RUNNING", False)] * 3
+    assert len(barrier.run(spark, rank_of, workers=TWO)) == 2  # no slot is left occupied
 
 
 def both_have_saved(study):

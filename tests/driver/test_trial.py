@@ -1,20 +1,29 @@
 """A whole run through Spark and MLflow while a worker is killed."""
 
+import contextlib
+import json
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 import torch
 from pyspark import cloudpickle
+from small_training import trial_folder
 
+from pipeline import storage
 from pipeline.cluster.errors import WorkerError
 from pipeline.config.training import AugmentSettings, CheckpointSettings
 from pipeline.data import load_manifest
-from pipeline.driver import record, trial
+from pipeline.driver import lease, record, trial
+from pipeline.driver.lease import record_path
 from pipeline.driver.trial import run_trial
+from pipeline.telemetry import heartbeat
 from pipeline.telemetry.events import EventReader
 from pipeline.tracking.tracker import Tracker
 from pipeline.training import checkpoint, job
@@ -109,9 +118,52 @@ def fail_in_the_second_epoch(moment):
         raise RuntimeError("the disk of a worker is gone")
 
 
+def be_slow(moment):
+    if moment.name == "before_data":
+        time.sleep(0.3)
+
+
+def test_a_training_that_was_taken_over_stops_and_its_run_goes_on_elsewhere(spark, settings, monkeypatch):
+    """As if this driver had been away for long: another one has taken the training over, and has begun to train."""
+    monkeypatch.setattr(record, "LEASE_SECONDS", 1.5)
+    settings = settings.model_copy(update={"checkpoint": CheckpointSettings(every_steps=2)})
+    tracker, stopped = Tracker(settings.tracking), {}
+
+    def take_over():
+        under_way = (beat for _ in iter(int, 1) for beat in [first_beat(settings.output)] if beat and beat.step >= 5)
+        stopped["pid"], folder = next(under_way).pid, str(trial_folder(settings.output))
+        first = json.loads(Path(record_path(folder, 1)).read_text())
+        elsewhere = {**first["driver"], "host": "elsewhere", "machine": "another", "since": "today"}
+        storage.create(record_path(folder, 2), json.dumps({**first, "driver": elsewhere}).encode())
+        storage.publish(f"{folder}/{job.TOKEN}", b"of the other driver")
+        heartbeat.end_attempt(folder)
+
+    other = threading.Thread(target=take_over, daemon=True)
+    other.start()
+    with pytest.raises(lease.TakenOverError, match=r"was taken over by process [0-9]+ on elsewhere at today"):
+        run_trial(spark, settings, tracker, name="taken", hook=be_slow)
+    other.join(10)
+    psutil.wait_procs([psutil.Process(stopped["pid"])] if psutil.pid_exists(stopped["pid"]) else [], timeout=20)
+    assert not psutil.pid_exists(stopped["pid"])
+    (left,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert (left.info.status, "failure" in left.data.tags) == ("RUNNING", False)
+    # The other driver dies, and here the training goes on with what both have left.
+    result = run_trial(spark, settings, tracker, name="taken")
+    assert result.run_id == left.info.run_id
+    steps = [m.step for m in mlflow.MlflowClient().get_metric_history(result.run_id, "train/loss")]
+    assert steps == list(range(1, result.steps + 1))
+    assert record.Record(str(trial_folder(settings.output))).content.result == result
+
+
+def first_beat(output):
+    """The heartbeat of rank 0 of the newest trial, where there is one."""
+    with contextlib.suppress(FileNotFoundError, ValueError, AttributeError, TypeError):
+        return heartbeat.read_beat(str(trial_folder(output)), 0)
+
+
 def test_a_trial_that_another_process_trains_is_refused(spark, settings, monkeypatch):
-    monkeypatch.setattr(record.os, "getpid", os.getppid)  # as if the process that started this one had begun it
+    monkeypatch.setattr(lease.os, "getpid", os.getppid)  # as if the process that started this one had begun it
     trial._begin(settings, load_manifest(settings.dataset.path), "busy", None).record.claim("busy")
     monkeypatch.undo()
-    with pytest.raises(record.BusyError, match=rf"is being trained by process {os.getppid()} on"):
+    with pytest.raises(lease.BusyError, match=rf"is being trained by process {os.getppid()} on"):
         run_trial(spark, settings, Tracker(settings.tracking), name="busy")

@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,9 +13,10 @@ from mlflow.exceptions import MlflowException, RestException
 
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
+from pipeline.driver.record import Record
 from pipeline.driver.trial import recall_metrics
 from pipeline.tracking import outage
-from pipeline.tracking.outage import TrackingError, is_outage, reason, retry_during_outage
+from pipeline.tracking.outage import NotOwnerError, TrackingError, is_outage, reason, retry_during_outage
 from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.tracker import Tracker
@@ -106,6 +109,70 @@ def test_a_run_goes_on_from_what_mlflow_has(tracker, settings):
     assert run.info.status == "FINISHED"
     assert "failure" not in run.data.tags
     assert run.data.params["name"] == "small"  # MLflow changes no param: the first one stays
+
+
+def test_a_run_that_another_process_goes_on_with_is_left_as_it_is(tracker, settings, tmp_path):
+    lease = Record(str(tmp_path)).claim("a")
+    with (
+        pytest.raises(NotOwnerError, match="another process goes on with MLflow run"),
+        tracker.run("left", settings=settings, owner=lease) as run,
+    ):
+        run.log_events(STEPS[:1])
+        (tmp_path / "record-0002.json").write_text("{}")  # as another process does that takes over
+        assert not lease.holds()
+        for call in (lambda: run.log_summary({"note": "x"}), lambda: run.log_text("note", "x")):
+            with pytest.raises(NotOwnerError):
+                call()
+        run.log_events(STEPS)  # the other one passes them on
+    assert mlflow.active_run() is None  # which MLflow would end at the exit of this process
+    left = mlflow.get_run(run.run_id)
+    assert left.info.status == "RUNNING"
+    assert {"note", "failure"}.isdisjoint(left.data.tags)
+    assert steps_in(run.run_id) == [1]
+    with pytest.raises(NotOwnerError), tracker.run("left", settings=settings, run_id=run.run_id, owner=lease):
+        pass
+    with tracker.run("left", settings=settings, run_id=run.run_id) as goes_on:
+        goes_on.log_events(STEPS)
+    assert steps_in(run.run_id) == [1, 2, 3]
+    assert mlflow.get_run(run.run_id).info.status == "FINISHED"
+
+
+NEW_STORE = """
+import sys, time
+from pipeline.config.study import TrackingSettings
+from pipeline.tracking import Tracker
+settings = TrackingSettings(uri=f"sqlite:///{sys.argv[1]}/mlflow.db", artifacts=sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+print(Tracker(settings).experiment_id)
+"""
+
+
+def test_two_processes_that_open_a_new_store_at_once_both_have_it(tmp_path):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", NEW_STORE, str(tmp_path)], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]  # fmt: skip
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], answers
+    assert answers[0][0] == answers[1][0] != ""
+
+
+def test_an_experiment_that_another_process_makes_at_this_moment_is_used(settings, monkeypatch):
+    create = mlflow.create_experiment
+
+    def late(name, **options):
+        create(name, **options)
+        return create(name, **options)
+
+    monkeypatch.setattr(mlflow, "create_experiment", late)
+    made = Tracker(settings.tracking).experiment_id
+    assert made == mlflow.get_experiment_by_name(settings.tracking.experiment).experiment_id
 
 
 def test_a_run_that_is_gone_is_followed_by_a_new_one(tracker, settings, caplog):
