@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -23,6 +25,53 @@ _PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "r2", 
 
 # A disk with less than this has no room for checkpoints.
 LEAST_FREE_BYTES = 200 << 20
+
+# How long calls that fail are tried again where nothing goes on without their answer. A rank that waits so long is not
+# yet taken for one that hangs (workers.stall_seconds, 180 by default).
+RETRY_SECONDS = 60.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
+
+T = TypeVar("T")
+
+
+class StorageError(OSError):
+    """Storage has failed for as long as a call was tried again. The message names the file and the last failure."""
+
+
+class Retries:
+    """Calls of storage that are tried again while they fail, with growing pauses.
+
+    Parameters
+    ----------
+    seconds : in which all calls together are tried again; None is `RETRY_SECONDS`
+    """
+
+    def __init__(self, seconds: float | None = None):
+        self._seconds = RETRY_SECONDS if seconds is None else seconds
+        self._end = time.monotonic() + self._seconds
+
+    def __call__(self, call: Callable[[str], T], path: str) -> T:
+        """Return what ``call(path)`` returns.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file, which is an answer and no failure.
+        StorageError
+            The call has failed until the time was over.
+        """
+        pause = _FIRST_PAUSE_SECONDS
+        while True:  # a plain loop: executors have no tenacity
+            try:
+                return call(path)
+            except FileNotFoundError:
+                raise
+            except Exception as error:  # drivers of remote storage raise kinds of their own
+                if time.monotonic() + pause > self._end:
+                    reason = f"{type(error).__name__}: {error}"
+                    raise StorageError(f"{path} cannot be used: {reason} (tried for {self._seconds:g} s)") from error
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 def filesystem(path: str) -> tuple[Any, str]:

@@ -7,6 +7,7 @@ What a record of another version has finished may lack what this one tells: such
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import socket
@@ -20,6 +21,8 @@ from pipeline.config.frozen import FrozenModel
 from pipeline.config.settings import digest_of
 from pipeline.report.comparison import TrialResult
 from pipeline.telemetry import heartbeat
+
+log = logging.getLogger(__name__)
 
 FILE = "record.json"
 
@@ -61,15 +64,18 @@ class RecordContent(FrozenModel):
 
 
 class Record:
-    """The record in a folder. Its `content` is empty where the folder has none, or a damaged one."""
+    """The record in a folder. Its `content` is empty where the folder has none, or a damaged one.
+
+    Raises
+    ------
+    StorageError
+        Storage fails, so that nobody knows whether there is one.
+    """
 
     def __init__(self, folder: str):
         self.folder = folder
         self._path = storage.join(folder, FILE)
-        try:
-            self.content = RecordContent.model_validate_json(storage.read_bytes(self._path))
-        except (FileNotFoundError, ValueError):
-            self.content = RecordContent()
+        self.content = _read(self._path)
 
     @property
     def finished(self) -> bool:
@@ -120,6 +126,21 @@ class Record:
     def _heartbeats(self) -> list[bytes]:
         folder = storage.join(self.folder, heartbeat.RANKS)
         return [storage.read_bytes(storage.join(folder, name)) for name in storage.names(folder)]
+
+
+def _read(path: str) -> RecordContent:
+    """The content of a record. What comes damaged may lie whole in storage: it is read once more."""
+    again = storage.Retries()
+    try:
+        try:
+            return RecordContent.model_validate_json(again(storage.read_bytes, path))
+        except ValueError:
+            return RecordContent.model_validate_json(again(storage.read_bytes, path))
+    except FileNotFoundError:
+        return RecordContent()
+    except ValueError:
+        log.warning("%s is damaged, or another version has written it: what it tells is done anew", path)
+        return RecordContent()
 
 
 def slug(name: str) -> str:

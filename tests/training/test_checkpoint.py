@@ -1,8 +1,11 @@
 import logging
+import math
 
 import pytest
 import torch
+from flaky_storage import FlakyFileSystem
 
+from pipeline import storage
 from pipeline.training import checkpoint
 
 MINE = {"settings": "s", "dataset": "d"}
@@ -64,17 +67,83 @@ def test_a_damaged_one_does_not_outlive_those_that_are_made_after_it(tmp_path, d
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000007.pt", "step-00000007.json"}
 
 
-def test_one_that_cannot_be_read_now_stays(tmp_path, monkeypatch):
+@pytest.fixture
+def flaky(tmp_path):
+    """The address of a folder on storage that fails when it is told to."""
+    yield f"flaky://{tmp_path}"
+    FlakyFileSystem.failures.clear()
+    FlakyFileSystem.halves.clear()
+
+
+@pytest.mark.parametrize("file", ["", "step-00000010.json", "step-00000010.pt"], ids=["folder", "seal", "state"])
+def test_one_that_cannot_be_read_for_a_moment_is_waited_for(tmp_path, flaky, monkeypatch, caplog, file):
+    """0.7.0 began at an earlier checkpoint, or at step 0."""
     save(tmp_path, 5)
     save(tmp_path, 10)
+    FlakyFileSystem.failures[file or tmp_path.name] = 3
+    assert checkpoint.load_newest(flaky, identity=MINE, device=CPU, repair=True)["progress"]["step"] == 10
+    assert not any(FlakyFileSystem.failures.values())
+    FlakyFileSystem.failures[file or tmp_path.name] = 3
+    assert checkpoint.newest_step(flaky) == 10
+    FlakyFileSystem.failures[file or tmp_path.name] = math.inf
+    monkeypatch.setattr(storage, "RETRY_SECONDS", 0.3)
+    for read in (checkpoint.load_newest, checkpoint.load_step):
+        more = {"step": 10} if read is checkpoint.load_step else {"repair": True}
+        if file or read is checkpoint.load_newest:
+            with pytest.raises(storage.StorageError, match=rf"{file} cannot be used: ThrottledError: 503 .*for 0\.3 s"):
+                read(flaky, identity=MINE, device=CPU, **more)
+    assert not caplog.records
+    assert len(list(tmp_path.iterdir())) == 4
 
-    def unreachable(path):
-        raise ConnectionError(path)
 
-    with monkeypatch.context() as outage:
-        outage.setattr(checkpoint.storage, "read_bytes", unreachable)
-        assert checkpoint.load_newest(str(tmp_path), identity=MINE, device=CPU, repair=True) is None
-    assert load(tmp_path)["progress"]["step"] == 10
+@pytest.mark.parametrize("file", ["step-00000010.json", "step-00000010.pt"], ids=["seal", "state"])
+def test_what_comes_cut_and_lies_whole_is_no_damage(tmp_path, flaky, file):
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    FlakyFileSystem.halves[file] = 1
+    assert checkpoint.load_newest(flaky, identity=MINE, device=CPU, repair=True)["progress"]["step"] == 10
+
+
+def test_the_one_just_written_stays_also_beside_later_steps(tmp_path):
+    """0.7.0 kept the highest steps, and deleted what it had just written."""
+    for step in (100, 110, 3, 6, 9):
+        save(tmp_path, step, keep=2)
+        assert (tmp_path / f"step-{step:08d}.pt").exists()
+    assert sorted(p.name for p in tmp_path.glob("*.json")) == [
+        f"step-{step:08d}.json" for step in (6, 9, 100, 110)
+    ]  # fmt: skip
+
+
+def test_old_ones_that_cannot_be_deleted_now_go_later(tmp_path, flaky, caplog):
+    FlakyFileSystem.failures["step-00000001.json"] = 1
+    for step in (1, 2):
+        save(flaky, step, keep=1)
+    assert "could not be deleted: " in caplog.text
+    save(flaky, 3, keep=1)
+    assert {path.stem for path in tmp_path.iterdir()} == {"step-00000003"}
+
+
+def test_steps_count_as_numbers_and_other_files_do_not(tmp_path):
+    for step in (99_999_999, 100_000_000):
+        save(tmp_path, step)
+    (tmp_path / "step-notes.json").write_text("{}")
+    (tmp_path / "zzz.json").write_text("{}")
+    assert checkpoint.newest_step(str(tmp_path)) == load(tmp_path)["progress"]["step"] == 100_000_000
+
+
+@pytest.mark.parametrize("damage", ["no seal", "broken seal", "gone"])
+def test_a_name_alone_is_no_step(tmp_path, damage):
+    """Whether a training gets on is told by what can be read of its checkpoints."""
+    save(tmp_path, 5)
+    harm(tmp_path / save(tmp_path, 10)[0], damage)
+    assert checkpoint.newest_step(str(tmp_path)) == 5
+
+
+def test_a_seal_of_a_later_version_is_no_damage(tmp_path):
+    save(tmp_path, 5)
+    seal = tmp_path / "step-00000005.json"
+    seal.write_text(seal.read_text().replace("{", '{"something": "new", ', 1))
+    assert load(tmp_path)["progress"]["step"] == 5
 
 
 def test_that_of_another_run_is_refused(tmp_path):
@@ -89,7 +158,7 @@ def test_loading_runs_no_code(tmp_path):
             return (pytest.fail, ("a checkpoint ran code",))
 
     checkpoint.save(str(tmp_path), {"model": Trap()}, step=1, identity=MINE, keep=1)
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"step-00000001 holds no state .*Weights only load failed"):
         load(tmp_path)
 
 
