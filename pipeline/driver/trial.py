@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import uuid
@@ -23,6 +24,7 @@ from pipeline.tracking import Tracker
 from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
 from pipeline.tracking.run import TrackedRun
+from pipeline.training.versions import check_versions
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.training.job import Job
     from pipeline.training.result import TrainResult
 
+log = logging.getLogger(__name__)
 
 TRIALS = "trials"
 
@@ -70,13 +73,15 @@ def run_trial(
     ------
     BusyError
         Another process is training it now.
+    VersionsError
+        Other versions of the packages have trained what is taken up, and ``checkpoint.other_versions`` is ``refuse``.
     """
     if manifest is None:
         settings, manifest = checks.open_dataset(settings)
     checks.check_trial(spark, settings, manifest)
     trial = _begin(settings, manifest, name, parent)
     record = trial.record
-    if known := record.result(cycle):
+    if known := _known_result(settings, record, name, cycle):
         return known
     record.claim(name)
     with ExitStack() as training:
@@ -90,15 +95,22 @@ def run_trial(
             if log_model and not result.diverged and not record.content.model:
                 _log_model(run, trial, manifest)
                 record.update(model=True)
-    if cycle is not None:
-        result = _preserve(result, record.folder, cycle)
+    result = _preserve(result, record.folder, cycle)
     record.add_result(result, cycle)
     return result
 
 
-def _preserve(result: TrialResult, folder: str, cycle: int) -> TrialResult:
+def _known_result(settings: Settings, record: Record, name: str, cycle: int | None) -> TrialResult | None:
+    """What a trial has returned already, if it has and its versions are those here or may be others."""
+    if known := record.result(cycle):
+        what = f"the finished training {name!r} in {record.folder}"
+        check_versions(what, known.versions, settings.checkpoint.other_versions, log.warning)
+    return known
+
+
+def _preserve(result: TrialResult, folder: str, cycle: int | None) -> TrialResult:
     """Copy the predictions at the end of a cycle, which the next one replaces: a study that was killed needs both."""
-    if result.predictions is None:
+    if cycle is None or result.predictions is None:
         return result
     path = storage.join(folder, f"predictions-cycle-{cycle}.parquet")
     storage.publish(path, storage.read_bytes(result.predictions))
@@ -193,7 +205,7 @@ def _log_result(run: TrackedRun, job: Job, trained: TrainResult, classes: Sequen
     from pipeline.telemetry.events import EventReader
 
     values = trained.model_dump(mode="json")
-    run.log_summary({key: value for key, value in values.items() if not isinstance(value, list)})
+    run.log_summary({key: value for key, value in values.items() if not isinstance(value, (list, dict))})
     run.log_summary(recall_metrics(trained.recall, classes))
     if trained.predictions is not None:
         name = trained.predictions.rpartition("/")[2]

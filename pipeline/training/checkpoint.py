@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.identity import NEUTRAL
+from pipeline.config.training import OtherVersions
 from pipeline.training.job import Identity
+from pipeline.training.versions import check_versions, current_versions
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +41,10 @@ class _DamagedError(ValueError):
 
 
 class _Seal(FrozenModel):
-    """The JSON file of a checkpoint; the digest and the number of bytes are those of its other file."""
+    """The JSON file of a checkpoint; the digest and the number of bytes are those of its other file.
+
+    versions : of the packages that have written it; 0.7.0 and earlier did not say
+    """
 
     # What a later version adds to a seal is no damage.
     model_config = ConfigDict(extra="ignore")
@@ -47,6 +53,7 @@ class _Seal(FrozenModel):
     bytes: int
     sha256: str
     identity: Identity
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 def save(folder: str, state: State, *, step: int, identity: Identity, keep: int) -> tuple[str, int]:
@@ -69,7 +76,13 @@ def save(folder: str, state: State, *, step: int, identity: Identity, keep: int)
     data = buffer.getvalue()
     path = _path(folder, step, "pt")
     storage.publish(path, data)
-    seal = _Seal(step=step, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), identity=identity)
+    seal = _Seal(
+        step=step,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        identity=identity,
+        versions=current_versions(),
+    )
     storage.publish(_path(folder, step, "json"), json.dumps(seal.model_dump()).encode())
     try:
         earlier = [other for other in _steps(storage.names(folder), "json") if other < step]
@@ -104,6 +117,7 @@ def load_newest(
     identity: Identity,
     device: torch.device,
     repair: bool = False,
+    other_versions: OtherVersions = "warn",
     warn: Callable[[str], None] = log.warning,
 ) -> State | None:
     """Load the newest whole state in the folder; None where there is none. One that is damaged or of which a file is
@@ -114,12 +128,15 @@ def load_newest(
     identity : see `save`
     device : that its tensors come to
     repair : delete what is damaged or unfinished
+    other_versions : the setting of this name: what happens where other versions of the packages have made it
     warn : is called with each warning
 
     Raises
     ------
     CheckpointError
         The checkpoint was made with other settings or from another dataset, or holds no state of a training.
+    VersionsError
+        Other versions have made it, and ``other_versions`` is ``refuse``.
     StorageError
         Storage fails. Nothing is passed over for that, nor deleted: the same call goes on once storage answers.
     """
@@ -136,6 +153,7 @@ def load_newest(
             if repair:
                 _remove(folder, step, again)
             continue
+        check_versions(f"checkpoint {_path(folder, step)}", seal.versions, other_versions, warn)
         return _unpack(folder, seal, data, identity, device)
     return None
 
@@ -197,9 +215,10 @@ def _unpack(folder: str, seal: _Seal, data: bytes, identity: Identity, device: t
         if not (isinstance(state, dict) and "model" in state):
             raise TypeError("it has no model")
     except Exception as error:  # it is what was written: another version's, or nothing that this package writes
-        reason = f"{type(error).__name__}: {str(error).partition('. ')[0]}"  # torch goes on with how to run its code
+        # Of what torch says the first sentence: it goes on with how to run the code of a file.
+        sentence = str(error).partition("\n")[0].partition(". ")[0]
         raise CheckpointError(
-            f"checkpoint {_path(folder, seal.step)} holds no state of a training ({reason})"
+            f"checkpoint {_path(folder, seal.step)} holds no state of a training ({type(error).__name__}: {sentence})"
         ) from error
     return state
 
@@ -209,8 +228,12 @@ def differences(saved: Any, current: Any, name: str = "") -> list[str]:
     if not (isinstance(saved, dict) and isinstance(current, dict)):
         return [] if saved == current else [f"{name} is {saved!r} there, {current!r} here"]
     keys = [*current, *(key for key in saved if key not in current)]
-    parts = [differences(saved.get(key), current.get(key), f"{name}.{key}" if name else str(key)) for key in keys]
-    return [text for part in parts for text in part]
+    texts = []
+    for key in keys:
+        full = f"{name}.{key}" if name else str(key)
+        neutral = NEUTRAL.get(full)
+        texts += differences(saved.get(key, neutral), current.get(key, neutral), full)
+    return texts
 
 
 def _remove(folder: str, step: int, again: storage.Retries) -> None:

@@ -78,6 +78,8 @@ class Checkpointer:
         ------
         CheckpointError
             It belongs to another run, or a rank does not find what rank 0 has read.
+        VersionsError
+            Other versions have made it, and ``checkpoint.other_versions`` is ``refuse``.
         StorageError
             Storage fails for longer than it is tried again: a training that would begin anew loses what it has done.
         """
@@ -87,7 +89,12 @@ class Checkpointer:
         values = None
         if worker.rank == 0:
             values = checkpoint.load_newest(
-                self._folder, identity=self._identity, device=worker.device, repair=True, warn=self._warn
+                self._folder,
+                identity=self._identity,
+                device=worker.device,
+                repair=True,
+                other_versions=self._job.checkpoint.other_versions,
+                warn=self._warn,
             )
         newest = torch.tensor(values["progress"]["step"] if values else 0, device=worker.device)
         with worker.status.waiting():

@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 
@@ -7,6 +8,7 @@ from flaky_storage import FlakyFileSystem
 
 from pipeline import storage
 from pipeline.training import checkpoint
+from pipeline.training.versions import VersionsError, current_versions
 
 MINE = {"settings": "s", "dataset": "d"}
 CPU = torch.device("cpu")
@@ -144,6 +146,35 @@ def test_a_seal_of_a_later_version_is_no_damage(tmp_path):
     seal = tmp_path / "step-00000005.json"
     seal.write_text(seal.read_text().replace("{", '{"something": "new", ', 1))
     assert load(tmp_path)["progress"]["step"] == 5
+
+
+def remade(folder, **versions):
+    """The seal of step 5 as a process with other versions would have written it."""
+    save(folder, 5)
+    path = folder / "step-00000005.json"
+    seal = json.loads(path.read_text())
+    assert seal["versions"] == current_versions()
+    path.write_text(json.dumps({**seal, "versions": versions}))
+
+
+def test_that_of_other_versions_is_warned_of_or_refused(tmp_path):
+    here = current_versions()
+    words = f"sparknorm {here['sparknorm']} and torch {here['torch']}"
+    for versions, made_with in (
+        ({**here, "torch": "2.4.1"}, f"sparknorm {here['sparknorm']} and torch 2.4.1"),
+        ({**here, "sparknorm": "0.6.0"}, f"sparknorm 0.6.0 and torch {here['torch']}"),
+        ({}, "sparknorm 0.7.0 or earlier, which did not note versions"),
+    ):
+        remade(tmp_path, **versions)
+        said = []
+        state = checkpoint.load_newest(str(tmp_path), identity=MINE, device=CPU, warn=said.append)
+        assert state["progress"]["step"] == 5
+        (text,) = said
+        assert f"step-00000005 was made with {made_with}, and here is {words}: its numbers may differ" in text
+        with pytest.raises(VersionsError, match=r"step-00000005 was made with .* set checkpoint\.other_versions=warn"):
+            checkpoint.load_newest(str(tmp_path), identity=MINE, device=CPU, other_versions="refuse")
+    save(tmp_path, 5)
+    checkpoint.load_newest(str(tmp_path), identity=MINE, device=CPU, warn=pytest.fail, other_versions="refuse")
 
 
 def test_that_of_another_run_is_refused(tmp_path):
