@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import psutil
+from pydantic import Field
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
@@ -40,7 +41,7 @@ class DriverProcess(FrozenModel):
     """
 
     host: str
-    pid: int
+    pid: int = Field(ge=0)
     started: str
 
 
