@@ -4,7 +4,8 @@ are gone.
 Spark itself restarts a gang a few times (`barrier.py`). This is for what it gives up: more deaths than it allows one
 stage, executors that do not come back or cannot be reached any more, and exceptions, of which some pass (storage or
 network for a moment) and others come again; a function that has saved nothing new since it was launched is not launched
-again.
+again. Nor is one that was launched `LAUNCHES` times without a new step, on whatever number of workers: a cluster that
+comes and goes may offer another number each time, and never for long enough.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import barrier, resources
-from pipeline.cluster.errors import GangLostError, ShortageError, StallError, WorkerError
+from pipeline.cluster.errors import GangLostError, LaunchError, ShortageError, StallError, WorkerError
 from pipeline.cluster.rendezvous import Facts
 from pipeline.config.cluster import WorkerSettings
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 log = logging.getLogger(__name__)
+
+# Launches in a row that may end without a step that was not saved before.
+LAUNCHES = 10
 
 Sizes = Callable[[int], bool]
 
@@ -60,7 +65,8 @@ def run(
         ``sizes(count)`` says whether the function can run on this number of workers.
     saved_step
         Returns how far what was saved reaches. The function is launched again on the same number of workers only if
-        this has changed since it was launched.
+        this has changed since it was launched, and on any number only `LAUNCHES` times without a step beyond the
+        highest one.
     facts
         ``facts(*args)`` runs on every rank before the process group is joined; ranks that disagree are an error.
     folder
@@ -73,25 +79,47 @@ def run(
     ------
     LaunchError
         There are fewer slots than ``workers.min_count`` (``workers.count`` where it is null), or the gang was lost
-        again and had saved nothing new.
+        again and had saved nothing new; or `LAUNCHES` in a row have ended without a new step.
     StoppedError
         ``stop`` was set.
     WorkerError
         The function failed, and launched again it had saved nothing new; or it failed in a way that does not pass.
     """
     size = world_size(spark, workers, sizes)
+    step_before = newest = saved_step()
+    fruitless: list[str] = []
     while True:
-        step_before = saved_step()
         gang = workers.model_copy(update={"count": size})
         try:
             return barrier.run(spark, fn, args, workers=gang, facts=facts, folder=folder, stop=stop)
         except (GangLostError, ShortageError, WorkerError) as error:
             next_size = _size_after(error, spark, workers, sizes, size)
-            step = saved_step()
+            step = _saved_after(error, saved_step)
             if next_size == size and step == step_before:  # it is less where the newest state was damaged
                 raise
-            log.warning("%s; going on from step %d with %d workers", str(error).partition("\n")[0], step, next_size)
-            size = next_size
+            reason = str(error).partition("\n")[0]
+            fruitless = [] if step > newest else [*fruitless, f"on {size} workers: {reason}"]
+            if len(fruitless) >= LAUNCHES:
+                raise LaunchError(_given_up(newest, fruitless)) from error
+            log.warning("%s; going on from step %d with %d workers", reason, step, next_size)
+            size, step_before, newest = next_size, step, max(step, newest)
+
+
+def _saved_after(error: RuntimeError, saved_step: Callable[[], int]) -> int:
+    """How far what was saved reaches after a launch that has ended so; raises its error where that cannot be known."""
+    try:
+        return saved_step()
+    except Exception as failure:  # noqa: BLE001 - the launch's error is the one to show
+        log.warning("not launched again, since what was saved cannot be read: %s", failure)
+        raise error from None
+
+
+def _given_up(newest: int, fruitless: Sequence[str]) -> str:
+    reasons = [f"{count} x {reason}" if count > 1 else reason for reason, count in Counter(fruitless).items()]
+    return (
+        f"launched {len(fruitless)} times since step {newest} was saved, and no later step was: the cluster does not "
+        f"stay long enough for one, or what is saved gets lost. They ended {'; '.join(reasons)}"
+    )
 
 
 def world_size(spark: SparkSession, workers: WorkerSettings, sizes: Sizes = any_size) -> int:

@@ -22,6 +22,9 @@ OrAuto = Annotated[
 # Which evaluation gives the network that a training ends with; those but the last by a split that does not judge.
 FinalNetwork = Literal["last", "lowest_loss", "highest_accuracy", "highest_balanced_accuracy"]
 
+# What happens with a checkpoint or a finished training that other versions of the packages have made.
+OtherVersions = Literal["warn", "refuse"]
+
 # Images of one step for each worker where neither rank_batch_size nor batch_size is set.
 RANK_BATCH_SIZE = 128
 
@@ -294,3 +297,8 @@ class CheckpointSettings(FrozenModel):
     every_steps: int | None = Field(None, ge=1, description="optimizer steps between two checkpoints; null: by time")
     every_seconds: float = Field(60, gt=0, description="seconds between two checkpoints, where every_steps is null")
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    other_versions: OtherVersions = Field(
+        "warn",
+        description="where another version of sparknorm or torch has made the checkpoint that a training goes on from, "
+        "or the finished trial that a study takes; refuse: an error",
+    )

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+from pydantic import Field
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
@@ -57,7 +58,7 @@ class DriverProcess(FrozenModel):
     """
 
     host: str
-    pid: int
+    pid: int = Field(ge=0)
     started: str
     machine: str = ""
     since: str = ""

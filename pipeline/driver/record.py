@@ -8,6 +8,7 @@ may lack what this one tells: such a result is not read, and trained anew.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 import time
@@ -32,6 +33,8 @@ from pipeline.report.comparison import TrialResult
 # Where a file is replaced by a delete and a rename (HDFS), one that was listed may be missing for a moment.
 _READS, _MISSING_SECONDS = 10, 0.2
 
+log = logging.getLogger(__name__)
+
 
 class RecordContent(FrozenModel):
     """What a record holds. A key is absent until the training has come that far.
@@ -53,7 +56,13 @@ class RecordContent(FrozenModel):
 
 
 class Record:
-    """The record in a folder. Its `content` is empty where the folder has none, or a damaged one."""
+    """The record in a folder. Its `content` is empty where the folder has none, or a damaged one.
+
+    Raises
+    ------
+    UnreachableError
+        Storage fails, so that nobody knows whether there is one.
+    """
 
     def __init__(self, folder: str):
         self.folder = folder
@@ -169,20 +178,33 @@ class Record:
 
 
 def _read_newest(folder: str) -> tuple[int, RecordContent]:
-    """The number of the newest driver in a folder, 0 where there was none, and what it has written."""
-    for _ in range(_READS):
-        number = newest_number(folder)
-        try:
-            data = storage.read_bytes(record_path(folder, number)) if number else b""
-            break
-        except FileNotFoundError:
-            time.sleep(_MISSING_SECONDS)
-    else:
-        raise FileNotFoundError(f"{record_path(folder, number)} is listed, and cannot be read")
+    """The number of the newest driver in a folder, 0 where there was none, and what it has written.
+
+    What comes damaged may lie whole in storage: it is read once more.
+    """
+    number, data = _newest_bytes(folder)
+    if not number:
+        return 0, RecordContent()
     try:
         return number, RecordContent.model_validate_json(data)
     except ValueError:
+        number, data = _newest_bytes(folder)
+    try:
+        return number, RecordContent.model_validate_json(data)
+    except ValueError:
+        path = record_path(folder, number)
+        log.warning("%s is damaged, or another version has written it: what it tells is done anew", path)
         return number, RecordContent()
+
+
+def _newest_bytes(folder: str) -> tuple[int, bytes]:
+    for _ in range(_READS):
+        number = newest_number(folder)
+        try:
+            return number, storage.read_bytes(record_path(folder, number)) if number else b""
+        except FileNotFoundError:
+            time.sleep(_MISSING_SECONDS)
+    raise FileNotFoundError(f"{record_path(folder, number)} is listed, and cannot be read")
 
 
 def _to_json(content: RecordContent) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import uuid
@@ -25,6 +26,7 @@ from pipeline.tracking import Tracker
 from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
 from pipeline.tracking.run import TrackedRun
+from pipeline.training.versions import check_versions
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.training.job import Job
     from pipeline.training.result import TrainResult
 
+log = logging.getLogger(__name__)
 
 TRIALS = "trials"
 
@@ -76,13 +79,15 @@ def run_trial(
         Another process is training it now.
     TakenOverError
         This process gave no sign of life for so long that another one has taken it over.
+    VersionsError
+        Other versions of the packages have trained what is taken up, and ``checkpoint.other_versions`` is ``refuse``.
     """
     if manifest is None:
         settings, manifest = checks.open_dataset(settings)
     checks.check_trial(spark, settings, manifest)
     trial = _begin(settings, manifest, name, parent)
     record = trial.record
-    if known := record.result(cycle):
+    if known := _known_result(settings, record, name, cycle):
         return known
     slot, job = slot or TrainingSlot(), replace(trial.job, until_cycle=cycle, hook=hook)
     with _hold(record, name, lease, slot.stop) as owner, ExitStack() as training:
@@ -116,6 +121,14 @@ def _preserve(record: Record, result: TrialResult, cycle: int | None) -> TrialRe
         result = result.model_copy(update={"predictions": path})
     record.add_result(result, cycle)
     return result
+
+
+def _known_result(settings: Settings, record: Record, name: str, cycle: int | None) -> TrialResult | None:
+    """What a trial has returned already, if it has and its versions are those here or may be others."""
+    if known := record.result(cycle):
+        what = f"the finished training {name!r} in {record.folder}"
+        check_versions(what, known.versions, settings.checkpoint.other_versions, log.warning)
+    return known
 
 
 @dataclass(frozen=True)
@@ -208,7 +221,7 @@ def _log_result(run: TrackedRun, job: Job, trained: TrainResult, classes: Sequen
     from pipeline.telemetry.events import EventReader
 
     values = trained.model_dump(mode="json")
-    run.log_summary({key: value for key, value in values.items() if not isinstance(value, list)})
+    run.log_summary({key: value for key, value in values.items() if not isinstance(value, (list, dict))})
     run.log_summary(recall_metrics(trained.recall, classes))
     if trained.predictions is not None:
         name = trained.predictions.rpartition("/")[2]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config.dataset import DatasetSettings
+from pipeline.config.identity import identity_of
 from pipeline.config.settings import digest_of
 from pipeline.data import load_manifest, manifest
 from pipeline.data.manifest import QUARANTINE, SPLITS, DatasetError, Manifest
@@ -39,7 +40,7 @@ def settings_digest(settings: DatasetSettings, source: Source) -> str:
         "max_bad_share": True,
         "source": {"path", "labels"},
     }
-    content = settings.model_dump(mode="json", exclude=elsewhere)
+    content = identity_of("dataset", settings, exclude=elsewhere)
     return digest_of({**content, "fingerprint": source.fingerprint, "format": manifest.FORMAT})
 
 

@@ -11,7 +11,9 @@ from torch import nn
 from pipeline.serving.formats import FORMATS, Run
 from pipeline.serving.result import ExportedFile, ExportError
 
-# How much a logit may differ from the trained network's; rounding explains this much.
+# How much a logit may differ from the trained network's, as a share of that network's largest logit over all images and
+# classes: max |file - network| <= TOLERANCE * max |network|. In float32 rounding grows with what is summed, and folding
+# changes the order of sums. Networks of six kinds, 1 to 57 layers deep, differ by at most 1.2e-6 when folded.
 TOLERANCE = 1e-4
 
 
@@ -44,7 +46,7 @@ def write_checked(name: str, network: nn.Module, reference: Reference) -> tuple[
     Raises
     ------
     ExportError
-        A logit differs by more than `TOLERANCE`.
+        A logit differs by more than `TOLERANCE` of the largest one.
     """
     form = FORMATS[name]
     example = torch.zeros(2, *reference.images.shape[1:], dtype=torch.uint8)
@@ -68,11 +70,11 @@ def logits_of(run: Run, images: torch.Tensor) -> torch.Tensor:
 
 def largest_difference(file: str, logits: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference of two logits, if it can be rounding; an ExportError that names the file otherwise."""
-    difference = float((logits - expected).abs().max())
-    if not difference <= TOLERANCE:  # NaN is not
+    difference, largest = float((logits - expected).abs().max()), float(expected.abs().max())
+    if not difference <= TOLERANCE * largest:  # NaN is not
         raise ExportError(
-            f"{file} gives logits that differ by {difference:.2g} from the trained network's, and rounding explains at "
-            f"most {TOLERANCE:g}: nothing was written"
+            f"{file} gives logits that differ by {difference:.2g} from the trained network's, the largest of which is "
+            f"{largest:.2g}; rounding explains at most {TOLERANCE:g} of that: nothing was written"
         )
     return difference
 

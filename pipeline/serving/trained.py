@@ -47,6 +47,8 @@ def find_trained(settings: Settings) -> Trained:
     ------
     ExportError
         There is none, it diverged, or its last checkpoint is gone.
+    VersionsError
+        Other versions have trained it, and ``checkpoint.other_versions`` is ``refuse``.
     """
     settings, manifest = checks.open_dataset(settings)
     name = training_name(settings)
@@ -60,7 +62,12 @@ def find_trained(settings: Settings) -> Trained:
     if result.diverged:
         raise ExportError(f"the newest training in {trial.job.folder} diverged: train with other settings first")
     checkpoints = storage.join(trial.job.folder, "checkpoints")
-    state = checkpoint.load_newest(checkpoints, identity=trial.identity, device=torch.device("cpu"))
+    state = checkpoint.load_newest(
+        checkpoints,
+        identity=trial.identity,
+        device=torch.device("cpu"),
+        other_versions=settings.checkpoint.other_versions,
+    )
     if state is None or state["progress"]["step"] != result.steps:
         raise ExportError(f"{checkpoints} has no whole checkpoint of the last step, {result.steps}: train again")
     network = network_for(trial.job.model, manifest)

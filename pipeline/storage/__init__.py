@@ -28,8 +28,9 @@ from pipeline.storage.outage import RETRY_SECONDS, UnreachableError, is_outage, 
 from pipeline.storage.remote_file import open_remote
 
 __all__ = ["LEAST_FREE_BYTES", "RETRY_SECONDS", "UnreachableError", "absolute", "check_replaces", "check_seen",
-           "create", "entries", "exists", "filesystem", "free_bytes", "is_folder", "is_local", "is_outage", "join", "names",
-           "open_file", "publish", "publish_json", "read_bytes", "read_range", "remove", "retry_for"]  # fmt: skip
+           "create", "entries", "exists", "filesystem", "free_bytes", "is_folder", "is_local", "is_outage", "join",
+           "names", "open_file", "publish", "publish_json", "read_bytes", "read_range", "remove",
+           "retry_for"]  # fmt: skip
 
 # Object stores, where a file appears with all its bytes or not at all. Elsewhere (HDFS, SFTP) it is written under
 # another name and renamed.

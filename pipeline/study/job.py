@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import storage
 from pipeline.config import Settings
+from pipeline.config.identity import identity_of
 from pipeline.console import console
 from pipeline.data import Manifest
 from pipeline.driver import dataset_checks, slots
@@ -121,8 +122,12 @@ def _check(
 
 def _find_record(settings: Settings, manifest: Manifest) -> Record:
     """What was begun of this very study and not finished, or a new record."""
-    parts = settings.model_dump(mode="json", include={"model", "train", "reader", "compare"})
-    parts["compare"].pop("side_by_side")
+    parts = {
+        "model": identity_of("model", settings.model),
+        "train": identity_of("train", settings.train),
+        "reader": identity_of("reader", settings.reader),
+        "compare": identity_of("compare", settings.compare, exclude={"side_by_side"}),
+    }
     studies = storage.join(storage.absolute(settings.output), "studies")
     return unfinished_record(studies, settings.name, {**parts, "dataset": manifest.digest})
 

@@ -26,6 +26,9 @@ _SCORES = ("balanced_accuracy", "macro_f1", "calibration_error")
 # One JSON object: ``kind``, ``time`` (of writing, in seconds since 1970) and the fields of its kind.
 Event = dict[str, Any]
 
+# Beyond these, what should be a time or a number of steps is none, and no database takes it.
+_LATEST_TIME, _MOST_STEPS = 1e11, 1 << 53
+
 
 class EventWriter:
     """Writes the events of one attempt of one rank, in files that are published at most every ``flush_seconds``.
@@ -155,8 +158,11 @@ def _event(line: bytes) -> Event:
     event = json.loads(line.decode())
     if not (isinstance(event, dict) and isinstance(event.get("kind"), str)):
         raise ValueError("a line is not an event")
-    if not isinstance(event.get("time"), (int, float)):
+    time_written, step = event.get("time"), event.get("step", 0)
+    if not (isinstance(time_written, (int, float)) and 0 <= time_written < _LATEST_TIME):  # NaN is not
         raise ValueError("an event has no time")
+    if not (isinstance(step, int) and 0 <= step < _MOST_STEPS):
+        raise ValueError("an event has a step that is none")
     return event
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import posixpath
+import re
 import tempfile
 import threading
 import time
@@ -49,6 +51,11 @@ class SoleOwner:
 
     def holds(self, *, lately: bool = False) -> bool:
         return True
+
+
+def _is_metric_name(key: str) -> bool:
+    """Whether MLflow takes it. One that it refuses would keep all events that are offered with it from being logged."""
+    return bool(re.fullmatch(r"[\w\-. /:]{1,250}", key)) and posixpath.normpath(key) == key and key[0] not in "./"
 
 
 class TrackedRun:
@@ -109,7 +116,10 @@ class TrackedRun:
         """The metrics of an event; none where it lacks what its kind has: no training ends for that."""
         try:
             stamp = int(event["time"] * 1000)
-            return [Metric(k, float(v), stamp, event["step"]) for k, v in metric_values(event).items() if v is not None]
+            values = {key: float(value) for key, value in metric_values(event).items() if value is not None}
+            if unfit := [key for key in values if not _is_metric_name(key)]:
+                raise ValueError(f"{unfit[0]!r} cannot be the name of a metric")
+            return [Metric(key, value, stamp, event["step"]) for key, value in values.items()]
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             if not self._unreadable:
                 log.warning("an event of kind %r cannot be logged: %s: %s", event["kind"], type(error).__name__, error)

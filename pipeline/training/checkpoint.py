@@ -1,7 +1,8 @@
 """Saves and loads the state of a training, atomically and verified.
 
-A checkpoint is two files: ``step-00000470.pt`` and, published after it, ``step-00000470.json`` with its SHA-256.
-Without a matching JSON file there is no checkpoint, so a torn or damaged one is never loaded.
+A checkpoint is two files: ``step-00000470.pt`` and, published after it, its seal ``step-00000470.json`` with the
+SHA-256. Without a matching seal there is no checkpoint, so a torn or damaged one is never loaded. What cannot be read
+at the moment is another matter: it is tried again, and then an error, since going on without it would lose steps.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import hashlib
 import io
 import json
 import logging
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.identity import NEUTRAL
+from pipeline.config.training import OtherVersions
 from pipeline.training.job import Identity
+from pipeline.training.versions import check_versions, current_versions
 
 log = logging.getLogger(__name__)
 
@@ -27,24 +33,37 @@ State = dict[str, Any]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint belongs to another run."""
+    """A checkpoint belongs to another run, or cannot be loaded."""
+
+
+class _DamagedError(ValueError):
+    """A file of a checkpoint is not what was written."""
 
 
 class _Seal(FrozenModel):
-    """The JSON file of a checkpoint; the digest and the number of bytes are those of its other file."""
+    """The JSON file of a checkpoint; the digest and the number of bytes are those of its other file.
+
+    versions : of the packages that have written it; 0.7.0 and earlier did not say
+    """
+
+    # What a later version adds to a seal is no damage.
+    model_config = ConfigDict(extra="ignore")
 
     step: int
     bytes: int
     sha256: str
     identity: Identity
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 def save(folder: str, state: State, *, step: int, identity: Identity, keep: int) -> tuple[str, int]:
-    """Publish the state after ``step`` optimizer steps and delete all but the newest ``keep``.
+    """Publish the state after ``step`` optimizer steps, and delete those of fewer steps but for the newest ones.
 
     Parameters
     ----------
     identity : of the training; `load_newest` refuses a checkpoint with another
+    keep : checkpoints that stay, this one included. One of more steps neither counts nor goes: `load_newest` has
+        passed over it, and knows why
 
     Returns
     -------
@@ -55,49 +74,86 @@ def save(folder: str, state: State, *, step: int, identity: Identity, keep: int)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
-    name = f"step-{step:08d}"
-    path = storage.join(folder, f"{name}.pt")
+    path = _path(folder, step, "pt")
     storage.publish(path, data)
-    seal = _Seal(step=step, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), identity=identity)
-    storage.publish(storage.join(folder, f"{name}.json"), json.dumps(seal.model_dump()).encode())
-    for old in _names(folder)[:-keep]:
-        _remove(folder, old)
+    seal = _Seal(
+        step=step,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        identity=identity,
+        versions=current_versions(),
+    )
+    storage.publish(_path(folder, step, "json"), json.dumps(seal.model_dump()).encode())
+    try:
+        earlier = [other for other in _steps(storage.names(folder), "json") if other < step]
+        for old in earlier[: max(0, len(earlier) + 1 - keep)]:
+            with storage.retry_for(0):
+                _remove(folder, old)
+    except Exception as error:  # noqa: BLE001 - this one is saved; the old ones go after the next
+        log.warning("old checkpoints in %s could not be deleted: %s", folder, error)
     return path, len(data)
 
 
 def newest_step(folder: str) -> int:
-    """The step of the newest checkpoint, whole or damaged; 0 where there is none. Nothing but names is read."""
-    names = _names(folder)
-    return int(names[-1].removeprefix("step-")) if names else 0
+    """The step of the newest checkpoint whose seal is whole; 0 where there is none. Its state is not read.
+
+    Raises
+    ------
+    UnreachableError
+        The folder or a seal cannot be read.
+    """
+    names = storage.names(folder)
+    for step in sorted(set(_steps(names, "json")).intersection(_steps(names, "pt")), reverse=True):
+        try:
+            return _read_seal(folder, step).step
+        except (FileNotFoundError, _DamagedError):
+            continue
+    return 0
 
 
-def load_newest(folder: str, *, identity: Identity, device: torch.device, repair: bool = False) -> State | None:
-    """Load the newest whole state in the folder; None where there is none. A damaged one is passed over with a warning.
+def load_newest(
+    folder: str,
+    *,
+    identity: Identity,
+    device: torch.device,
+    repair: bool = False,
+    other_versions: OtherVersions = "warn",
+    warn: Callable[[str], None] = log.warning,
+) -> State | None:
+    """Load the newest whole state in the folder; None where there is none. One that is damaged or of which a file is
+    missing is passed over with a warning.
 
     Parameters
     ----------
     identity : see `save`
     device : that its tensors come to
-    repair : delete what is damaged or unfinished, which would else count as the newest; what cannot be read now stays
+    repair : delete what is damaged or unfinished
+    other_versions : the setting of this name: what happens where other versions of the packages have made it
+    warn : is called with each warning
 
     Raises
     ------
     CheckpointError
-        The checkpoint was made with other settings or from another dataset.
+        The checkpoint was made with other settings or from another dataset, or holds no state of a training.
+    VersionsError
+        Other versions have made it, and ``other_versions`` is ``refuse``.
+    UnreachableError
+        Storage fails. Nothing is passed over for that, nor deleted: the same call goes on once storage answers.
     """
-    sealed = _names(folder)
-    states = {file.removesuffix(".pt") for file in storage.names(folder) if file.endswith(".pt")}
-    for name in states.difference(sealed) if repair else ():
-        _remove(folder, name)
-    for name in reversed(sealed):
+    names = storage.names(folder)
+    sealed = _steps(names, "json")
+    for step in set(_steps(names, "pt")).difference(sealed) if repair else ():
+        _remove(folder, step)
+    for step in reversed(sealed):
         try:
-            seal, data = _read(folder, name)
-        except (OSError, ValueError) as error:
-            log.warning("checkpoint %s/%s cannot be used (%s); trying the one before it", folder, name, error)
-            if repair and isinstance(error, (FileNotFoundError, ValueError)):
-                _remove(folder, name)
+            seal, data = _read(folder, step)
+        except (FileNotFoundError, _DamagedError) as error:
+            warn(f"checkpoint {_path(folder, step)} cannot be used ({error}); trying the one before it")
+            if repair:
+                _remove(folder, step)
             continue
-        return _unpack(folder, name, seal, data, identity, device)
+        check_versions(f"checkpoint {_path(folder, step)}", seal.versions, other_versions, warn)
+        return _unpack(folder, seal, data, identity, device)
     return None
 
 
@@ -107,37 +163,63 @@ def load_step(folder: str, step: int, *, identity: Identity, device: torch.devic
     Raises
     ------
     CheckpointError
-        It cannot be read here, does not match its SHA-256, or belongs to another run.
+        It is missing here, does not match its SHA-256, or belongs to another run.
+    UnreachableError
+        Storage fails.
     """
-    name = f"step-{step:08d}"
     try:
-        seal, data = _read(folder, name)
-    except (OSError, ValueError) as error:
+        seal, data = _read(folder, step)
+    except (FileNotFoundError, _DamagedError) as error:
         raise CheckpointError(
-            f"checkpoint {folder}/{name}, which rank 0 reads, cannot be read here: {error}"
+            f"checkpoint {_path(folder, step)}, which rank 0 reads, cannot be read here: {error}"
         ) from error
-    return _unpack(folder, name, seal, data, identity, device)
+    return _unpack(folder, seal, data, identity, device)
 
 
-def _read(folder: str, name: str) -> tuple[_Seal, bytes]:
+def _read(folder: str, step: int) -> tuple[_Seal, bytes]:
+    """The two files of a checkpoint. What comes damaged may lie whole in storage: it is read once more."""
     try:
-        seal = _Seal.model_validate_json(storage.read_bytes(storage.join(folder, f"{name}.json")))
-    except ValidationError as error:
-        raise ValueError("its JSON file is damaged") from error
-    data = storage.read_bytes(storage.join(folder, f"{name}.pt"))
+        return _read_once(folder, step)
+    except _DamagedError:
+        return _read_once(folder, step)
+
+
+def _read_once(folder: str, step: int) -> tuple[_Seal, bytes]:
+    seal = _read_seal(folder, step)
+    data = storage.read_bytes(_path(folder, step, "pt"))
     if hashlib.sha256(data).hexdigest() != seal.sha256:
-        raise ValueError("it does not match its SHA-256")
+        raise _DamagedError("it does not match its SHA-256")
     return seal, data
 
 
-def _unpack(folder: str, name: str, seal: _Seal, data: bytes, identity: Identity, device: torch.device) -> State:
+def _read_seal(folder: str, step: int) -> _Seal:
+    try:
+        seal = _Seal.model_validate_json(storage.read_bytes(_path(folder, step, "json")))
+    except ValidationError as error:
+        raise _DamagedError("its JSON file is damaged") from error
+    if seal.step != step:
+        raise _DamagedError(f"its JSON file is that of step {seal.step}")
+    return seal
+
+
+def _unpack(folder: str, seal: _Seal, data: bytes, identity: Identity, device: torch.device) -> State:
     different = differences(seal.identity, identity)
     if different:
         raise CheckpointError(
-            f"checkpoint {folder}/{name} belongs to another run: {'; '.join(different)}. "
+            f"checkpoint {_path(folder, seal.step)} belongs to another run: {'; '.join(different)}. "
             "Use those settings, or another folder"
         )
-    return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        if not (isinstance(state, dict) and "model" in state):
+            raise TypeError("it has no model")
+    except Exception as error:  # it is what was written: another version's, or nothing that this package writes
+        # Of what torch says the first sentence: it goes on with how to run the code of a file.
+        sentence = str(error).partition("\n")[0].partition(". ")[0]
+        raise CheckpointError(
+            f"checkpoint {_path(folder, seal.step)} holds no state of a training ({type(error).__name__}: {sentence})"
+        ) from error
+    return state
 
 
 def differences(saved: Any, current: Any, name: str = "") -> list[str]:
@@ -145,14 +227,24 @@ def differences(saved: Any, current: Any, name: str = "") -> list[str]:
     if not (isinstance(saved, dict) and isinstance(current, dict)):
         return [] if saved == current else [f"{name} is {saved!r} there, {current!r} here"]
     keys = [*current, *(key for key in saved if key not in current)]
-    parts = [differences(saved.get(key), current.get(key), f"{name}.{key}" if name else str(key)) for key in keys]
-    return [text for part in parts for text in part]
+    texts = []
+    for key in keys:
+        full = f"{name}.{key}" if name else str(key)
+        neutral = NEUTRAL.get(full)
+        texts += differences(saved.get(key, neutral), current.get(key, neutral), full)
+    return texts
 
 
-def _remove(folder: str, name: str) -> None:
-    storage.remove(storage.join(folder, f"{name}.json"))
-    storage.remove(storage.join(folder, f"{name}.pt"))
+def _remove(folder: str, step: int) -> None:
+    storage.remove(_path(folder, step, "json"))
+    storage.remove(_path(folder, step, "pt"))
 
 
-def _names(folder: str) -> list[str]:
-    return [name.removesuffix(".json") for name in storage.names(folder) if name.endswith(".json")]
+def _path(folder: str, step: int, kind: str = "") -> str:
+    return storage.join(folder, f"step-{step:08d}{'.' if kind else ''}{kind}")
+
+
+def _steps(names: Iterable[str], kind: str) -> list[int]:
+    """The steps of the files of one kind, ascending."""
+    found = (re.fullmatch(rf"step-(\d{{8,}})\.{kind}", name, re.ASCII) for name in names)
+    return sorted(int(match[1]) for match in found if match)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import torch
@@ -17,12 +18,14 @@ from pipeline.training.optimizer import load_optimizer
 from pipeline.training.progress import Progress, TrainingState
 from pipeline.training.selection import SelectedNetwork
 
+log = logging.getLogger(__name__)
+
 
 class Checkpointer:
     """Saves and restores the state of one training, in ``checkpoints`` below the folder of its job."""
 
     def __init__(self, worker: Worker, job: Job, state: TrainingState, events: EventLog, hook: CallHook = None):
-        self._worker, self._job, self._state, self._hook = worker, job, state, hook
+        self._worker, self._job, self._state, self._events, self._hook = worker, job, state, events, hook
         self._folder, self._identity = storage.join(job.folder, "checkpoints"), identity(job)
         self._writer = CheckpointWriter(
             self._folder, self._identity, keep=job.checkpoint.keep, emit=events.emit, flush=events.flush, hook=hook
@@ -74,14 +77,25 @@ class Checkpointer:
         Raises
         ------
         CheckpointError
-            It belongs to another run, or a rank cannot read what rank 0 has read.
+            It belongs to another run, or a rank does not find what rank 0 has read.
+        VersionsError
+            Other versions have made it, and ``checkpoint.other_versions`` is ``refuse``.
+        UnreachableError
+            Storage fails for longer than it is tried again: a training that would begin anew loses what it has done.
         """
         worker, state = self._worker, self._state
         worker.status.enter("restore")
         rank_state.seed_all(worker, self._job.train.seed)
         values = None
         if worker.rank == 0:
-            values = checkpoint.load_newest(self._folder, identity=self._identity, device=worker.device, repair=True)
+            values = checkpoint.load_newest(
+                self._folder,
+                identity=self._identity,
+                device=worker.device,
+                repair=True,
+                other_versions=self._job.checkpoint.other_versions,
+                warn=self._warn,
+            )
         newest = torch.tensor(values["progress"]["step"] if values else 0, device=worker.device)
         with worker.status.waiting():
             step = int(worker.all_reduce_sum(newest))
@@ -100,6 +114,11 @@ class Checkpointer:
             self._writer.path = storage.join(self._folder, f"step-{step:08d}.pt")
         if self._hook:
             self._hook("restored", step=state.progress.step)
+
+    def _warn(self, text: str) -> None:
+        """Say it here and, by an event, to whoever watches the training."""
+        log.warning("%s", text)
+        self._events.emit("warning", text=text)
 
     def finish(self) -> None:
         """Return when all is written.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
+from pipeline.config.identity import identity_of
 from pipeline.config.training import AUTO, CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.data import Manifest, load_manifest
 
@@ -60,13 +61,14 @@ class Job:
 def identity(job: Job, manifest: Manifest | None = None) -> Identity:
     """What two trainings must share for one to go on from the other's checkpoint.
 
-    That is all that changes a result, but for the number of workers, which may change on the way.
+    That is all that changes a result, but for the number of workers, which may change on the way, and the versions of
+    the packages, of which `versions` warns.
 
     manifest : of the job's dataset, where it is loaded already
     """
     return {
-        "model": job.model.model_dump(mode="json"),
-        "train": job.train.model_dump(mode="json", exclude={"on_divergence", "diagnostics", "log_every_steps"}),
+        "model": identity_of("model", job.model),
+        "train": identity_of("train", job.train, exclude={"on_divergence", "diagnostics", "log_every_steps"}),
         "reader": job.reader.kind,
         "dataset": (manifest or load_manifest(job.dataset, job.version)).digest,
     }

@@ -16,6 +16,7 @@ from pipeline.training.assembly import Training, assemble
 from pipeline.training.job import Job
 from pipeline.training.predictions import Predictions, write
 from pipeline.training.result import EvaluationPoint, TrainResult
+from pipeline.training.versions import current_versions
 
 
 def fit(worker: Worker, job: Job) -> TrainResult:
@@ -159,4 +160,5 @@ def _result(training: Training) -> TrainResult:
         attempts=worker.attempt,
         selected_step=progress.selected_step,
         ranks=tuple(training.step.times.totals()),
+        versions=current_versions(),
     )

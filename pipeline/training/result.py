@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from pipeline.config.frozen import FrozenModel
 
 
@@ -88,6 +90,7 @@ class TrainResult(TrainSummary):
     predictions : path of the file that holds, for each image, what the network that the training ended with has found
         (see `pipeline.training.predictions`); None where none was kept
     ranks : what each rank of the last attempt spent its time on
+    versions : of sparknorm and torch in the last attempt, by package; empty of what 0.7.0 or earlier has trained
     """
 
     curve: tuple[EvaluationPoint, ...]
@@ -97,6 +100,7 @@ class TrainResult(TrainSummary):
     checkpoint: str
     predictions: str | None = None
     ranks: tuple[RankSeconds, ...]
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 def describe(result: TrainResult) -> list[str]:

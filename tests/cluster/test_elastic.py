@@ -17,7 +17,7 @@ from small_training import TWO, Running, equal, events, final_state, launch, mak
 from standalone_cluster import WorkerOffer, run_driver, standalone_cluster
 
 from pipeline.cluster import WorkerError, elastic
-from pipeline.cluster.errors import ShortageError
+from pipeline.cluster.errors import LaunchError, ShortageError
 from pipeline.config.training import ModelSettings, TrainSettings
 from pipeline.driver.trial import run_trial
 from pipeline.tracking.tracker import Tracker
@@ -114,6 +114,45 @@ def test_a_function_that_has_saved_nothing_new_is_not_launched_again(spark, tmp_
     with pytest.raises(WorkerError, match="KeyError: 'behind step 1'"):
         count(spark, tmp_path, 1, 2, saved_step=elastic.nothing_saved)
     assert Path(tmp_path, "saved-0").read_text() == "1"
+
+
+def save_and_lose_it(worker, folder):
+    """What it saves in one launch is gone in the next: there is something else each time, and never anything new."""
+    worker.wait_for_all()
+    if worker.rank == 0:
+        saved = Path(folder, "saved-0")
+        saved.write_text("0" if saved.exists() and saved.read_text() == "1" else "1")
+        with Path(folder, "launches").open("a") as launches:
+            launches.write("x")
+    worker.wait_for_all()
+    raise KeyError("lost")
+
+
+def test_launches_without_a_new_step_have_an_end(spark, tmp_path, monkeypatch):
+    """0.7.0 launched it for ever."""
+    monkeypatch.setattr(elastic, "LAUNCHES", 2)
+
+    def saved_step():
+        saved = Path(tmp_path, "saved-0")
+        return int(saved.read_text()) if saved.exists() else 0
+
+    words = "launched 2 times since step 1 was saved, and no later step was: "
+    with pytest.raises(LaunchError, match=words + r".* They ended .*on 2 workers: .*KeyError: 'lost'"):
+        elastic.run(spark, save_and_lose_it, (str(tmp_path),), workers=TWO, saved_step=saved_step)
+    assert Path(tmp_path, "launches").read_text() == "xxx"  # one with a new step, two without
+
+
+def test_the_error_of_a_launch_is_not_hidden_by_storage_that_fails_after_it(spark, tmp_path, caplog):
+    steps = iter([0])
+
+    def saved_step():
+        for step in steps:
+            return step
+        raise OSError("storage is gone")
+
+    with pytest.raises(WorkerError, match="KeyError: 'behind step 1'"):
+        count(spark, tmp_path, 1, saved_step=saved_step)
+    assert "not launched again, since what was saved cannot be read: storage is gone" in caplog.text
 
 
 def test_a_function_runs_on_the_workers_that_there_are_and_that_fit_it(spark, tmp_path):

@@ -1,6 +1,7 @@
 """Records: what was begun is found again, and a process that trains is told apart from one that has ended."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from flaky_storage import FlakyFileSystem
 
+from pipeline import storage
 from pipeline.driver import lease
 from pipeline.driver.lease import BusyError
 from pipeline.driver.record import Record, finished_record, slug, unfinished_record
@@ -67,6 +70,25 @@ def test_a_damaged_record_is_empty(tmp_path, content):
     damaged.claim("a")
     assert json.loads((tmp_path / "record-0002.json").read_text())["name"] == "a"
     assert Record(str(tmp_path)).content.driver.pid == os.getpid()
+
+
+@pytest.fixture
+def flaky(tmp_path):
+    """The address of a folder on storage that fails when it is told to."""
+    yield f"flaky://{tmp_path}"
+    FlakyFileSystem.failures.clear()
+    FlakyFileSystem.halves.clear()
+
+
+def test_a_record_that_cannot_be_read_for_a_moment_is_waited_for(tmp_path, flaky):
+    """One that seems to be gone would be begun anew, over what was finished."""
+    Record(str(tmp_path)).update(result="done")
+    FlakyFileSystem.failures["record.json"], FlakyFileSystem.halves["record.json"] = 2, 1
+    assert Record(flaky).finished
+    FlakyFileSystem.failures["record.json"] = math.inf
+    message = r"record\.json cannot be read from \S+: ThrottledError: 503 SlowDown"
+    with storage.retry_for(0.3), pytest.raises(storage.UnreachableError, match=message):
+        Record(flaky)
 
 
 def test_a_process_that_runs_is_not_disturbed(tmp_path, other_process):

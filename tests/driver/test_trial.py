@@ -23,11 +23,13 @@ from pipeline.data import load_manifest
 from pipeline.driver import lease, record, trial
 from pipeline.driver.lease import record_path
 from pipeline.driver.trial import run_trial
+from pipeline.report.comparison import TrialResult
 from pipeline.telemetry import heartbeat
 from pipeline.telemetry.events import EventReader
 from pipeline.tracking.tracker import Tracker
 from pipeline.training import checkpoint, job
 from pipeline.training.predictions import FILE
+from pipeline.training.versions import VersionsError, current_versions
 
 pytestmark = [pytest.mark.spark, pytest.mark.long]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -159,6 +161,40 @@ def first_beat(output):
     """The heartbeat of rank 0 of the newest trial, where there is one."""
     with contextlib.suppress(FileNotFoundError, ValueError, AttributeError, TypeError):
         return heartbeat.read_beat(str(trial_folder(output)), 0)
+
+
+RESULT = {
+    **dict.fromkeys(("best_accuracy", "final_accuracy", "final_balanced_accuracy", "final_macro_f1"), 0.5),
+    **dict.fromkeys(("final_loss", "final_calibration_error", "images_per_second", "data_wait_share")),
+    **dict.fromkeys(("curve", "recall", "train_loss", "train_seconds", "ranks"), ()),
+    "steps": 3, "diverged": False, "world_size": 2, "attempts": 1, "checkpoint": "", "run_id": "5fd1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("versions", "words"),
+    [
+        ({"versions": {"sparknorm": "0.7.9", "torch": "2.4.1"}}, "sparknorm 0.7.9 and torch 2.4.1, and here is "),
+        ({}, "sparknorm 0.7.0 or earlier, which did not note versions, and here is "),
+    ],
+)
+def test_a_finished_trial_of_other_versions_is_warned_of_or_refused(spark, settings, caplog, versions, words):
+    """0.7.0 took it without a word."""
+    name, tracker = "done", Tracker(settings.tracking)
+    finished = trial._begin(settings, load_manifest(settings.dataset.path), name, "a study").record
+    finished.update(result=TrialResult(**RESULT, **versions))
+    assert run_trial(spark, settings, tracker, name=name, parent="a study").run_id == "5fd1"
+    assert f"the finished training 'done' in {finished.folder} was made with {words}" in caplog.text
+    when = settings.checkpoint.model_copy(update={"other_versions": "refuse"})
+    with pytest.raises(VersionsError, match=r"was made with sparknorm 0\.7\..* set checkpoint\.other_versions=warn"):
+        run_trial(spark, settings.model_copy(update={"checkpoint": when}), tracker, name=name, parent="a study")
+
+
+def test_a_finished_trial_of_these_versions_is_taken_without_a_word(spark, settings, caplog):
+    finished = trial._begin(settings, load_manifest(settings.dataset.path), "done", "a study").record
+    finished.update(result=TrialResult(**RESULT, versions=current_versions()))
+    assert run_trial(spark, settings, Tracker(settings.tracking), name="done", parent="a study").run_id == "5fd1"
+    assert "was made with" not in caplog.text
 
 
 def test_a_trial_that_another_process_trains_is_refused(spark, settings, monkeypatch):

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -198,14 +199,22 @@ def test_onnx_without_its_packages_is_an_error_only_if_it_is_asked_for(monkeypat
     assert formats.chosen_formats(ExportSettings()) == ["pt2", "torchscript"]
 
 
-@pytest.mark.parametrize("error", [1e-3, float("nan")])
-def test_a_file_that_gives_other_logits_is_refused(error):
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("error", [2e-4, float("nan")])
+def test_a_file_that_gives_other_logits_is_refused(error, size):
+    """The error is a share of the largest logit."""
+    logits = size * torch.linspace(-1, 0.5, 12, dtype=torch.float64).view(4, 3)
+    words = f"differ by {error * size:.2g} from the trained network's, the largest of which is {size:.2g}; rounding"
+    with pytest.raises(ExportError, match=re.escape(f"model.ts gives logits that {words} explains at most 0.0001 of")):
+        checked.largest_difference("model.ts", logits + error * size, logits)
+    assert checked.largest_difference("model.ts", logits - 5e-5 * size, logits) == pytest.approx(5e-5 * size)
+
+
+def test_a_network_that_gives_nothing_but_zeros_is_exported_only_as_such():
     logits = torch.zeros(4, 3)
-    with pytest.raises(
-        ExportError, match=r"model\.ts gives logits that differ by (0\.001|nan) from the trained network"
-    ):
-        checked.largest_difference("model.ts", logits + error, logits)
-    assert checked.largest_difference("model.ts", logits + 1e-5, logits) == pytest.approx(1e-5)
+    assert checked.largest_difference("model.ts", logits.clone(), logits) == 0
+    with pytest.raises(ExportError, match=r"differ by 1e-08 .*, the largest of which is 0; "):
+        checked.largest_difference("model.ts", logits + 1e-8, logits)
 
 
 def test_folding_is_part_of_what_is_exported():

@@ -1,5 +1,6 @@
 """Going on from a checkpoint: the same bits with as many ranks, the same batches with fewer or more."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from pipeline.training import checkpoint, rank_state
 from pipeline.training.assembly import assemble
 from pipeline.training.job import Job, identity
 from pipeline.training.loop import fit
+from pipeline.training.versions import VersionsError, current_versions
 
 pytestmark = pytest.mark.long
 
@@ -114,8 +116,32 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_bits_are_the_same(dataset, 
     newest.write_bytes(newest.read_bytes()[:-100])
     fit(alone("cpu"), killed)
     assert "trying the one before it" in caplog.text
+    (told,) = warnings_of(killed)
+    assert told in caplog.text
     before, after = state_of(undisturbed)["model"], state_of(killed)["model"]
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def warnings_of(job):
+    """What the driver's bar shows of it."""
+    return [event["text"] for event in EventReader(f"{job.folder}/events").new() if event["kind"] == "warning"]
+
+
+def test_going_on_with_other_versions_is_told_or_refused(dataset, tmp_path):
+    job = make_job(dataset, tmp_path, epochs=1)
+    fit_until(alone("cpu"), job, 11)
+    step = state_of(job)["progress"]["step"]
+    seal = tmp_path / "checkpoints" / f"step-{step:08d}.json"
+    seal.write_text(json.dumps({**json.loads(seal.read_text()), "versions": {"sparknorm": "0.6.0", "torch": "2.4.1"}}))
+    refusing = replace(job, checkpoint=job.checkpoint.model_copy(update={"other_versions": "refuse"}))
+    with pytest.raises(VersionsError, match=rf"step-{step:08d} was made with sparknorm 0\.6\.0 and torch 2\.4\.1, "):
+        fit(alone("cpu"), refusing)
+    assert warnings_of(job) == []
+    result = fit(alone("cpu"), job)
+    (text,) = warnings_of(job)
+    assert f"step-{step:08d} was made with sparknorm 0.6.0 and torch 2.4.1, and here is sparknorm " in text
+    assert result.versions == current_versions()
+    assert fit(alone("cpu"), refusing).curve == result.curve  # the checkpoints are of these versions now
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])

@@ -97,11 +97,12 @@ def gradient_norms(events: Iterable[Event]) -> tuple[LayerGradient, ...]:
 
 
 def _by_step(events: Iterable[Event]) -> Looks:
-    """The values that are numbers, in the order of steps."""
+    """The values that are numbers, in the order of steps; an event that lacks its step or its values has none."""
     looks: Looks = {}
     for event in events:
-        if event["kind"] == "diagnostics":
-            numbers = {name: value for name, value in event["values"].items() if value is not None}
+        values = event.get("values")
+        if event["kind"] == "diagnostics" and "step" in event and isinstance(values, dict):
+            numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
             looks.setdefault(event["step"], {}).update(numbers)
     return dict(sorted(looks.items()))
 

@@ -1,0 +1,44 @@
+"""What of the settings two trainings, studies or datasets must share to be the same: the input of their digests.
+
+A version that adds a setting must find what versions before it have begun: a setting at the value that does what they
+did is no part of an identity. That value is written down here and not the setting's default, which may change later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipeline.config.dotted import Tree
+
+# Settings that were added after 0.7.0: the dotted name, and the JSON value with which everything is as it was before.
+# An entry is never changed nor taken out. A section that is added is one entry with all its values; what is added to
+# it later still has an entry of its own.
+NEUTRAL: Mapping[str, Any] = {
+    "train.final_network": "last",
+    "train.select_on": "validation",
+    "compare.checkpoint": "last",
+}
+
+
+def identity_of(name: str, section: BaseModel, *, exclude: Any = None) -> Tree:
+    """Return the values of a section as nested dicts of JSON values, without those of `NEUTRAL`.
+
+    Parameters
+    ----------
+    name : of the section, with which the dotted names of its settings begin: ``train``
+    exclude : settings that decide nothing, as ``model_dump`` takes them
+    """
+    return _without_neutral(section.model_dump(mode="json", exclude=exclude), name)
+
+
+def _without_neutral(tree: Tree, prefix: str) -> Tree:
+    kept: Tree = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}"
+        left = _without_neutral(value, name) if isinstance(value, dict) else value
+        if name not in NEUTRAL or left != NEUTRAL[name]:
+            kept[key] = left
+    return kept
