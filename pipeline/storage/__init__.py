@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel
 
 from pipeline.config.secrets import masked
-from pipeline.storage.outage import RETRY_SECONDS, UnreachableError, is_outage, retry, retry_for
+from pipeline.storage.outage import RETRY_SECONDS, UnreachableError, is_outage, is_unexplained, retry, retry_for
 from pipeline.storage.remote_file import open_remote
 
 __all__ = ["LEAST_FREE_BYTES", "RETRY_SECONDS", "UnreachableError", "absolute", "check_replaces", "check_seen",
@@ -66,7 +66,16 @@ def is_local(path: str) -> bool:
 
 def read_bytes(path: str) -> bytes:
     fs, inner = filesystem(path)
-    return retry(lambda: fs.cat_file(inner), "read", path)
+    return retry(lambda: _read_bytes(fs, inner), "read", path)
+
+
+def _read_bytes(fs: Any, inner: str) -> bytes:
+    try:
+        return fs.cat_file(inner)
+    except OSError as error:
+        if not is_unexplained(error):
+            raise
+    return fs.cat_file(inner, start=0)  # one GET, which is refused with a reason
 
 
 def read_range(path: str, start: int, end: int) -> bytes:

@@ -66,6 +66,11 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, Exception) and not isinstance(error, _MISTAKES)
 
 
+def is_unexplained(error: BaseException) -> bool:
+    """Whether S3 refused a HEAD, whose answer has no room for a reason: the file may be forbidden, or the key wrong."""
+    return _s3_code(error) in ("400", "403")
+
+
 def _s3_code(error: BaseException) -> str:
     """The code in S3's own answer, which drivers keep as the cause of their error; empty where there is none."""
     answer = getattr(error.__cause__, "response", None)

@@ -40,7 +40,7 @@ def everything_on(bucket: str, store_uri: str, tmp_path: Path, **dataset: Any) -
                 **dataset,
             },
             "model": {"network": "cnn", "norm": "batch", "depth": 3, "width": 4},
-            "train": {"epochs": 2, "batch_size": 16, "lanes": 4, "evaluation_batch_size": 16},
+            "train": {"epochs": 1, "batch_size": 16, "lanes": 4, "evaluation_batch_size": 16},
             "reader": {"cache": str(tmp_path / "cache")},
             "checkpoint": {"every_steps": 2},
             "workers": TWO.model_dump(),
@@ -75,7 +75,6 @@ def test_images_dataset_output_and_export_on_s3(spark, s3, bucket, store_uri, tm
     assert (more.written, sum(more.rows.values()), more.set_aside) == (True, 108, {})
     assert load_manifest(settings.dataset.path).version == 2
     assert load_manifest(settings.dataset.path, 1).digest == first.digest
-    assert not ingest(spark, everything_on(bucket, store_uri, tmp_path, append=True)).written
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "mlflow.db", "artifacts"}
 
 

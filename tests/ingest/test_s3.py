@@ -40,12 +40,14 @@ def test_an_image_that_is_missing_or_forbidden_is_set_aside(s3, bucket):
     }
 
 
-def test_storage_that_goes_on_failing_ends_the_job_and_names_the_file(s3, bucket):
+@pytest.mark.parametrize(("kind", "reason"), [("expired", "token has expired"), ("unknown_key", "not in our records")])
+def test_storage_that_goes_on_failing_ends_the_job_and_names_the_file(s3, bucket, kind, reason):
+    """Also where S3 says 403, as it does of what is forbidden."""
     folder = put_pictures(f"{bucket}/pictures", 2)
     with (
-        s3.faults.at_random(1, 1, kinds=("expired",)),
+        s3.faults.at_random(1, 1, kinds=(kind,)),
         storage.retry_for(0.5),
-        pytest.raises(storage.UnreachableError, match=rf"{folder}/cat/0\.png cannot be read from .*token has expired"),
+        pytest.raises(storage.UnreachableError, match=rf"{folder}/cat/0\.png cannot be read from .*{reason}"),
     ):
         read(folder, "cat/0.png")
 

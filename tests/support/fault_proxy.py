@@ -23,6 +23,7 @@ _ERRORS = {
     "unavailable": (503, "Service Unavailable", "ServiceUnavailable", "Service Unavailable"),
     "internal": (500, "Internal Server Error", "InternalError", "We encountered an internal error."),
     "expired": (400, "Bad Request", "ExpiredToken", "The provided token has expired."),
+    "unknown_key": (403, "Forbidden", "InvalidAccessKeyId", "The key is not in our records."),
     "forbidden": (403, "Forbidden", "AccessDenied", "Access Denied"),
 }
 KINDS = ("slow_down", "unavailable", "internal", "expired", "reset", "answer_lost", "cut", "slow")
