@@ -6,10 +6,13 @@ A file that is there is whole: on an object store it appears by one put, elsewhe
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,9 @@ from pydantic import BaseModel
 # Object stores, where a file appears with all its bytes or not at all. Elsewhere (HDFS, SFTP) it is written under
 # another name and renamed.
 _PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "r2", "memory", "dbfs"}
+
+# What disks that are mounted from elsewhere (FUSE) say where a folder is synced.
+_FOLDERS_CANNOT_BE_SYNCED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 # A disk with less than this has no room for checkpoints.
 LEAST_FREE_BYTES = 200 << 20
@@ -76,15 +82,85 @@ def publish(path: str, data: bytes, *, durable: bool = True) -> None:
     the disk.
     """
     fs, inner = filesystem(path)
-    if not isinstance(fs, LocalFileSystem):
-        if _PUT_IS_ATOMIC.isdisjoint(fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
-            temporary_name = join(inner.rpartition("/")[0], f".{inner.rpartition('/')[2]}.{uuid.uuid4().hex[:8]}")
-            fs.pipe_file(temporary_name, data)
-            fs.mv(temporary_name, inner)
+    if isinstance(fs, LocalFileSystem):
+        with _unnamed_file(Path(inner), data, durable=durable) as temporary:
+            temporary.replace(inner)
+    elif _put_is_atomic(fs):
+        fs.pipe_file(inner, data)
+    else:
+        temporary_name = join(inner.rpartition("/")[0], f".{inner.rpartition('/')[2]}.{uuid.uuid4().hex[:8]}")
+        fs.pipe_file(temporary_name, data)
+        fs.mv(temporary_name, inner)
+
+
+def create(path: str, data: bytes) -> bool:
+    """Make a whole file where there is none: of all that try at once, one does.
+
+    A local file is linked into place, or opened exclusively where the disk has no hard links (it then appears before
+    its bytes do); S3, Google Cloud Storage and Azure are asked for a put under the condition that nothing is there.
+    Other filesystems (HDFS, SFTP) have no such request: there this looks first and reads again afterwards, so that
+    two who try within milliseconds may both be told True. Who must know for certain reads the file again later.
+
+    Parameters
+    ----------
+    data : unlike what anybody else would write (with a random number in it, say): a request whose answer got lost is
+        sent again, and then the content says who made the file
+
+    Returns
+    -------
+    created : True where this call made the file, False where it was there already, which then stays as it is
+    """
+    fs, inner = filesystem(path)
+    if isinstance(fs, LocalFileSystem):
+        return _create_local(Path(inner), data)
+    if exists(path):
+        return False
+    try:
+        if _put_is_atomic(fs):
+            fs.pipe_file(inner, data, mode="create")
         else:
-            fs.pipe_file(inner, data)
-        return
-    target = Path(inner)
+            publish(path, data)
+    except Exception:  # drivers raise their own kinds where a file is there already
+        if not exists(path):
+            raise
+    return read_bytes(path) == data
+
+
+def _create_local(target: Path, data: bytes) -> bool:
+    with _unnamed_file(target, data, durable=True) as temporary:
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            # A network disk may answer so to its own second try, and the link is there.
+            return temporary.stat().st_nlink == 2
+        except OSError:  # a disk without hard links
+            return _create_exclusively(target, data)
+    return True
+
+
+def _create_exclusively(target: Path, data: bytes) -> bool:
+    try:
+        file = target.open("xb")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        target.unlink()
+        raise
+    return True
+
+
+@contextmanager
+def _unnamed_file(target: Path, data: bytes, *, durable: bool) -> Iterator[Path]:
+    """The data in a file beside ``target`` under a passing name, to be renamed or linked within this context.
+
+    ``durable``: bytes are on the disk before, and the names, also of new folders, after.
+    """
+    there_before = next(folder for folder in target.parents if folder.exists())
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -93,9 +169,30 @@ def publish(path: str, data: bytes, *, durable: bool = True) -> None:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        temporary.replace(target)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+    if durable:
+        for folder in target.parents:
+            _sync_folder(folder)
+            if folder == there_before:
+                break
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk: syncing a file keeps its bytes, not the name that it was given."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _FOLDERS_CANNOT_BE_SYNCED:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _put_is_atomic(fs: Any) -> bool:
+    return not _PUT_IS_ATOMIC.isdisjoint(fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
 
 def publish_json(path: str, value: BaseModel | Any, *, allow_nan: bool = True) -> str:

@@ -1,8 +1,13 @@
 import json
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
@@ -52,6 +57,99 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
         storage.publish(str(path), b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.fixture(params=["hard links", "no hard links"])
+def disk(request, monkeypatch):
+    """A disk, and one that refuses hard links, as FAT and many mounted object stores do."""
+    if request.param == "no hard links":
+
+        def refuse(*_):
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+
+
+def test_a_file_is_created_once_and_stays_as_it_is(root, disk):
+    path = storage.join(root, "a", "claim")
+    assert storage.create(path, b"first")
+    assert not storage.create(path, b"second")
+    assert storage.read_bytes(path) == b"first"
+    assert storage.names(storage.join(root, "a")) == ["claim"]
+    storage.remove(path)
+    assert storage.create(path, b"third")
+    assert storage.read_bytes(path) == b"third"
+
+
+def test_of_processes_that_create_a_file_at_once_one_does(tmp_path):
+    paths, processes = [str(tmp_path / f"{number}") for number in range(300)], 3
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as executor:
+        calls = [(path, b"by %d" % process) for path in paths for process in range(processes)]
+        created = list(executor.map(storage.create, *zip(*calls, strict=True)))
+    for path in paths:
+        makers = [data for (called, data), made in zip(calls, created, strict=True) if called == path and made]
+        assert makers == [Path(path).read_bytes()]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(Path(path).name for path in paths)
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_a_file_that_cannot_be_created_is_an_error_and_nothing_is_left(tmp_path, monkeypatch, hard_links):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def refuse(*_):
+        monkeypatch.setattr(os, "fsync", full)
+        raise PermissionError(1, "Operation not permitted")
+
+    if hard_links:
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        storage.create(str(tmp_path / "claim"), b"mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+class LostAnswers(MemoryFileSystem):
+    """A store whose answer to a put got lost; its driver sent the request again and was told that the file is there."""
+
+    protocol = ("memory", "lost-answers")
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+    lost = True
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        super().pipe_file(path, value if self.lost else b"another's", **kwargs)
+        raise OSError(22, "At least one of the pre-conditions you specified did not hold")
+
+
+def test_who_created_a_file_is_known_when_the_answer_got_lost():
+    fsspec.register_implementation("lost-answers", LostAnswers, clobber=True)
+    assert storage.create("lost-answers://bucket/claim", b"mine")
+    fsspec.filesystem("lost-answers").lost = False
+    assert not storage.create("lost-answers://bucket/other", b"mine")
+
+
+@pytest.mark.parametrize("write", [storage.publish, storage.create])
+def test_the_name_of_a_file_is_on_the_disk_as_its_bytes_are(tmp_path, monkeypatch, write):
+    synced = []
+    fsync = os.fsync
+
+    def noted(descriptor):
+        fsync(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_dir():
+            synced.append((str(path.relative_to(tmp_path)), [entry.name for entry in path.iterdir()]))
+        else:
+            synced.append(("file", path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write(str(tmp_path / "a" / "b" / "name"), b"bytes")
+    # The bytes first; the name when it is the final one; then the folders that are new.
+    assert synced == [("file", b"bytes"), ("a/b", ["name"]), ("a", ["b"]), (".", ["a"])]
+    synced.clear()
+    storage.publish(str(tmp_path / "a" / "b" / "name"), b"more", durable=False)
+    assert synced == []
 
 
 def test_local_paths_become_absolute_and_urls_stay(tmp_path, monkeypatch):
