@@ -96,8 +96,9 @@ def publish(path: str, data: bytes, *, durable: bool = True) -> None:
 def create(path: str, data: bytes) -> bool:
     """Make a whole file where there is none: of all that try at once, one does.
 
-    A local file is linked into place, or opened exclusively where the disk has no hard links (it then appears before
-    its bytes do); S3, Google Cloud Storage and Azure are asked for a put under the condition that nothing is there.
+    A local file is linked into place (on a disk without hard links it is there empty for a moment, and stays so where
+    this process dies in that moment); S3, Google Cloud Storage and Azure are asked for a put under the condition that
+    nothing is there.
     Other filesystems (HDFS, SFTP) have no such request: there this looks first and reads again afterwards, so that
     two who try within milliseconds may both be told True. Who must know for certain reads the file again later.
 
@@ -134,20 +135,18 @@ def _create_local(target: Path, data: bytes) -> bool:
             # A network disk may answer so to its own second try, and the link is there.
             return temporary.stat().st_nlink == 2
         except OSError:  # a disk without hard links
-            return _create_exclusively(target, data)
+            return _rename_once(temporary, target)
     return True
 
 
-def _create_exclusively(target: Path, data: bytes) -> bool:
+def _rename_once(temporary: Path, target: Path) -> bool:
+    """Rename a file where none has the new name: an empty one, opened exclusively, keeps the place until then."""
     try:
-        file = target.open("xb")
+        target.open("xb").close()
     except FileExistsError:
         return False
     try:
-        with file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.replace(target)
     except BaseException:
         target.unlink()
         raise

@@ -97,14 +97,8 @@ def test_a_file_that_cannot_be_created_is_an_error_and_nothing_is_left(tmp_path,
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    def refuse(*_):
-        monkeypatch.setattr(os, "fsync", full)
-        raise PermissionError(1, "Operation not permitted")
-
-    if hard_links:
-        monkeypatch.setattr(os, "fsync", full)
-    else:
-        monkeypatch.setattr(os, "link", refuse)
+    for owner, call in ((os, "fsync"),) if hard_links else ((os, "link"), (Path, "replace")):
+        monkeypatch.setattr(owner, call, full)
     with pytest.raises(OSError, match="No space left"):
         storage.create(str(tmp_path / "claim"), b"mine")
     assert list(tmp_path.iterdir()) == []
