@@ -64,6 +64,16 @@ def exists(path: str) -> bool:
     return fs.exists(inner)
 
 
+def size(path: str) -> int | None:
+    """Bytes of a file as it is now; None if it is not there."""
+    fs, inner = filesystem(path)
+    fs.invalidate_cache(inner)
+    try:
+        return int(fs.size(inner))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def names(folder: str) -> list[str]:
     """Sorted names of the files in a folder; none if the folder is not there. Unfinished files are left out."""
     fs, inner = filesystem(folder)
