@@ -80,7 +80,7 @@ def wait_for_slots(spark: SparkSession, workers: WorkerSettings) -> None:
         raise LaunchError("barrier stages need fixed executors: set spark.dynamicAllocation.enabled=false")
     again = Retrying(
         retry=retry_if_exception_type(ShortageError),
-        stop=stop_after_delay(0 if _is_local(spark) else workers.slots_wait_seconds),
+        stop=stop_after_delay(0 if is_local(spark) else workers.slots_wait_seconds),
         wait=wait_fixed(0.5),
         reraise=True,
     )
@@ -95,7 +95,7 @@ def check_slots(spark: SparkSession, workers: WorkerSettings) -> None:
     master = str(spark.sparkContext.master)
     asked = [f"{value} {what}" for value, what in ((workers.task_cpus, "cores"), (workers.task_gpus, "GPUs")) if value]
     each = f" of {' and '.join(asked)}" if asked else ""
-    more = f"cores (master local[{workers.count}])" if _is_local(spark) else "cores, GPUs or executors"
+    more = f"cores (master local[{workers.count}])" if is_local(spark) else "cores, GPUs or executors"
     fewer = f"set workers.count to at most {number}, or " if number else ""
     raise ShortageError(
         f"workers.count is {workers.count}, but {master} has {number} slots{each}: {fewer}give the cluster more {more}",
@@ -143,7 +143,7 @@ def _answers(place: str) -> bool:
     return True
 
 
-def _is_local(spark: SparkSession) -> bool:
+def is_local(spark: SparkSession) -> bool:
     """Whether slots cannot change: executors and driver are one process."""
     return not is_connect(spark) and _is_one_process(str(spark.sparkContext.master))
 

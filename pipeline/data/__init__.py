@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.manifest import Manifest
+from pipeline.data.versions import load_manifest
 
 if TYPE_CHECKING:
     from pipeline.data.loader import TrainLoader

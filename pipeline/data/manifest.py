@@ -2,8 +2,8 @@
 
 ::
 
-    <dataset>/manifest.json                        published last and atomically: without it there is no dataset
-    <dataset>/manifest-000N.json                   the manifest of an earlier version, to which something was appended
+    <dataset>/manifest-000N.json                   of version N, published atomically: without one there is no dataset
+    <dataset>/manifest.json                        the same as the newest of them (`versions`)
     <dataset>/{train,validation,test}/*.parquet    columns: id (int64), label (int32), image (binary)
     <dataset>/quarantine/*.parquet                 what was set aside: id, origin, reason
 
@@ -14,19 +14,15 @@ behind is never data.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from typing import Any, NamedTuple
-
-from pydantic import ValidationError
+from typing import NamedTuple
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.settings import digest_of
 
 FORMAT = 1
-FILE_NAME = "manifest.json"
 SPLITS = ("train", "validation", "test")  # in the order people are shown them
 QUARANTINE = "quarantine"
 
@@ -222,82 +218,3 @@ def next_version(before: Manifest, added: Manifest) -> Manifest:
             "splits": splits,
         }
     )
-
-
-def publish(dataset: str, manifest: Manifest, *, before: Manifest | None = None) -> Manifest:
-    """Make the dataset, or its new version, exist: seal the manifest, write it atomically and return it.
-
-    Parameters
-    ----------
-    dataset : folder or fsspec URL
-    before : the version that this one adds to; it stays readable under its own name
-
-    Raises
-    ------
-    DatasetError
-        See `seal`.
-    """
-    sealed = seal(manifest)
-    if before is not None:
-        storage.publish(storage.join(dataset, file_name(before.version)), _text(before))
-    storage.publish(storage.join(dataset, FILE_NAME), _text(sealed))
-    return sealed
-
-
-def _text(manifest: Manifest) -> bytes:
-    return json.dumps(manifest.model_dump(mode="json"), indent=1).encode()
-
-
-def file_name(version: int) -> str:
-    """Where an earlier version's manifest lies in the dataset."""
-    return f"manifest-{version:04d}.json"
-
-
-def load_manifest(dataset: str, version: int | None = None) -> Manifest:
-    """Read a dataset's manifest and check it against its own digest.
-
-    Parameters
-    ----------
-    dataset : folder or fsspec URL
-    version : of the dataset, from 1; None for the newest
-
-    Raises
-    ------
-    DatasetError
-        There is no manifest or no such version, it is of another format, or its digest does not match its content.
-    """
-    newest = _load(dataset, FILE_NAME)
-    if version is None or version == newest.version:
-        return newest
-    if not 1 <= version <= newest.version:
-        raise DatasetError(f"{dataset} has versions 1 to {newest.version}; dataset.version is {version}")
-    if not storage.exists(storage.join(dataset, file_name(version))):
-        raise DatasetError(f"{dataset}: version {version} cannot be read, {file_name(version)} is missing")
-    return _load(dataset, file_name(version))
-
-
-def _load(dataset: str, name: str) -> Manifest:
-    path = storage.join(dataset, name)
-    try:
-        tree: Any = json.loads(storage.read_bytes(path))
-    except FileNotFoundError:
-        raise DatasetError(f"{dataset}: no dataset here ({name} is missing); run `ingest` first") from None
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} is not JSON: {error}") from None
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        raise DatasetError(f"{path}: this version reads format {FORMAT}")
-    try:
-        manifest = Manifest.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = " ".join(".".join(str(part) for part in first["loc"]).split())  # names in it may be anything
-        raise DatasetError(
-            f"{path} is damaged, or was written by an older sparknorm: {where}: {first['msg']}"
-        ) from None
-    try:
-        digest = seal(manifest).digest
-    except DatasetError as error:
-        raise DatasetError(f"{path} was altered: {' '.join(str(error).split())}") from None
-    if digest != manifest.digest:
-        raise DatasetError(f"{path} was altered: its content does not match its digest {manifest.digest[:71]!r}")
-    return manifest

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +13,9 @@ from pipeline import storage
 from pipeline.config.dataset import DatasetSettings
 from pipeline.config.identity import identity_of
 from pipeline.config.settings import digest_of
-from pipeline.data import load_manifest, manifest
+from pipeline.data import manifest, versions
 from pipeline.data.manifest import QUARANTINE, SPLITS, DatasetError, Manifest
+from pipeline.ingest.claim import Claim
 from pipeline.ingest.images import ImageSpec
 from pipeline.ingest.sources.source import Source, rows_by_split
 from pipeline.ingest.stored import stored_ids
@@ -22,13 +25,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Names that `ingest` gives to shards; Spark's own start alike.
-_SHARD_NAME = re.compile(r"part-[0-9a-f]{8}-\d{5,}\.parquet")
+# Names that `ingest` gives to shards (those of sparknorm 0.7 and before end with the number); Spark's own start alike.
+_SHARD_NAME = re.compile(r"part-[0-9a-f]{8}-\d{5,}(-[0-9a-f]{12})?\.parquet")
 
 
 def published(dataset: str) -> Manifest | None:
-    """The newest version of the dataset, if there is one."""
-    return load_manifest(dataset) if storage.exists(storage.join(dataset, manifest.FILE_NAME)) else None
+    """The newest version of the dataset, if there is one.
+
+    Raises
+    ------
+    DatasetError
+        ``manifest.json`` is missing, and there are shards that no version lists: they may be a version's that only it
+        has listed.
+    """
+    found = versions.newest(dataset)
+    if found is None or storage.exists(storage.join(dataset, versions.FILE_NAME)):
+        return found
+    if unlisted := _unlisted(dataset, found, SPLITS):
+        raise DatasetError(
+            f"{storage.join(dataset, versions.FILE_NAME)} is missing, and no version up to {found.version} lists "
+            f"{unlisted[0]}: restore that file, or, if {found.version} is the newest version, copy "
+            f"{versions.file_name(found.version)} to it"
+        )
+    return found
 
 
 def settings_digest(settings: DatasetSettings, source: Source) -> str:
@@ -147,23 +166,51 @@ def _sizes(folder: str) -> dict[str, int]:
     return {entry["name"].rpartition("/")[2]: entry["size"] for entry in storage.entries(folder)}
 
 
-def remove_leftovers(dataset: str, base: Manifest | None, *, keep_quarantine: bool = False) -> None:
-    """Delete what a job that did not finish has left: nothing that ingest does not write, and nothing of ``base``.
+def remove_leftovers(dataset: str, newest: Manifest, claim: Claim) -> None:
+    """Delete what jobs that have died left: the shards that no version lists, now that ``newest`` is published.
 
-    Without a ``base`` its manifest goes first, so that nobody finds a dataset whose shards are being deleted.
+    Before that, such a shard may be one of a job that is about to publish it.
     """
-    listed = {*(shard.path for shard in base.shards), *base.quarantine} if base else set()
-    if base is None:
-        storage.remove(storage.join(dataset, manifest.FILE_NAME))
-    for folder in SPLITS if keep_quarantine else (*SPLITS, QUARANTINE):
-        for name in storage.names(storage.join(dataset, folder)):
-            if _SHARD_NAME.fullmatch(name) and f"{folder}/{name}" not in listed:
-                storage.remove(storage.join(dataset, folder, name))
+    with _only_a_warning(dataset):
+        _remove(dataset, _unlisted(dataset, newest, (*SPLITS, QUARANTINE)), claim)
 
 
-def clean_up(dataset: str) -> None:
-    """Delete the shards of a job that failed, unless it failed after its manifest was published."""
+def clean_up(dataset: str, prefix: str, claim: Claim) -> None:
+    """Delete the shards of this job, which failed; what was set aside stays, for people to look at.
+
+    Parameters
+    ----------
+    prefix : see `layout.Layout`
+    """
+    with _only_a_warning(dataset):
+        unlisted = _unlisted(dataset, versions.newest(dataset), SPLITS)
+        mine = [path for path in unlisted if path.rpartition("/")[2].startswith(f"{prefix}-")]
+        _remove(dataset, mine, claim)
+
+
+@contextmanager
+def _only_a_warning(dataset: str) -> Iterator[None]:
     try:
-        remove_leftovers(dataset, published(dataset), keep_quarantine=True)
-    except (OSError, ValueError) as error:  # the error that led here is the one to see; the next run cleans up
-        log.warning("shards of the failed job are still in %s: %s", dataset, error)
+        yield
+    except Exception as error:  # noqa: BLE001 - how the job ended matters more, and a later one cleans up
+        log.warning("shards that no version lists are still in %s: %s", dataset, error)
+
+
+def _unlisted(dataset: str, newest: Manifest | None, folders: tuple[str, ...]) -> list[str]:
+    """Paths, in the dataset, of the files in some of its folders that ingest has written and no version lists."""
+    listed = {*(shard.path for shard in newest.shards), *newest.quarantine} if newest else set()
+    found = (
+        f"{folder}/{name}"
+        for folder in folders
+        for name in storage.names(storage.join(dataset, folder))
+        if _SHARD_NAME.fullmatch(name)
+    )
+    return [path for path in found if path not in listed]
+
+
+def _remove(dataset: str, paths: list[str], claim: Claim) -> None:
+    """Delete files while the claim holds: a job that has taken over may write the same names."""
+    for path in paths:
+        if not claim.holds():
+            return
+        storage.remove(storage.join(dataset, path))

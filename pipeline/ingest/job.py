@@ -7,6 +7,7 @@ of both; what was there is not touched.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,9 +20,10 @@ from pipeline.cluster.errors import spark_failures, spark_reason
 from pipeline.config.dataset import DatasetSettings
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.settings import Settings
-from pipeline.data import manifest, reasons
+from pipeline.data import manifest, reasons, versions
 from pipeline.data.manifest import QUARANTINE, SPLITS, DatasetError, Ingested, Manifest, Split
-from pipeline.ingest import existing, transform
+from pipeline.ingest import executors, existing, transform
+from pipeline.ingest.claim import Claim, claimed
 from pipeline.ingest.images import image_spec
 from pipeline.ingest.layout import Layout, plan_layout
 from pipeline.ingest.sources.open import open_source
@@ -29,6 +31,13 @@ from pipeline.ingest.tasks import WrittenQuarantine, WrittenShard
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+    from pipeline.ingest.sources.source import Source
+
+log = logging.getLogger(__name__)
+
+# How often a job begins anew because another one published a version while it looked at what is there.
+_MOST_TRIES = 5
 
 
 class IngestError(RuntimeError):
@@ -93,36 +102,82 @@ def ingest_dataset(spark: SparkSession, settings: DatasetSettings, *, cache: str
     SourceError, FashionMnistError
         The source is missing, cut or altered.
     DatasetError
-        Another dataset is at this path, or more than ``max_bad_share`` of the rows had to be set aside.
+        Another dataset is at this path, another job is writing to it, or more than ``max_bad_share`` of the rows had to
+        be set aside.
+    ValueError
+        Executors have several versions of what the bytes of shards hang on.
     IngestError
         The Spark job failed.
     """
     dataset = storage.absolute(settings.path)
-    published = existing.published(dataset)
-    base = published if settings.append else None  # the version that is added to
-    with _spark_errors_as_one_line(), closing(open_source(spark, settings.source, cache, base=base)) as source:
-        image = image_spec(settings.image, source.pixel_shape)
-        settings_digest = existing.settings_digest(settings, source)
-        if published is not None:
-            if existing.holds(dataset, published, settings_digest, source):
-                return published, False
-            existing.check_append(dataset, published, settings, source, image, settings_digest)
-        existing.remove_leftovers(dataset, base)
-        new, already_there = existing.only_new(spark, source, dataset, base)
-        coming = Ingested(
-            settings_digest=settings_digest, state=new.state, rows=sum(new.rows.values()), already_there=already_there
-        )
-        layout = plan_layout(dataset, settings, new, image, settings_digest=settings_digest, base=base)
-        try:
-            files = transform.write_files(spark, new, settings, layout, base)
-            added = _manifest_of(files, new.classes, settings.name, layout, coming, _application(spark))
-            _check_bad_share(added, settings, dataset)
-            whole = added if base is None else manifest.next_version(base, added)
-            _check_whole(whole, settings, dataset)
-            return manifest.publish(dataset, whole, before=base), True
-        except BaseException:
-            existing.clean_up(dataset)
-            raise
+    with _spark_errors_as_one_line():
+        for _ in range(_MOST_TRIES):
+            published = existing.published(dataset)
+            base = published if settings.append else None  # the version that is added to
+            with closing(open_source(spark, settings.source, cache, base=base)) as source:
+                coming = _coming(dataset, published, settings, source)
+                if coming is None:
+                    assert published is not None
+                    versions.mend_pointer(dataset, published)
+                    return published, False
+                with claimed(dataset, _application(spark)) as claim:
+                    # Unchanged since it was looked at, and from here on nobody else writes.
+                    if existing.published(dataset) == published:
+                        return _write(spark, settings, dataset, source, coming, published, claim), True
+            log.warning("another job has published a version of %s meanwhile: looking at it again", dataset)
+    raise DatasetError(f"{dataset}: {_MOST_TRIES} times in a row another job published a version first; run this again")
+
+
+def _coming(dataset: str, published: Manifest | None, settings: DatasetSettings, source: Source) -> str | None:
+    """The digest of the settings to ingest a source with; None where the dataset holds just that.
+
+    Raises
+    ------
+    DatasetError
+        It does not fit to what is there.
+    """
+    image = image_spec(settings.image, source.pixel_shape)
+    digest = existing.settings_digest(settings, source)
+    if published is not None:
+        if existing.holds(dataset, published, digest, source):
+            return None
+        existing.check_append(dataset, published, settings, source, image, digest)
+    return digest
+
+
+def _write(
+    spark: SparkSession,
+    settings: DatasetSettings,
+    dataset: str,
+    source: Source,
+    settings_digest: str,
+    published: Manifest | None,
+    claim: Claim,
+) -> Manifest:
+    """Write the shards of a source, and publish the version that has them."""
+    executors.check_versions(spark)
+    base = published if settings.append else None
+    new, already_there = existing.only_new(spark, source, dataset, base)
+    coming = Ingested(
+        settings_digest=settings_digest, state=new.state, rows=sum(new.rows.values()), already_there=already_there
+    )
+    image = image_spec(settings.image, source.pixel_shape)
+    layout = plan_layout(dataset, settings, new, image, settings_digest=settings_digest, base=base)
+    try:
+        files = transform.write_files(spark, new, settings, layout, base)
+        added = _manifest_of(files, new.classes, settings.name, layout, coming, _application(spark))
+        _check_bad_share(added, settings, dataset)
+        _warn_of_versions(files, dataset)
+        whole = added if base is None else manifest.next_version(base, added)
+        _check_whole(whole, settings, dataset)
+        claim.check()
+        # Without a base, what is published at this place is the same dataset, damaged.
+        whole = versions.publish(dataset, whole, before=base, replaced=None if base else published)
+    except BaseException:
+        existing.clean_up(dataset, layout.prefix, claim)
+        raise
+    existing.remove_leftovers(dataset, whole, claim)
+    return whole
 
 
 @contextmanager
@@ -189,6 +244,12 @@ def _check_bad_share(added: Manifest, settings: DatasetSettings, dataset: str) -
             f"{bad.total()} of {rows} rows cannot be used ({most}), more than dataset.max_bad_share "
             f"{settings.max_bad_share}: see {storage.join(dataset, QUARANTINE)} for each, mend the source or raise it"
         )
+
+
+def _warn_of_versions(files: list[WrittenShard | WrittenQuarantine], dataset: str) -> None:
+    """Executors that came after they were asked may differ all the same."""
+    if text := executors.differing(file.writer for file in files if isinstance(file, WrittenShard)):
+        log.warning("%s was written by several versions of pyarrow (%s): made again it may differ", dataset, text)
 
 
 def _check_whole(whole: Manifest, settings: DatasetSettings, dataset: str) -> None:

@@ -48,11 +48,11 @@ class Layout:
     seed: int
 
     def file_of(self, shard: int) -> tuple[str, str]:
-        """The split that a shard belongs to, and its file's path in the dataset."""
+        """The split that a shard belongs to, and its file's path in the dataset up to the hash of its content."""
         number = shard
         for split, count in self.splits:
             if number < count:
-                return split, f"{split}/{self.prefix}-{number:05d}.parquet"
+                return split, f"{split}/{self.prefix}-{number:05d}"
             number -= count
         raise AssertionError(f"shard {shard} is past the last split")
 

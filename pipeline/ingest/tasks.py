@@ -1,6 +1,7 @@
 """What executors do in the ingest job: check images, make deformed copies, write shards. Functions over Arrow batches.
 
-A task publishes each shard whole under its final name and reports it; a shard's bytes depend on its rows alone.
+A task publishes each shard whole under its final name and reports it; a shard's bytes depend on its rows, and on
+pyarrow's version, alone.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -48,6 +50,7 @@ _CHECKED = ("id", "split", "label", "image", "origin", "reason")
 class WrittenShard(FrozenModel):
     """What a task reports of a shard that it published.
 
+    writer : the host that wrote it, and its version of pyarrow
     originals : rows that are no deformed copies
     label_counts : rows of each class
     pixel_sums : per channel the sum of pixel values (0 to 255), and of their squares; exact
@@ -55,6 +58,7 @@ class WrittenShard(FrozenModel):
 
     split: str
     shard: Shard
+    writer: tuple[str, str]
     originals: int
     label_counts: tuple[int, ...]
     pixel_sums: tuple[tuple[int, ...], tuple[int, ...]]
@@ -231,7 +235,7 @@ def write_shard(split: str, path: str, rows: pa.Table, layout: Layout) -> Writte
 
     Parameters
     ----------
-    path : in the dataset
+    path : in the dataset, without the end that its content gives it
     rows : columns of `SHARD_SCHEMA` and ``copy``, in the order of the shard
     """
     buffer = io.BytesIO()
@@ -250,16 +254,31 @@ def write_shard(split: str, path: str, rows: pa.Table, layout: Layout) -> Writte
             for chunk in group.column("image").chunks:
                 pixel_sums += images.channel_sums(_pixels(chunk, layout.image))
     data = buffer.getvalue()
-    storage.publish(storage.join(layout.dataset, path), data)
-    sha256 = hashlib.sha256(data).hexdigest()
+    path, sha256 = _publish(layout.dataset, path, data)
     sums, squares = pixel_sums.tolist()
     return WrittenShard(
         split=split,
         shard=Shard(path=path, rows=rows.num_rows, bytes=len(data), sha256=sha256, row_groups=tuple(row_groups)),
+        writer=(socket.gethostname(), pa.__version__),
         originals=pc.sum(pc.equal(rows.column("copy"), 0)).as_py(),
         label_counts=tuple(np.bincount(rows.column("label").to_numpy(), minlength=layout.num_classes).tolist()),
         pixel_sums=(tuple(sums), tuple(squares)),
     )
+
+
+def _publish(dataset: str, path: str, data: bytes) -> tuple[str, str]:
+    """Publish a file whose name ends with the hash of its content: of two attempts at a task, none puts other bytes in
+    the place of what the other has written.
+
+    Returns
+    -------
+    (path, sha256) : the file's path in the dataset, and the hash in hexadecimal digits
+    """
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = f"{path}-{sha256[:12]}.parquet"
+    if storage.size(storage.join(dataset, path)) != len(data):
+        storage.publish(storage.join(dataset, path), data)
+    return path, sha256
 
 
 def _pixels(stored: pa.Array, spec: ImageSpec) -> np.ndarray:
@@ -276,5 +295,5 @@ def _write_quarantine(dataset: str, path: str, rows: pa.Table) -> WrittenQuarant
     table = rows.select(_QUARANTINE_SCHEMA.names).cast(_QUARANTINE_SCHEMA)
     origins = pa.array(masked(table.column("origin").to_pylist()), pa.string())  # paths, perhaps with a password
     pq.write_table(table.set_column(1, "origin", origins), buffer)
-    storage.publish(storage.join(dataset, path), buffer.getvalue())
+    path, _ = _publish(dataset, path, buffer.getvalue())
     return WrittenQuarantine(path=path, reasons=Counter(rows.column("reason").to_pylist()))

@@ -30,7 +30,7 @@ from pipeline.storage.remote_file import open_remote
 __all__ = ["LEAST_FREE_BYTES", "RETRY_SECONDS", "UnreachableError", "absolute", "check_replaces", "check_seen",
            "create", "entries", "exists", "filesystem", "free_bytes", "is_folder", "is_local", "is_outage", "join",
            "names", "open_file", "publish", "publish_json", "read_bytes", "read_range", "remove",
-           "retry_for"]  # fmt: skip
+           "retry_for", "size"]  # fmt: skip
 
 # Object stores, where a file appears with all its bytes or not at all. Elsewhere (HDFS, SFTP) it is written under
 # another name and renamed.
@@ -107,6 +107,20 @@ def _kind(path: str) -> str | None:
         return retry(lambda: fs.info(inner), "looked up", path)["type"]
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def size(path: str) -> int | None:
+    """Bytes of a file as it is now; None if it is not there."""
+    fs, inner = filesystem(path)
+
+    def ask() -> int | None:
+        fs.invalidate_cache(inner)
+        try:
+            return int(fs.size(inner))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    return retry(ask, "read", path)
 
 
 def names(folder: str) -> list[str]:

@@ -29,7 +29,7 @@ from small_shards import write_dataset
 
 from models import build_model
 from pipeline.config.training import ModelSettings, TrainSettings
-from pipeline.data import load_manifest, manifest, reader
+from pipeline.data import load_manifest, manifest, reader, versions
 from pipeline.distributed.worker import alone
 from pipeline.training.job import Job
 
@@ -137,7 +137,7 @@ def _dataset(case: Case, folder: Path) -> str:
             "train": _part(found.split("train"), slice(0, SHARDS), labels[: case.images]),
             "test": _part(found.split("train"), slice(SHARDS, None), labels[case.images :]),
         }
-        manifest.publish(path, found.model_copy(update={"splits": splits}))
+        versions.publish(path, found.model_copy(update={"splits": splits}), replaced=found)
     return path
 
 

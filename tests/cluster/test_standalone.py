@@ -4,7 +4,10 @@ import json
 import os
 import re
 import shutil
+import socket
+from pathlib import Path
 
+import pyarrow
 import pytest
 from standalone_cluster import REPOSITORY, WorkerOffer, run_driver, standalone_cluster
 
@@ -153,3 +156,42 @@ def test_ranks_with_other_versions_of_this_package_stop_before_the_start(cluster
     )
     assert "0.0.1" in said
     assert list(tmp_path.iterdir()) == []
+
+
+INGEST = """
+import sys
+import time
+from pathlib import Path
+from small_data import dataset_settings
+from pipeline.ingest.job import ingest_dataset
+from standalone_cluster import driver_session
+
+conf = {"spark.executor.cores": "2", "spark.executor.instances": "2", "spark.executor.resource.gpu.amount": "1"}
+spark = driver_session(sys.argv[1], conf)
+while spark.sparkContext.defaultParallelism < 4:  # until both executors are there, or `run_driver` gives up
+    time.sleep(0.2)
+try:
+    ingest_dataset(spark, dataset_settings(Path(sys.argv[2]), Path(sys.argv[3])), cache="unused")
+except ValueError as error:
+    print("ValueError:", error)
+spark.stop()
+"""
+
+
+def test_executors_with_other_versions_of_pyarrow_stop_ingest_before_it_writes(cluster, idx_folder, tmp_path):
+    real = Path(pyarrow.__file__).parent
+    copy = cluster.folder / "other" / "pyarrow"
+    copy.mkdir(parents=True)
+    try:
+        for path in real.iterdir():
+            if path.name not in ("_generated_version.py", "__pycache__"):
+                (copy / path.name).symlink_to(path)
+        (copy / "_generated_version.py").write_text('__version__ = version = "24.0.0"\n')
+        said = run_driver(INGEST, cluster.master, str(tmp_path / "data"), str(idx_folder))
+    finally:
+        shutil.rmtree(copy)
+    host = socket.gethostname()
+    assert (
+        f"of pyarrow, on which the bytes of a dataset hang (24.0.0 on {host}, {pyarrow.__version__} on {host})" in said
+    )
+    assert not list(tmp_path.rglob("*.parquet"))

@@ -170,10 +170,10 @@ def test_only_listed_files_are_opened(copy):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("shard", ["part-00000.parquet", "part-00001.parquet"])
+@pytest.mark.parametrize("shard", [0, 1])
 @pytest.mark.parametrize("damage", ["missing", "cut", "not parquet", "other rows", "other size", "null", "no column"])
 def test_a_damaged_shard_is_named(copy, shard, damage):
-    path = copy[0] / "train" / shard
+    path = sorted((copy[0] / "train").iterdir())[shard]
     table = pq.read_table(path)
     reason = "cannot be read"
     if damage == "missing":
@@ -194,7 +194,7 @@ def test_a_damaged_shard_is_named(copy, shard, damage):
         images[0] = images[0][:-1] if damage == "other size" else None
         reason = "an image is not 16 bytes" if damage == "other size" else "an image is null"
         pq.write_table(table.set_column(2, "image", pa.array(images, pa.binary())), path, row_group_size=GROUP)
-    with pytest.raises(DatasetError, match=rf"{shard}, row group \d: {reason}"):
+    with pytest.raises(DatasetError, match=rf"{path.name}, row group \d: {reason}"):
         list(batches(copy))
     assert not petastorm_threads()
 

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline import study
 from pipeline.config import load_settings
-from pipeline.data import manifest
+from pipeline.data import manifest, versions
 from pipeline.data.manifest import DatasetError, Image, Manifest, Shard, Split
 from pipeline.driver import checks, train
 from pipeline.serving.result import ExportError
@@ -24,7 +24,7 @@ def load(folder, *overrides, **label_counts):
         )
         for name, counts in {**GOOD, **label_counts}.items()
     }  # fmt: skip
-    manifest.publish(
+    versions.publish(
         str(folder / "data"),
         Manifest(
             name="pets", settings_digest="", spark_application="", classes=("cat", "dog", "eel"), set_aside={},

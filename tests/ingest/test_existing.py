@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.config.dataset import SourceSettings
 from pipeline.data import load_manifest
 from pipeline.data.manifest import DatasetError
-from pipeline.ingest import existing
+from pipeline.ingest import claim, existing
 from pipeline.ingest.job import ingest_dataset
 
 pytestmark = [pytest.mark.spark, pytest.mark.long]
@@ -109,43 +109,86 @@ class KilledError(Exception):
     pass
 
 
-def dies_at(monkeypatch, call: int, *, done: bool):
-    """The driver dies at its n-th publishing, before or after the file is there."""
-    real, calls = storage.publish, []
+def dies_at(monkeypatch, name: str, *, done: bool):
+    """The driver dies when it writes the file of this name, before or after it is there."""
 
-    def publish(path, data):
-        calls.append(path)
-        if len(calls) == call and not done:
-            raise KilledError
-        real(path, data)
-        if len(calls) == call:
-            raise KilledError
+    def dying(write):
+        def call(path, *args, **options):
+            if path.endswith(f"/{name}") and not done:
+                raise KilledError
+            written = write(path, *args, **options)
+            if path.endswith(f"/{name}"):
+                raise KilledError
+            return written
 
-    monkeypatch.setattr(storage, "publish", publish)
+        return call
+
+    monkeypatch.setattr(storage, "publish", dying(storage.publish))
+    monkeypatch.setattr(storage, "create", dying(storage.create))
+
+
+def is_killed(monkeypatch):
+    """Nothing is cleaned up, and the claim is neither renewed nor released."""
+    monkeypatch.setattr(claim, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(existing, "clean_up", lambda *_: None)
+    monkeypatch.setattr(claim.Claim, "release", lambda held: held._ended.set())
 
 
 @pytest.mark.parametrize(
-    ("call", "done", "cleans_up"),
-    [(1, False, False), (1, True, True), (2, False, True), (2, False, False), (2, True, True)],
+    ("name", "done", "cleans_up"),
+    [
+        ("manifest-0001.json", False, False),
+        ("manifest-0002.json", False, True),
+        ("manifest-0002.json", True, False),
+        ("manifest.json", False, True),
+        ("manifest.json", True, False),
+    ],
 )
-def test_a_job_that_dies_can_be_run_again(spark, grown, undisturbed, tmp_path, monkeypatch, call, done, cleans_up):
+def test_a_job_that_dies_can_be_run_again(spark, grown, undisturbed, tmp_path, monkeypatch, name, done, cleans_up):
     """Whether it dies by an error or is killed (and cleans nothing up), nothing is lost or there twice."""
     settings, first = grown
     want = load_manifest(str(undisturbed))
-    dies_at(monkeypatch, call, done=done)
-    if not cleans_up:
-        monkeypatch.setattr(existing, "clean_up", lambda dataset: None)
-    with pytest.raises(KilledError):
-        ingest_dataset(spark, settings, cache="unused")
-    monkeypatch.undo()
-    published = call == 2 and done
+    with monkeypatch.context() as dying:
+        dies_at(dying, name, done=done)
+        if not cleans_up:
+            is_killed(dying)
+        with pytest.raises(KilledError):
+            ingest_dataset(spark, settings, cache="unused")
+    published = (name, done) in {("manifest-0002.json", True), ("manifest.json", False), ("manifest.json", True)}
     assert load_manifest(str(tmp_path / "data")).digest == (want if published else first).digest
+    monkeypatch.setattr(claim, "LEASE_SECONDS", 0.5)
     again, written = ingest_dataset(spark, settings, cache="unused")
     assert written == (not published)
     assert again.digest == want.digest
     assert sorted(shards_of(tmp_path / "data")) == sorted(shards_of(undisturbed))
     assert load_manifest(str(tmp_path / "data"), 1) == first
+    assert (tmp_path / "data" / "manifest.json").read_bytes() == (tmp_path / "data" / "manifest-0002.json").read_bytes()
     check_statistics(tmp_path / "data")
+
+
+def test_versions_outlive_a_manifest_that_is_gone(spark, grown, tmp_path):
+    settings, first = grown
+    data = tmp_path / "data"
+    second, _ = ingest_dataset(spark, settings, cache="unused")
+    before = shards_of(data)
+    (data / "manifest.json").unlink()
+    assert ingest_dataset(spark, settings, cache="unused") == (second, False)
+    assert (data / "manifest.json").exists()
+    (data / "manifest.json").unlink()
+    write_picture(tmp_path / "in" / "cat" / "one more.png", 99)
+    third, _ = ingest_dataset(spark, settings, cache="unused")
+    assert (third.version, third.input_rows) == (3, 43)
+    assert shards_of(data).items() > before.items()
+    assert [load_manifest(str(data), version) for version in (1, 2)] == [first, second]
+    # Where shards are there that no version lists, one may be gone for good with its manifest: nothing is touched.
+    (data / "manifest.json").unlink()
+    (data / "manifest-0003.json").unlink()
+    write_picture(tmp_path / "in" / "cat" / "and one.png", 98)
+    before = shards_of(data)
+    told = r"manifest\.json is missing, and no version up to 2 lists \S+: restore that file, or, .* copy manifest-0002"
+    with pytest.raises(DatasetError, match=told):
+        ingest_dataset(spark, settings, cache="unused")
+    assert shards_of(data) == before
 
 
 def test_what_a_killed_job_left_is_removed_and_other_peoples_files_are_not(spark, grown, tmp_path):

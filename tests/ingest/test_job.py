@@ -9,7 +9,7 @@ import pytest
 from small_data import CLASSES, dataset_settings, make_images, write_idx, write_idx_folder
 
 from pipeline import storage
-from pipeline.data import load_manifest, manifest
+from pipeline.data import load_manifest, versions
 from pipeline.data.manifest import DatasetError
 from pipeline.ingest import ingest
 from pipeline.ingest.job import IngestError, ingest_dataset
@@ -149,7 +149,7 @@ def test_a_job_that_dies_leaves_no_dataset_and_can_be_run_again(spark, idx_folde
     def disk_full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(manifest, "publish", disk_full)
+    monkeypatch.setattr(versions, "publish", disk_full)
     settings = dataset_settings(tmp_path / "data", idx_folder)
     with pytest.raises(OSError, match="No space left"):
         ingest_dataset(spark, settings, cache="unused")

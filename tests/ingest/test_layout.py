@@ -28,7 +28,7 @@ def test_shards_are_numbered_through_all_splits():
         deform=DeformSettings(), seed=0,
     )  # fmt: skip
     assert [layout.file_of(shard) for shard in range(5)] == [
-        *(("train", f"train/part-0-0000{number}.parquet") for number in range(3)),
-        ("test", "test/part-0-00000.parquet"),
-        ("quarantine", "quarantine/part-0-00000.parquet"),
+        *(("train", f"train/part-0-0000{number}") for number in range(3)),
+        ("test", "test/part-0-00000"),
+        ("quarantine", "quarantine/part-0-00000"),
     ]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config.dataset import DeformSettings, ReaderSettings
-from pipeline.data import load_manifest, manifest
+from pipeline.data import load_manifest, manifest, versions
 from pipeline.data.manifest import Manifest, Shard
 from pipeline.data.shards import SplitFiles
 from pipeline.ingest import images, tasks
@@ -55,15 +55,15 @@ def write_dataset(
         part = slice(first, first + shard_rows[number])
         stored = [images.from_pixels(image, layout.image) for image in pixels[part]]
         table = pa.table({"id": range(part.start, part.stop), "label": labels[part], "image": stored})
-        name = f"train/part-{number:05d}.parquet"
+        name = f"train/part-{number:05d}"
         if foreign is None:
             table = table.append_column("copy", pa.array(np.zeros(len(table), np.int32)))
             shards.append(tasks.write_shard("train", name, table, layout).shard)
         else:
-            shards.append(_write_foreign(path, name, table, row_group_rows, dict(foreign)))
+            shards.append(_write_foreign(path, f"{name}.parquet", table, row_group_rows, dict(foreign)))
     counts = np.bincount(labels, minlength=3).tolist()
     split = manifest.with_statistics(counts, images.channel_sums(pixels).tolist(), tuple(shards), shape)
-    manifest.publish(
+    versions.publish(
         path,
         Manifest(
             name="small", settings_digest="", spark_application="", classes=("a", "b", "c"), input_rows=rows,
@@ -93,7 +93,7 @@ def change_shard(path: str, number: int, data: bytes, **changes: Any) -> str:
     shards[number] = shards[number].model_copy(update=fields)
     storage.publish(storage.join(path, shards[number].path), data)
     changed = split.model_copy(update={"shards": tuple(shards)})
-    manifest.publish(path, found.model_copy(update={"splits": {"train": changed}}))
+    versions.publish(path, found.model_copy(update={"splits": {"train": changed}}), replaced=found)
     return shards[number].path
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config.dataset import DeformSettings
-from pipeline.data import manifest
+from pipeline.data import manifest, versions
 from pipeline.data.manifest import Image, Manifest
 from pipeline.ingest import images, tasks
 from pipeline.ingest.images import ImageSpec
@@ -35,7 +35,7 @@ def write_splits(
         stored = [images.from_pixels(image, layout.image) for image in pixels]
         ids = np.arange(first, first + len(labels))
         table = pa.table({"id": ids, "label": labels, "image": stored, "copy": np.zeros(len(labels), np.int32)})
-        shard = tasks.write_shard(name, f"{name}/part-00000.parquet", table, layout).shard
+        shard = tasks.write_shard(name, f"{name}/part-00000", table, layout).shard
         counts = np.bincount(labels, minlength=classes).tolist()
         written[name] = manifest.with_statistics(counts, images.channel_sums(pixels).tolist(), (shard,), shape)
         first += len(labels)
@@ -43,5 +43,5 @@ def write_splits(
         name="small", settings_digest="", spark_application="", classes=tuple(f"class {n}" for n in range(classes)),
         input_rows=first, set_aside={}, sources=(), splits=written, image=Image(encoding="raw", shape=shape),
     )  # fmt: skip
-    manifest.publish(path, whole)
+    versions.publish(path, whole)
     return whole

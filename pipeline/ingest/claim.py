@@ -1,0 +1,192 @@
+"""One job at a time writes to a dataset: its claim, and the sign of life that keeps it.
+
+A job claims a dataset by creating the file of the next number, ``claim-0001.json``, ``claim-0002.json``, ...: of
+several that try at once, one does. The highest number counts, and none is used twice: the last claim stays, marked as
+released. While a job lives, a thread writes its file again every few seconds. A job that died leaves a claim that does
+not change any more: who has seen that for `LEASE_SECONDS`, by its own clock, takes the next number. A job that was
+believed dead and comes back looks for a higher number before it publishes or deletes anything, and should it look a
+moment too early, of two jobs that publish a version still only one does (`versions.publish`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+
+from pipeline import storage
+from pipeline.config.frozen import FrozenModel
+from pipeline.data.manifest import DatasetError
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 30.0
+# A claim is renewed so often within its time, and looked at so often by who waits for a sign of life.
+_RENEWALS, _LOOKS = 6, 30
+# How long a job that ends waits for a renewal under way.
+_LAST_RENEWAL_SECONDS = 5.0
+_NAME = re.compile(r"claim-(\d{4,})\.json")
+
+
+class ClaimContent(FrozenModel):
+    """What the file of a claim holds.
+
+    token : unlike that of any other claim
+    host, pid : of the process that drives the job
+    application : Spark's id of it
+    since : when it began, in UTC, by the clock of its host
+    renewals : how often the claim was renewed
+    released : whether the job has ended and said so
+    """
+
+    token: str
+    host: str
+    pid: int
+    application: str
+    since: str
+    renewals: int = 0
+    released: bool = False
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since} (Spark application {self.application})"
+
+
+class Claim:
+    """The right of this process to write to a dataset, which others may have taken over (see `claimed`)."""
+
+    def __init__(self, dataset: str, number: int, content: ClaimContent):
+        self._dataset, self._number, self._content = dataset, number, content
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="sparknorm-claim", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise DatasetError where another job has taken the dataset over."""
+        if not self.holds():
+            raise DatasetError(
+                f"{self._dataset} was taken over by {_read(self._dataset, _newest(self._dataset)) or 'another job'}, "
+                f"since this job had shown no sign of life for {LEASE_SECONDS:g} s: nothing of it was published; "
+                "run it again when the other has ended"
+            )
+
+    def holds(self) -> bool:
+        """Whether nobody else has taken the dataset over."""
+        content = _read(self._dataset, self._number)
+        mine = content is not None and content.token == self._content.token
+        return mine and _newest(self._dataset) == self._number
+
+    def release(self) -> None:
+        """Let others write, and delete the claims of jobs that died before."""
+        self._ended.set()
+        self._thread.join(_LAST_RENEWAL_SECONDS)
+        if self.holds():
+            self._write(released=True)
+            for number in _numbers(self._dataset):
+                if number < self._number:
+                    storage.remove(_path(self._dataset, number))
+
+    def _keep(self) -> None:
+        renewals = 0
+        while not self._ended.wait(LEASE_SECONDS / _RENEWALS):
+            try:
+                if not self.holds():
+                    log.warning("another job has taken %s over", self._dataset)
+                    return
+                renewals += 1
+                self._write(renewals=renewals)
+            except Exception as error:  # noqa: BLE001 - drivers of storage raise kinds of their own; the next may succeed
+                log.warning("the claim to %s could not be renewed: %s", self._dataset, error)
+
+    def _write(self, **changes: int) -> None:
+        text = _text(self._content.model_copy(update=changes))
+        storage.publish(_path(self._dataset, self._number), text, durable=False)
+
+
+@contextmanager
+def claimed(dataset: str, application: str) -> Iterator[Claim]:
+    """Have a dataset for this job alone while the context lasts.
+
+    Parameters
+    ----------
+    dataset : absolute path or URL
+    application : Spark's id of the job, for the messages of others
+
+    Raises
+    ------
+    DatasetError
+        Another job is writing to it; the message says which. Where that job has died, it takes `LEASE_SECONDS` to see.
+    """
+    claim = _take(dataset, application)
+    try:
+        yield claim
+    finally:
+        with suppress(Exception):  # storage that fails does not hide what ended the job; the claim ends by itself
+            claim.release()
+
+
+def _take(dataset: str, application: str) -> Claim:
+    content = ClaimContent(
+        token=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        application=application,
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    while True:  # one turn more for each job that got the dataset first and has ended since
+        number = _newest(dataset)
+        if number:
+            _wait_for_end(dataset, number)
+        if storage.create(_path(dataset, number + 1), _text(content)):
+            return Claim(dataset, number + 1, content)
+
+
+def _wait_for_end(dataset: str, number: int) -> None:
+    """Return when a claim is released or has not changed for `LEASE_SECONDS`, or raise DatasetError: it is renewed."""
+    first, looked_at = _read(dataset, number), time.monotonic()
+    now = first
+    while not (now and now.released):
+        if time.monotonic() - looked_at > LEASE_SECONDS:
+            log.warning("%s was claimed by %s, which shows no sign of life: taken over", dataset, now or "another job")
+            return
+        time.sleep(LEASE_SECONDS / _LOOKS)
+        now = _read(dataset, number)
+        if first and not now:
+            return  # deleted by a job that took the next number
+        if now != first and not (now and now.released):
+            raise DatasetError(
+                f"{dataset} is being written by {now or 'another job'}: "
+                "run this again when that has ended, or choose another dataset.path"
+            )
+
+
+def _newest(dataset: str) -> int:
+    """The highest number of a claim; 0 where there is none."""
+    return max(_numbers(dataset), default=0)
+
+
+def _numbers(dataset: str) -> list[int]:
+    return [int(match[1]) for name in storage.names(dataset) if (match := _NAME.fullmatch(name))]
+
+
+def _path(dataset: str, number: int) -> str:
+    return storage.join(dataset, f"claim-{number:04d}.json")
+
+
+def _text(content: ClaimContent) -> bytes:
+    return json.dumps(content.model_dump(mode="json")).encode()
+
+
+def _read(dataset: str, number: int) -> ClaimContent | None:
+    """What a claim says; None where it is gone, or not whole yet."""
+    try:
+        return ClaimContent.model_validate_json(storage.read_bytes(_path(dataset, number)))
+    except (FileNotFoundError, ValueError):
+        return None
