@@ -125,7 +125,7 @@ def test_another_password_begins_nothing_anew(settings):
             "spark": settings.spark.model_copy(update={"conf": {"spark.hadoop.fs.s3a.secret.key": "another"}}),
         }
     )
-    assert job._begin(changed, manifest).folder == job._begin(settings, manifest).folder
+    assert job._find_record(changed, manifest).folder == job._find_record(settings, manifest).folder
     folders = [trial._begin(each, manifest, "small", None).record.folder for each in (settings, changed)]
     assert folders[0] == folders[1]
 

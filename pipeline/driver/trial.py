@@ -62,23 +62,22 @@ def run_trial(
 
     Parameters
     ----------
-    name : of the trial, its MLflow run and its progress bar
+    name, tags : of the MLflow run; the trial and its progress bar have the same name
     parent : id of the MLflow run that this is a part of
     log_model : whether MLflow gets the trained network
     slot : held while it trains; None where nothing else trains
     manifest : of the dataset, where it is loaded already, and has decided what was ``auto``
     hook : what every rank calls at the moments that `pipeline.training.hooks` documents
-    cycle : train to the end of this cycle of the schedule, from that of the one before; 1 is the first. The trial is
-        not finished by that: it goes on with the next cycle, in the same MLflow run. None trains to the end
-    lease : of the study that it is a part of, which holds for its trials; None where it needs one of its own
-    tags : of the MLflow run
+    cycle : train to the end of this cycle of the schedule, 1 is the first, and later go on with the next in the same
+        run; None trains to the end
+    lease : of the study that it is a part of; None where it needs one of its own
 
     Raises
     ------
     BusyError
         Another process is training it now.
     TakenOverError
-        This process gave no sign of life for so long that another one has taken it over.
+        Another process has taken it over, since this one gave no sign of life.
     VersionsError
         Other versions of the packages have trained what is taken up, and ``checkpoint.other_versions`` is ``refuse``.
     """
@@ -92,15 +91,14 @@ def run_trial(
     slot, job = slot or TrainingSlot(), replace(trial.job, until_cycle=cycle, hook=hook)
     with _hold(record, name, lease, slot.stop) as owner, ExitStack() as training:
         training.enter_context(slot)
-        run_id = record.content.run_id
-        with tracker.run(name, settings=settings, parent=parent, run_id=run_id, owner=owner, **tags) as run:
+        with tracker.run(
+            name, settings=settings, parent=parent, run_id=record.content.run_id, owner=owner, **tags
+        ) as run:
             record.update(run_id=run.run_id)
             run.log_dataset(manifest, settings.dataset.path, context="training")
             trained = _train(spark, settings, job, run, name, slot.stop)
             training.close()  # what is left to do needs no worker
-            result = _log_result(run, job, trained, manifest.classes)
-            if log_model and not result.diverged and not record.content.model:
-                _log_model(run, trial, manifest)
+            result = _log_end(run, trial, trained, manifest, log_model=log_model)
         return _preserve(record, result, cycle)
 
 
@@ -213,6 +211,16 @@ def _train(
             stop=stop,
         )
     return results[0]
+
+
+def _log_end(
+    run: TrackedRun, trial: BegunTrial, trained: TrainResult, manifest: Manifest, *, log_model: bool
+) -> TrialResult:
+    """Log the result and, unless MLflow has it or the training diverged, the network."""
+    result = _log_result(run, trial.job, trained, manifest.classes)
+    if log_model and not result.diverged and not trial.record.content.model:
+        _log_model(run, trial, manifest)
+    return result
 
 
 def _log_result(run: TrackedRun, job: Job, trained: TrainResult, classes: Sequence[str]) -> TrialResult:

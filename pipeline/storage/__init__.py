@@ -9,13 +9,9 @@ whatever its driver raises, so that nobody takes "cannot be read now" for "is no
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel
 
 from pipeline.config.secrets import masked
+from pipeline.storage import local_file
 from pipeline.storage.outage import RETRY_SECONDS, UnreachableError, is_outage, is_unexplained, retry, retry_for
 from pipeline.storage.remote_file import open_remote
 
@@ -36,8 +33,6 @@ __all__ = ["LEAST_FREE_BYTES", "RETRY_SECONDS", "UnreachableError", "absolute", 
 # another name and renamed.
 _PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "r2", "memory", "dbfs"}
 
-# What disks that are mounted from elsewhere (FUSE) say where a folder is synced.
-_FOLDERS_CANNOT_BE_SYNCED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 # A disk with less than this has no room for checkpoints.
 LEAST_FREE_BYTES = 200 << 20
@@ -92,35 +87,28 @@ def open_file(path: str) -> BinaryIO:
 
 def exists(path: str) -> bool:
     """Whether a file or a folder is there now. Storage that does not say is an `UnreachableError`."""
-    return _kind(path) is not None
+    return _info(path) is not None
 
 
 def is_folder(path: str) -> bool:
-    return _kind(path) == "directory"
-
-
-def _kind(path: str) -> str | None:
-    fs, inner = filesystem(path)
-    fs.invalidate_cache(inner)
-    try:
-        # Not `fs.exists` and `fs.isdir`: to most drivers, what they cannot look up is not there.
-        return retry(lambda: fs.info(inner), "looked up", path)["type"]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    info = _info(path)
+    return info is not None and info["type"] == "directory"
 
 
 def size(path: str) -> int | None:
     """Bytes of a file as it is now; None if it is not there."""
+    info = _info(path)
+    return info and int(info["size"])
+
+
+def _info(path: str) -> Any:
     fs, inner = filesystem(path)
-
-    def ask() -> int | None:
-        fs.invalidate_cache(inner)
-        try:
-            return int(fs.size(inner))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    return retry(ask, "read", path)
+    fs.invalidate_cache(inner)
+    try:
+        # Not `fs.exists` and `fs.isdir`: to most drivers, what they cannot look up is not there.
+        return retry(lambda: fs.info(inner), "looked up", path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def names(folder: str) -> list[str]:
@@ -163,7 +151,7 @@ def publish(path: str, data: bytes, *, durable: bool = True) -> None:
 def _publish(path: str, data: bytes, *, durable: bool) -> None:
     fs, inner = filesystem(path)
     if isinstance(fs, LocalFileSystem):
-        with _unnamed_file(Path(inner), data, durable=durable) as temporary:
+        with local_file.under_passing_name(Path(inner), data, durable=durable) as temporary:
             temporary.replace(inner)
     elif _put_is_atomic(fs):
         fs.pipe_file(inner, data)
@@ -171,6 +159,10 @@ def _publish(path: str, data: bytes, *, durable: bool) -> None:
         temporary_name = join(inner.rpartition("/")[0], f".{inner.rpartition('/')[2]}.{uuid.uuid4().hex[:8]}")
         fs.pipe_file(temporary_name, data)
         fs.mv(temporary_name, inner)
+
+
+def _put_is_atomic(fs: Any) -> bool:
+    return not _PUT_IS_ATOMIC.isdisjoint(fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
 
 def create(path: str, data: bytes) -> bool:
@@ -193,7 +185,7 @@ def create(path: str, data: bytes) -> bool:
     """
     fs, inner = filesystem(path)
     if isinstance(fs, LocalFileSystem):
-        return _create_local(Path(inner), data)
+        return local_file.create(Path(inner), data)
     if exists(path):
         return False
 
@@ -209,73 +201,6 @@ def create(path: str, data: bytes) -> bool:
 
     retry(put, "written", path)
     return read_bytes(path) == data
-
-
-def _create_local(target: Path, data: bytes) -> bool:
-    with _unnamed_file(target, data, durable=True) as temporary:
-        try:
-            os.link(temporary, target)
-        except FileExistsError:
-            # A network disk may answer so to its own second try, and the link is there.
-            return temporary.stat().st_nlink == 2
-        except OSError:  # a disk without hard links
-            return _rename_once(temporary, target)
-    return True
-
-
-def _rename_once(temporary: Path, target: Path) -> bool:
-    """Rename a file where none has the new name: an empty one, opened exclusively, keeps the place until then."""
-    try:
-        target.open("xb").close()
-    except FileExistsError:
-        return False
-    try:
-        temporary.replace(target)
-    except BaseException:
-        target.unlink()
-        raise
-    return True
-
-
-@contextmanager
-def _unnamed_file(target: Path, data: bytes, *, durable: bool) -> Iterator[Path]:
-    """The data in a file beside ``target`` under a passing name, to be renamed or linked within this context.
-
-    ``durable``: bytes are on the disk before, and the names, also of new folders, after.
-    """
-    there_before = next(folder for folder in target.parents if folder.exists())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-    if durable:
-        for folder in target.parents:
-            _sync_folder(folder)
-            if folder == there_before:
-                break
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk: syncing a file keeps its bytes, not the name that it was given."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _FOLDERS_CANNOT_BE_SYNCED:
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _put_is_atomic(fs: Any) -> bool:
-    return not _PUT_IS_ATOMIC.isdisjoint(fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
 
 def publish_json(path: str, value: BaseModel | Any, *, allow_nan: bool = True) -> str:

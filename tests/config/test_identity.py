@@ -47,7 +47,7 @@ def test_settings_that_came_later_have_a_neutral_value(old, section):
 def test_what_0_7_0_has_begun_goes_on(old):
     """The folders and the digest that 0.7.0 itself has made of these settings."""
     assert Path(trial._begin(old, MANIFEST, "x", None).record.folder).name == "x-9a7b65db6b31"
-    assert Path(study._begin(old, MANIFEST).folder).name == "x-443f255f47ba"
+    assert Path(study._find_record(old, MANIFEST).folder).name == "x-443f255f47ba"
     digest = "sha256:52dcb09810c2947f35801d7a7eacb35688ce7a4dab56ae4776d56bbbc05d3a89"
     assert existing.settings_digest(old.dataset, SimpleNamespace(fingerprint="f")) == digest
 
