@@ -46,8 +46,8 @@ def _read_files(batches: Iterator[pa.RecordBatch], *, column: str) -> Iterator[p
             with storage.open_file(path) as source, pq.ParquetFile(source) as file:
                 for group in range(file.num_row_groups):
                     for rows in file.read_row_group(group, columns=[column], use_threads=False).to_batches():
-                        if column == "id":
-                            yield rows
+                        if column == "id":  # Spark wants one schema of all files, metadata and nullability included
+                            yield pa.RecordBatch.from_pydict({"id": rows.column("id")})
                         else:
                             digests = [hashlib.sha256(image).hexdigest() for image in rows.column(column).to_pylist()]
                             yield pa.RecordBatch.from_pydict({"content": pa.array(digests, pa.string())})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from pipeline.data import load_manifest, manifest
+from pipeline.data import load_manifest, manifest, versions
 from pipeline.data.manifest import DatasetError, Image, Ingested, Manifest, Shard, Split
 
 texts = some.text(max_size=10) | some.sampled_from(["raw", "train", "a\nb", "manifest.json", "\ud800"])
@@ -31,8 +31,8 @@ def dataset(tmp_path_factory):
         classes=("a", "b"), input_rows=12, set_aside={"wrong_size": 2}, quarantine=("quarantine/0.parquet",),
         sources=(Ingested(settings_digest="sha256:0", state="sha256:1", rows=12),), splits={"train": split},
     )  # fmt: skip
-    first = manifest.publish(folder, first)
-    manifest.publish(folder, manifest.next_version(first, first), before=first)
+    first = versions.publish(folder, first)
+    versions.publish(folder, manifest.next_version(first, first), before=first)
     return folder
 
 
@@ -113,7 +113,7 @@ def check(path, version, count):
     return len(outcomes), sum(outcomes)
 
 
-FILES = [(manifest.FILE_NAME, 2), (manifest.file_name(1), 1)]
+FILES = [(versions.FILE_NAME, 2), (versions.file_name(1), 1)]
 
 
 @pytest.mark.parametrize(("name", "version"), FILES)

@@ -166,7 +166,7 @@ def test_an_empty_file_is_no_version(tmp_path):
     assert load_manifest(str(tmp_path)) == second
 
 
-class PowerLossError(Exception):
+class PowerLossError(BaseException):
     pass
 
 

@@ -154,7 +154,7 @@ def test_a_training_that_was_taken_over_stops_and_its_run_goes_on_elsewhere(spar
     assert result.run_id == left.info.run_id
     steps = [m.step for m in mlflow.MlflowClient().get_metric_history(result.run_id, "train/loss")]
     assert steps == list(range(1, result.steps + 1))
-    assert record.Record(str(trial_folder(settings.output))).content.result == result
+    assert record.Record(str(trial_folder(settings.output))).result() == result
 
 
 def first_beat(output):
