@@ -40,9 +40,10 @@ check: setup docs ## lint, types, who may import whom, and whether the documenta
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes with a thread for each core would wait for each other: small networks became 20 times as slow.
+# Three processes on two cores, since many tests wait: for a stall to be noticed, a lease to end. One thread each: with a
+# thread for each core they would wait for each other, and small networks became 20 times as slow.
 test: setup dist ## all tests but the slow ones; what CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-all: setup dist ## all tests
 	$(BIN)/python -m pytest

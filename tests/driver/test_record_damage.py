@@ -1,14 +1,17 @@
 """Records of damaged bytes: what was begun is found or begun anew, and no bytes are an error."""
 
 import json
+import shutil
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from damage import FEW, MANY, damaged_json
 from hypothesis import given
 
-from pipeline.driver.record import BusyError, Record, finished_record, unfinished_record
+from pipeline.driver.lease import BusyError, newest_number, record_path
+from pipeline.driver.record import Record, finished_record, unfinished_record
 from pipeline.report.comparison import TrialResult
 
 RESULT = {
@@ -41,8 +44,8 @@ def check_record(root, content):
         assert str(folder) in str(error)
     else:
         assert Record(str(folder)).content.model_dump_json() == found.content.model_dump_json()  # NaN is not NaN
-        assert json.loads((folder / "record.json").read_bytes())["name"] == "a"
-    (folder / "record.json").unlink()
+        assert json.loads(Path(record_path(str(folder), newest_number(str(folder)))).read_bytes())["name"] == "a"
+    shutil.rmtree(folder)
 
 
 CONTENT = damaged_json(RECORD) | damaged_json(UNFINISHED)

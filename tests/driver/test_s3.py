@@ -75,7 +75,7 @@ def test_images_dataset_output_and_export_on_s3(spark, s3, bucket, store_uri, tm
     assert (more.written, sum(more.rows.values()), more.set_aside) == (True, 108, {})
     assert load_manifest(settings.dataset.path).version == 2
     assert load_manifest(settings.dataset.path, 1).digest == first.digest
-    assert {path.name for path in tmp_path.iterdir()} == {"cache", "mlflow.db", "artifacts"}
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "mlflow.db", ".mlflow.db.lock", "artifacts"}
 
 
 @pytest.fixture(scope="module")

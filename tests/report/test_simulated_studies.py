@@ -158,8 +158,9 @@ def test_seeds_until_certain_of_four_arms_find_nothing_where_nothing_differs():
 def test_seeds_until_certain_of_four_arms_in_1000_studies(gaps):
     any_clear, covered, wrong, taken = judged(1_000, gaps)
     print(f"{gaps}: any clear {any_clear:.4f}, covered {covered:.4f}, wrong {wrong:.4f}, seeds {taken:.2f}")
-    assert 0.94 <= covered <= 0.975
+    assert covered >= 0.94
     if gaps is None:
+        assert covered <= 0.965
         assert wrong <= 0.025
-    else:
+    else:  # most arms take all looks, for which the intervals that are reported are wide
         assert any_clear <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1_000)

@@ -7,6 +7,7 @@ pulled. Only Linux's own `ip` and `unshare` are needed, and root.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from debian import need, skip_unless_ci
 
 COMMAND_SECONDS = 20
 END_SECONDS = 10
+_NUMBERS = itertools.count()  # of one process, which may have several pairs of hosts at once
 FILES = Path("/etc/netns")  # `ip netns exec` puts what lies in here over the files of /etc
 
 
@@ -88,10 +90,11 @@ def two_hosts(version: int = 4) -> Iterator[tuple[NamedHost, NamedHost]]:
     need("ip", package="iproute2")
     if os.geteuid() != 0:
         skip_unless_ci("only root may make network namespaces")
-    router = f"sn{os.getpid()}r"
+    mine = f"sn{os.getpid()}{next(_NUMBERS)}"
+    router = f"{mine}r"
     address = {4: "10.77.{}.1", 6: "fd77:{}::1"}[version]
     hosts = [
-        NamedHost(f"host-{letter}", f"sn{os.getpid()}{letter}", address.format(n), router)
+        NamedHost(f"host-{letter}", f"{mine}{letter}", address.format(n), router)
         for n, letter in enumerate("ab", start=1)
     ]
     try:
