@@ -84,7 +84,7 @@ def pair(request):
         yield hosts, ranks
 
 
-@pytest.mark.parametrize("own_names", itertools.product(OWN_NAME, repeat=2), ids="-".join)
+@pytest.mark.parametrize("own_names", list(itertools.product(OWN_NAME, repeat=2)), ids="-".join)
 @pytest.mark.parametrize("known_by", ["address", "name"])
 def test_they_train_whatever_the_hosts_files_say(pair, known_by, own_names):
     """Spark knows a task by its address; settings may make it a name."""
