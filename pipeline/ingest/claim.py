@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 LEASE_SECONDS = 30.0
 # A claim is renewed so often within its time, and looked at so often by who waits for a sign of life.
 _RENEWALS, _LOOKS = 6, 30
+# How often a job tries to be the next one, before it says that others always are.
+_TURNS = 20
 # How long a job that ends waits for a renewal under way.
 _LAST_RENEWAL_SECONDS = 5.0
 _NAME = re.compile(r"claim-(\d{4,})\.json")
@@ -122,7 +124,8 @@ def claimed(dataset: str, application: str) -> Iterator[Claim]:
     Raises
     ------
     DatasetError
-        Another job is writing to it; the message says which. Where that job has died, it takes `LEASE_SECONDS` to see.
+        Another job is writing to it, or others came first again and again; the message says which. Where a job has
+        died, it takes `LEASE_SECONDS` to see.
     """
     claim = _take(dataset, application)
     try:
@@ -140,12 +143,17 @@ def _take(dataset: str, application: str) -> Claim:
         application=application,
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    while True:  # one turn more for each job that got the dataset first and has ended since
+    for _ in range(_TURNS):  # one turn more for each job that got the dataset first and has ended since
         number = _newest(dataset)
         if number:
             _wait_for_end(dataset, number)
         if storage.create(_path(dataset, number + 1), _text(content)):
             return Claim(dataset, number + 1, content)
+        time.sleep(LEASE_SECONDS / _LOOKS)
+    raise DatasetError(
+        f"{dataset} was claimed by other jobs {_TURNS} times while this one waited for it, the last time by "
+        f"{_read(dataset, _newest(dataset)) or 'another job'}: run this again when they have ended"
+    )
 
 
 def _wait_for_end(dataset: str, number: int) -> None:

@@ -149,3 +149,12 @@ def test_storage_that_fails_for_a_while_takes_no_claim_away(tmp_path):
         before = file.read_bytes()
         time.sleep(SHORT_SECONDS / 2)
         assert file.read_bytes() != before
+
+
+def test_where_others_always_come_first_it_ends_with_an_error(tmp_path, shorter, monkeypatch):
+    """As on storage whose listings are behind: the file of the next number is there, and nobody sees it."""
+    with claimed(str(tmp_path), "local-1") as held:
+        die(held)
+        monkeypatch.setattr(claim, "_numbers", lambda dataset: [])
+        with pytest.raises(DatasetError, match="was claimed by other jobs 20 times"), claimed(str(tmp_path), "local-2"):
+            pass
