@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.config.training import TrainSettings
-from pipeline.training.checkpoint import CheckpointError, State
+from pipeline.training.checkpoint import State
 from pipeline.training.metrics import Evaluation
 
 
@@ -35,20 +35,8 @@ class SelectedNetwork:
 
     @classmethod
     def from_values(cls, values: State) -> SelectedNetwork:
-        """What `values` gave.
-
-        Raises
-        ------
-        CheckpointError
-            Another version of sparknorm has written them, with other fields.
-        """
-        try:
-            return cls(**{**values, "tensors": {name: each.cpu() for name, each in values["tensors"].items()}})
-        except (TypeError, KeyError) as error:
-            raise CheckpointError(
-                "another version of sparknorm has written the newest checkpoint: train to the end with that version, "
-                "or anew in another folder (`output`)"
-            ) from error
+        """What `values` gave, from whatever device it was loaded to."""
+        return cls(**{**values, "tensors": {name: each.cpu() for name, each in values["tensors"].items()}})
 
 
 def score_on(evaluation: Evaluation, train: TrainSettings) -> float:
