@@ -41,13 +41,22 @@ class ArmSearch:
     settings : of the study
     values : of the tuned settings, of each candidate of the grid; at least two
     manifest : of the dataset
+    search_seeds : that a candidate trains with, at most
 
     Attributes
     ----------
     choice : what was chosen; None while there is something to train
     """
 
-    def __init__(self, settings: Settings, arm: Arm, values: Sequence[Values], manifest: Manifest):
+    def __init__(
+        self,
+        settings: Settings,
+        arm: Arm,
+        values: Sequence[Values],
+        manifest: Manifest,
+        *,
+        search_seeds: int = MOST_SEEDS,
+    ):
         self.arm = arm
         self.choice: Choice | None = None
         self._settings, self._manifest = settings, manifest
@@ -58,6 +67,7 @@ class ArmSearch:
             epochs=arm.settings.train.epochs,
             seeds=len(settings.compare.first_seeds),
             epoch_steps=[self._epoch_steps(settings.with_values({**arm.values, **tuned})) for tuned in values],
+            search_seeds=search_seeds,
         )
         self.candidates = [self._candidate(tuned) for tuned in values]
 
