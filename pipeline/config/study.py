@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config import weights_text
 from pipeline.config.frozen import FrozenModel
 
 # Seeds of the first look of `seeds: auto`: fewer say next to nothing about their spread.
 FIRST_LOOK = 3
+_WEIGHTS = "train.class_weights"
 
 
 class CompareSettings(FrozenModel):
@@ -85,6 +87,16 @@ class CompareSettings(FrozenModel):
     def all_seeds(self) -> tuple[int, ...]:
         """The seeds that an arm is trained with at most."""
         return tuple(range(self.max_seeds)) if self.seeds == "auto" else self.seeds
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _weights_are_texts(cls, grid: Any) -> Any:
+        """Weights of classes are one value of an arm, which its name and the table of MLflow can show."""
+        values = grid.get(_WEIGHTS) if isinstance(grid, dict) else None
+        if not isinstance(values, (list, tuple)):
+            return grid
+        texts = [weights_text.write(value) if isinstance(value, dict) and value else value for value in values]
+        return {**grid, _WEIGHTS: texts}
 
     @model_validator(mode="before")
     @classmethod

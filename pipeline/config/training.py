@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PlainSerializer, WrapValidator, field_validator, model_validator
 
+from pipeline.config import weights_text
 from pipeline.config.frozen import FrozenModel
 
 # What stands for a number that the size of the training split decides: see `pipeline.config.auto`.
@@ -188,7 +189,11 @@ class TrainSettings(FrozenModel):
     @field_validator("class_weights", mode="before")
     @classmethod
     def _weights_are_known(cls, value: Any) -> Any:
-        """Class names may look like numbers in YAML; a weight is a finite number of at least 0."""
+        """Class names may look like numbers in YAML; a weight is a finite number of at least 0.
+
+        An arm of a comparison has its weights as one text.
+        """
+        shown, value = value, (weights_text.read(value) or value) if isinstance(value, str) else value
         if isinstance(value, dict) and value:
             numbers = [
                 weight for weight in value.values() if isinstance(weight, (int, float)) and 0 <= weight < math.inf
@@ -198,7 +203,7 @@ class TrainSettings(FrozenModel):
         elif value in ("none", "balanced"):
             return value
         raise ValueError(
-            f"{value!r} is neither none, balanced, nor a mapping of class names to weights of at least 0, such as "
+            f"{shown!r} is neither none, balanced, nor a mapping of class names to weights of at least 0, such as "
             "{shirt: 2, coat: 1.5}"
         )
 
