@@ -113,11 +113,11 @@ def next_move(
             break
     survivors = _survivors({n: shown(n, rung) for n in before}, pool) if rung >= 0 else None
     choice = _choice(places, pool, survivors)
-    if survivors and survivors.learned and (again := next_to_repeat(survivors, repeats, rung, left, budget.seeds)):
-        return Repeat(*again)
     # The one beyond must be able to come as far as the winner itself has come.
     if len(choice.tied) == 1 and units_of(rung + 1) <= left and can_extend(choice.candidate):
         return Extend(choice.candidate)
+    if survivors and survivors.learned and (again := next_to_repeat(survivors, repeats, rung, left, budget.seeds)):
+        return Repeat(*again)
     return choice
 
 

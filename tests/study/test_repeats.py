@@ -99,11 +99,14 @@ def test_a_third_seed_is_for_those_near_the_best_after_two():
     assert {0, 2} <= set(choice.tied)
 
 
-def test_one_beyond_the_grid_is_tried_after_the_winner_at_the_edge_was_confirmed():
-    first = [shown(3.0), shown(2.0), shown(1.0)]
+def test_one_beyond_the_grid_is_tried_before_the_winner_at_the_edge_is_confirmed():
+    first, places = [shown(3.0), shown(2.0), shown(1.0)], [*PLACES, 2.5]
     extends = {"can_extend": lambda number: number == 2}
-    assert move_of(first, [[], [], []], **extends) == Repeat((1, 2), 1)
-    assert move_of(first, [[], [shown(2.0)], [shown(1.0)]], **extends) == Extend(2)
+    assert move_of(first, [[], [], []], **extends) == Extend(2)
+    four, budget = [*first, shown(1.5)], Budget(14, 2, 3)
+    assert next_move(four, places, budget, lambda _: False, [[]] * 4) == Repeat((2, 3), 1)
+    confirmed = [[], [], [shown(1.0)], [shown(1.5)]]
+    assert next_move(four, places, budget, lambda _: False, confirmed) == Choice(2, (2,), None, 2)
 
 
 def test_what_is_in_again_has_one_seed_and_is_compared_by_that():

@@ -35,7 +35,7 @@ def test_the_budget_holds_whatever_the_study(share):
         in_all, budget = Fraction(str(share)) * seeds * epochs, plan.budget
         longest_unit = max(Fraction(int(plan.first_epochs * each), each) for each in batches)
         assert budget.units * longest_unit <= in_all
-        if not budget.rungs:
+        if not budget.rungs:  # not even without a second seed
             assert int(min(in_all / (3 * (count + extends)), Fraction(epochs, 2)) * min(batches)) < LEAST_STEPS
             continue
         assert min(int(plan.first_epochs * each) for each in batches) >= LEAST_STEPS
@@ -172,13 +172,38 @@ def test_a_winner_at_the_edge_extends_the_grid(imbalanced, tmp_path):
     assert search.tuned == {"train.learning_rate": 0.02}
 
 
+def test_a_second_seed_is_set_aside_unless_the_first_rung_were_too_short():
+    plans = [
+        plan_rungs(share=0.5, epochs=8, seeds=3, epoch_steps=[steps] * 3, extends=True, search_seeds=seeds)
+        for steps in (12, 11) for seeds in (3, 1)
+    ]  # fmt: skip
+    assert [plan.first_epochs for plan in plans] == [Fraction(12, 14), Fraction(1), Fraction(1), Fraction(1)]
+    assert [plan.budget.seeds for plan in plans] == [3, 1, 3, 1]
+
+
+def test_candidates_that_tie_train_with_seeds_of_their_own(imbalanced, tmp_path):
+    """Two rates that are close, and seeds 1000 and 1002, since 1001 is one of those compared; no step twice."""
+    settings = study(imbalanced, tmp_path, rates=(0.1, 0.1001), search_budget=1.0, search_extensions=0, seeds=(0, 1001))
+    (search,), trainer = searches_of(settings), Trainer(tmp_path)
+    run_search([search], trainer)
+    trained = [(trial.seed, trial.rungs, trial.steps) for trial in search.trials()]
+    assert trained[:4] == [(1000, 2, 90), (1000, 2, 90), (1002, 2, 90), (1002, 2, 90)]
+    assert search.choice.seeds == 2
+    assert search.images == 128 * sum(trainer.steps.values())
+    assert len(trainer.steps) == len(trained) == 4
+    assert 0.3 < search.images / search.compared_images <= 1.0
+    again = {trial.name for trial in search.next_trials()}
+    assert not again
+
+
 def test_what_a_trial_of_the_search_is_trained_with(imbalanced, tmp_path):
     (search,) = searches_of(study(imbalanced, tmp_path))
     for trial in search.next_trials():
         train = trial.settings.train
         assert (train.evaluate_on, train.seed, train.evaluations_per_epoch) == ("validation", 1000, 1)
-        # 8 epochs hold two rungs of three candidates and one more: 15 steps of 23, and then 30.
-        assert (train.first_cycle_epochs, train.epochs, trial.cycle) == (15 / 23, 2, 1)
+        # 8 epochs hold 14 first rungs: of three candidates, and of two of them a second rung, both again with another
+        # seed, and a first one beyond the grid: 13 steps of 23, and then 26.
+        assert (train.first_cycle_epochs, train.epochs, trial.cycle) == (13 / 23, 2, 1)
         assert trial.settings.compare.grid == {}
 
 
