@@ -55,7 +55,8 @@ class CompareSettings(FrozenModel):
         0.5,
         gt=0,
         description="the trials that choose the values of `tune` train at most this share of the epochs of those "
-        "that are compared",
+        "that are compared; what candidates that cannot be told apart leave of it goes to a second seed of them, and a "
+        "third",
     )
     search_metric: Literal["cross_entropy", "accuracy"] = Field(
         "cross_entropy", description="what those trials are judged by, image by image, on `search_on`"
@@ -65,7 +66,9 @@ class CompareSettings(FrozenModel):
         ge=0,
         description="values tried beyond an edge of the grid of a single tuned number, where the one at the edge wins",
     )
-    search_seed: int = Field(1_000, ge=0, description="seed of those trials, apart from the seeds compared")
+    search_seed: int = Field(
+        1_000, ge=0, description="seed of those trials, apart from the seeds compared; further ones follow it"
+    )
     search_on: str = Field("validation", description="split that chooses; never the one that judges")
     target_accuracy: float | None = Field(
         None,

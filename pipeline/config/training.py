@@ -139,8 +139,8 @@ class TrainSettings(FrozenModel):
     class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
         "none",
         description="weights of the classes in the training loss; balanced: one over a class's share of the training "
-        "split; or weights by name ({shirt: 2}), 1 for other classes; all scaled to a mean of 1 over the images "
-        "trained on",
+        "split; or weights by name ({shirt: 2}, also in a list for `compare`), 1 for other classes; all scaled to a "
+        "mean of 1 over the images trained on",
     )
     sampling: Literal["shuffled", "balanced"] = Field(
         "shuffled",
