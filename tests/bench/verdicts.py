@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 from verdict_data import STUDIES, Data, unseen, write
 
