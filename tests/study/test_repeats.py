@@ -124,7 +124,7 @@ def test_intervals_over_few_seeds_are_wide_and_one_standard_error_is_not():
     assert not is_out(shown(1.04, 1.04), shown(1.0, 1.0))  # by less than 5%
 
 
-FEW, MANY = 250, 2_000
+FEW, MANY = 250, 800
 
 
 def outcomes(studies, *, count, noise, search_seeds):
@@ -150,15 +150,21 @@ def test_with_further_seeds_a_choice_loses_less_and_costs_no_more_than_the_budge
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("count", [3, 5, 8])
-@pytest.mark.parametrize("noise", [0.3, 1.0, 2.0])
-def test_with_further_seeds_choices_of_2000_searches_lose_less(count, noise):
-    (within, lost, cost), (within_after, lost_after, cost_after) = (
-        summary(outcomes(MANY, count=count, noise=noise, search_seeds=seeds)) for seeds in (1, 3)
+def test_with_further_seeds_choices_of_2400_searches_lose_less(count):
+    """A third of them with less noise between seeds, a third with more."""
+    found = {
+        (noise, seeds): outcomes(MANY, count=count, noise=noise, search_seeds=seeds)
+        for noise in (0.3, 1.0, 2.0) for seeds in (1, 3)
+    }  # fmt: skip
+    for (noise, seeds), of_noise in found.items():
+        within, lost, cost = summary(of_noise)
+        print(
+            f"{count} rates, noise {noise}, {seeds} seeds: within a point {within:.3f}, lost {lost:.4f}, cost {cost:.2f}"
+        )
+    before, after = (
+        summary([outcome for (_, number), of_noise in found.items() if number == seeds for outcome in of_noise])
+        for seeds in (1, 3)
     )
-    print(
-        f"{count} rates, noise {noise}: within a point {within:.3f} -> {within_after:.3f}, "
-        f"points lost {100 * lost:.2f} -> {100 * lost_after:.2f}, cost {cost:.2f} -> {cost_after:.2f}"
-    )
-    assert within_after > within
-    assert lost_after < lost
-    assert cost_after <= 0.5
+    assert after[0] > before[0]
+    assert after[1] < before[1]
+    assert max(outcome.cost for of_noise in found.values() for outcome in of_noise) <= 0.5
