@@ -158,9 +158,7 @@ def test_with_further_seeds_choices_of_2400_searches_lose_less(count):
     }  # fmt: skip
     for (noise, seeds), of_noise in found.items():
         within, lost, cost = summary(of_noise)
-        print(
-            f"{count} rates, noise {noise}, {seeds} seeds: within a point {within:.3f}, lost {lost:.4f}, cost {cost:.2f}"
-        )
+        print(f"{count} rates, noise {noise}, seeds {seeds}: within {within:.3f}, lost {lost:.4f}, cost {cost:.2f}")
     before, after = (
         summary([outcome for (_, number), of_noise in found.items() if number == seeds for outcome in of_noise])
         for seeds in (1, 3)
