@@ -77,6 +77,17 @@ def test_what_diverges_or_collapses_with_its_second_seed_is_not_chosen():
     assert not has_failed([score(1.0, learned=False), score(1.0)], [[score(1.0, learned=False)]])
 
 
+def test_where_all_fall_with_their_second_seed_both_seeds_count_and_divergence_is_said():
+    first = [shown(3.0), shown(1.0, 1.0), shown(1.0, 1.0)]
+    fallen = [[], [[score(1.0), score(2.0, learned=False)]], [[score(1.0), score(1.5, learned=False)]]]
+    assert move_of(first[1:], fallen[1:]).candidate == 0  # the seeds tell nothing apart: they agree in no difference
+    choice = move_of([shown(1.2, 1.2), shown(1.0, 1.0)], fallen[1:])
+    assert (choice.candidate, choice.undecided, choice.seeds) == (1, None, 2)
+    diverged = [[], [[score(1.0, diverged=True)]], [[score(1.0, diverged=True)]]]
+    assert move_of(first, diverged).candidate == 0
+    assert move_of(first[1:], diverged[1:]) == Choice(0, (0, 1), "diverged")
+
+
 def test_a_second_seed_is_for_all_survivors_or_those_that_tie_or_none():
     """0.1 is told from 0.5 by images, by less than 5%: it gets a second seed where the budget holds three of them."""
     first = [shown(1.0, 1.0), shown(1.04, 1.04), shown(1.0, 1.0)]
