@@ -12,12 +12,15 @@ from imbalanced_data import write_imbalanced
 from pipeline.config import Settings, SettingsError
 from pipeline.data import load_manifest
 from pipeline.distributed.worker import alone
-from pipeline.report.comparison import StudyRun
+from pipeline.report.comparison import Comparison, StudyRun
+from pipeline.report.page import render
 from pipeline.study.arms import arms_of, candidates_of, with_final_network
 from pipeline.study.candidates import value_beyond
 from pipeline.study.rung_plan import LEAST_STEPS, plan_rungs
 from pipeline.study.rung_scores import units_of
 from pipeline.study.search import ArmSearch, run_search
+from pipeline.study.seeds import run_seeds
+from pipeline.study.summary import metrics_of, summarize
 from pipeline.training import fit
 from pipeline.training.job import Job
 
@@ -232,3 +235,27 @@ def test_the_old_setting_says_what_took_its_place():
 
     with pytest.raises(SettingsError, match=r"search_epochs 2 is no longer a setting.*search_budget"):
         load_settings("conf/quickstart.yaml", ["compare.search_epochs=2"])
+
+
+def test_weights_by_class_are_an_arm_of_a_comparison_and_of_its_report(imbalanced, tmp_path):
+    settings = study(imbalanced, tmp_path, seeds=(0, 1))
+    tree = settings.model_dump()
+    tree["train"] |= {"epochs": 1}
+    weights = ["none", {"class 9": 5, "class 8": 2.5}]
+    tree["compare"] |= {"grid": {"train.class_weights": weights}, "tune": ()}
+    settings = Settings.model_validate(tree)
+    manifest, arms = load_manifest(imbalanced), arms_of(settings)
+    runs = run_seeds(settings, manifest, arms, {arm.name: {} for arm in arms}, Trainer(tmp_path))
+    comparison = summarize(settings, manifest, runs, [], side_by_side=1, parent_run_id="")
+    assert [arm.arm for arm in comparison.arms] == ["class_weights none", "class_weights class 8 2.5 class 9 5"]
+    text = "{class 8: 2.5, class 9: 5}"
+    assert comparison.grid["train.class_weights"] == ("none", text)
+    assert comparison.arms[1].values == {"train.class_weights": text}
+    assert Comparison.model_validate_json(comparison.model_dump_json()) == comparison
+    losses = {run.arm: run.train_loss for run in runs if run.seed == 0}
+    assert losses["class_weights none"] != losses["class_weights class 8 2.5 class 9 5"]
+    page = render(comparison)
+    assert "class weights class 8 2.5 and class 9 5" in page
+    assert "no class weights" in page
+    names = {name.partition("/")[0] for name in metrics_of(comparison.arms)}
+    assert names == {"class_weights none", "class_weights class 8 2.5 class 9 5"}
