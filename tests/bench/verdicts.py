@@ -65,19 +65,21 @@ def run(patterns: Sequence[str] = ()) -> None:
         # Decisions first, which take as long as several truths.
         tasks = {pool.submit(_decide, data): data for data in missing}
         tasks |= {pool.submit(_truth, data, arm, rate): data for data in missing for arm in ARMS for rate in RATES}
+        unfinished: set[Data] = set()
         while tasks:
-            done, _ = wait(tasks, return_when=FIRST_COMPLETED, timeout=max(0.0, last - time.monotonic()))
-            if not done:
-                pool.shutdown(wait=False, cancel_futures=True)
-                break
-            ended = {tasks.pop(task): task.result() for task in done}
-            for data in ended.keys() - set(tasks.values()):
+            done, _ = wait(tasks, return_when=FIRST_COMPLETED, timeout=10)
+            if time.monotonic() > last:
+                unfinished |= {tasks.pop(task) for task in list(tasks) if task.cancel()}
+            ended = {tasks.pop(task): task.result() for task in done if task in tasks}
+            for data in ended.keys() - set(tasks.values()) - unfinished:
                 more = [key for key in _beyond(data) if not _truth_file(data, *key).exists()]
                 tasks |= {pool.submit(_truth, data, *key): data for key in more}
                 if not more:
                     _finish(data)
             print(f"{len(tasks)} tasks to go", file=sys.stderr, flush=True)
-    report([json.loads(_result_of(data).read_text()) for data in chosen if _is_done(data)])
+    if found := [json.loads(_result_of(data).read_text()) for data in chosen if _is_done(data)]:
+        report(found)
+    print(f"{len(found)} of {len(chosen)} studies are done", file=sys.stderr)
 
 
 def _initialize() -> None:
