@@ -137,8 +137,8 @@ def _prepare(data: Data) -> None:
     """Write the dataset, if it is not there as a whole."""
     done = _folder(data) / "prepared"
     if not done.exists():
-        shutil.rmtree(_folder(data), ignore_errors=True)
-        _folder(data).mkdir(parents=True)
+        shutil.rmtree(_folder(data) / "data", ignore_errors=True)
+        _folder(data).mkdir(parents=True, exist_ok=True)  # there may be results of tasks from another machine
         write(data, str(_folder(data) / "data"))
         done.touch()
 
