@@ -150,7 +150,9 @@ def _give_way(tree: dotted.Tree, later: dotted.Tree) -> None:
     lists = {name for name, value in dotted.leaves(tree) if isinstance(value, list)}
     for name, value in dotted.leaves(later):
         if not isinstance(value, list):
-            _entries(tree).pop(name, None)
+            entries = _entries(tree)
+            for entry in [entry for entry in entries if f"{name}.".startswith(f"{entry}.")]:  # also of a mapping
+                del entries[entry]
     for name, values in _entries(later).items():
         if name in lists:
             dotted.put(Settings, tree, name, values)

@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config import weights_text
 from pipeline.config.frozen import FrozenModel
 
 # Seeds of the first look of `seeds: auto`: fewer say next to nothing about their spread.
 FIRST_LOOK = 3
+_WEIGHTS = "train.class_weights"
 
 
 class CompareSettings(FrozenModel):
@@ -53,7 +55,8 @@ class CompareSettings(FrozenModel):
         0.5,
         gt=0,
         description="the trials that choose the values of `tune` train at most this share of the epochs of those "
-        "that are compared",
+        "that are compared; what candidates that cannot be told apart leave of it goes to a second seed of them, and a "
+        "third",
     )
     search_metric: Literal["cross_entropy", "accuracy"] = Field(
         "cross_entropy", description="what those trials are judged by, image by image, on `search_on`"
@@ -63,7 +66,9 @@ class CompareSettings(FrozenModel):
         ge=0,
         description="values tried beyond an edge of the grid of a single tuned number, where the one at the edge wins",
     )
-    search_seed: int = Field(1_000, ge=0, description="seed of those trials, apart from the seeds compared")
+    search_seed: int = Field(
+        1_000, ge=0, description="seed of those trials, apart from the seeds compared; further ones follow it"
+    )
     search_on: str = Field("validation", description="split that chooses; never the one that judges")
     target_accuracy: float | None = Field(
         None,
@@ -85,6 +90,16 @@ class CompareSettings(FrozenModel):
     def all_seeds(self) -> tuple[int, ...]:
         """The seeds that an arm is trained with at most."""
         return tuple(range(self.max_seeds)) if self.seeds == "auto" else self.seeds
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _weights_are_texts(cls, grid: Any) -> Any:
+        """Weights of classes are one value of an arm, which its name and the table of MLflow can show."""
+        values = grid.get(_WEIGHTS) if isinstance(grid, dict) else None
+        if not isinstance(values, (list, tuple)):
+            return grid
+        texts = [weights_text.write(value) if isinstance(value, dict) and value else value for value in values]
+        return {**grid, _WEIGHTS: texts}
 
     @model_validator(mode="before")
     @classmethod

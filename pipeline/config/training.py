@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PlainSerializer, WrapValidator, field_validator, model_validator
 
+from pipeline.config import weights_text
 from pipeline.config.frozen import FrozenModel
 
 # What stands for a number that the size of the training split decides: see `pipeline.config.auto`.
@@ -138,8 +139,8 @@ class TrainSettings(FrozenModel):
     class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
         "none",
         description="weights of the classes in the training loss; balanced: one over a class's share of the training "
-        "split; or weights by name ({shirt: 2}), 1 for other classes; all scaled to a mean of 1 over the images "
-        "trained on",
+        "split; or weights by name ({shirt: 2}, also in a list for `compare`), 1 for other classes; all scaled to a "
+        "mean of 1 over the images trained on",
     )
     sampling: Literal["shuffled", "balanced"] = Field(
         "shuffled",
@@ -196,7 +197,11 @@ class TrainSettings(FrozenModel):
     @field_validator("class_weights", mode="before")
     @classmethod
     def _weights_are_known(cls, value: Any) -> Any:
-        """Class names may look like numbers in YAML; a weight is a finite number of at least 0."""
+        """Class names may look like numbers in YAML; a weight is a finite number of at least 0.
+
+        An arm of a comparison has its weights as one text.
+        """
+        shown, value = value, (weights_text.read(value) or value) if isinstance(value, str) else value
         if isinstance(value, dict) and value:
             numbers = [
                 weight for weight in value.values() if isinstance(weight, (int, float)) and 0 <= weight < math.inf
@@ -206,7 +211,7 @@ class TrainSettings(FrozenModel):
         elif value in ("none", "balanced"):
             return value
         raise ValueError(
-            f"{value!r} is neither none, balanced, nor a mapping of class names to weights of at least 0, such as "
+            f"{shown!r} is neither none, balanced, nor a mapping of class names to weights of at least 0, such as "
             "{shirt: 2, coat: 1.5}"
         )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+
+from pipeline.config import weights_text
 
 # A value of a setting that a study varies, and such values by the setting's dotted name.
 SettingValue = str | int | float | bool | None
@@ -13,6 +16,8 @@ BATCH_SIZES = ("train.rank_batch_size", "train.batch_size")
 # More arms than this are told, and drawn, in groups.
 MANY_ARMS = 8
 _MOST_GROUPS = 9
+# Weights of more classes than these are not all in the name of an arm.
+_MOST_WEIGHTS = 4
 # Settings whose values speak for themselves.
 _SPEAKING = ("model.norm", "model.network")
 _NORMS = {
@@ -43,7 +48,7 @@ def arm_name(values: Values) -> str:
     that differ.
     """
     return ", ".join(
-        _text(value) if setting in _SPEAKING else f"{short_name(setting)} {_text(value)}"
+        _text(value) if setting in _SPEAKING else f"{short_name(setting)} {_weights(value, ' ') or _text(value)}"
         for setting, value in values.items()
     )
 
@@ -65,12 +70,31 @@ def norm_words(norm: str) -> str:
 
 def values_words(values: Values) -> str:
     """Values of settings in words: ``batch norm, depth 20``."""
-    return ", ".join(
-        norm_words(str(value))
-        if setting == "model.norm"
-        else _VALUES.get((setting, str(value))) or arm_name({setting: value}).replace("_", " ")
-        for setting, value in values.items()
-    )
+    return ", ".join(_value_words(setting, value) for setting, value in values.items())
+
+
+def _value_words(setting: str, value: SettingValue) -> str:
+    if setting == "model.norm":
+        return norm_words(str(value))
+    if weights := _weights(value, " and "):
+        return f"{setting_words(setting)} {weights}"
+    return _VALUES.get((setting, str(value))) or arm_name({setting: value}).replace("_", " ")
+
+
+def _weights(value: SettingValue, separator: str) -> str:
+    """Weights of classes without braces and colons, as ``coat 1.5 shirt 2``; empty of any other value.
+
+    Of many classes the first are named, and a few letters of a digest of all tell such weights apart.
+    """
+    weights = weights_text.read(value) if isinstance(value, str) else None
+    if not weights:
+        return ""
+    named = [f"{name} {_text(weight)}" for name, weight in list(weights.items())[:_MOST_WEIGHTS]]
+    more = len(weights) - len(named)
+    if more:
+        digest = hashlib.sha256(str(value).encode()).hexdigest()[:6]
+        named.append(f"{more} more {digest}")
+    return separator.join(named)
 
 
 def arm_words(name: str, values: Values) -> str:

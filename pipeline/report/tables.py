@@ -193,7 +193,13 @@ def search_columns(comparison: Comparison) -> list[Column]:
     keys = {"final_accuracy", "final_loss", "diverged", "steps", "images_per_second"}
     columns = [column for column in run_columns(comparison) if column.parts[0].key in keys]
     rungs = [Column("rungs", (Part("rungs", _COUNT),)), Column("learned", (Part("learned", _learned),))]
-    return [*_tuned(comparison), *rungs, *columns]
+    seed = [Column("seed", (Part("seed", "{}"),))]
+    return [
+        *_tuned(comparison),
+        *(seed if len({trial.seed for trial in comparison.search}) > 1 else []),
+        *rungs,
+        *columns,
+    ]
 
 
 def _tuned(comparison: Comparison) -> list[Column]:

@@ -124,7 +124,7 @@ def _indecision(arm: ArmSummary) -> str:
     words = {
         "tied": f"could not tell {tied} apart{seeds}",
         "not_learned": "saw none of its trials learn more than the best constant answer",
-        "diverged": "saw all of its trials diverge",
+        "diverged": "saw all of its values diverge",
         "no_budget": "had no trials, since compare.search_budget holds none that is long enough",
     }
     return words[arm.search_undecided or "tied"]

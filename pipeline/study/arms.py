@@ -7,6 +7,7 @@ combination of the others is an arm, and the first of them is the baseline.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 
 from pipeline.config.settings import Settings, SettingsError
@@ -61,12 +62,26 @@ def with_final_network(settings: Settings, metric: Metric) -> Settings:
 
 
 def arms_of(settings: Settings) -> list[Arm]:
-    """Every combination of the settings that are not tuned; the last setting varies fastest."""
+    """Every combination of the settings that are not tuned; the last setting varies fastest.
+
+    Raises
+    ------
+    SettingsError
+        Two arms would have one name, as of classes whose names look like weights.
+    """
     names = [name for name in settings.compare.grid if name not in settings.compare.tune]
-    return [
+    arms = [
         Arm(arm_name(values) or settings.model.norm, values, settings.with_values(values))
         for values in _combinations(settings, names)
     ]
+    counts = Counter(arm.name for arm in arms)
+    for arm in arms:
+        if counts[arm.name] > 1:
+            raise SettingsError(
+                f"compare.grid: {counts[arm.name]} arms would be named {arm.name!r}, one of them of {arm.values}: "
+                "leave out one, or rename a class"
+            )
+    return arms
 
 
 def candidates_of(settings: Settings) -> list[Values]:

@@ -96,7 +96,7 @@ def next_move(
     repeats = [()] * len(scores) if repeats is None else repeats
     left = budget.units - sum(units_of(len(of_seed)) for all_of in zip(scores, repeats, strict=True)
                               for of_seed in (all_of[0], *all_of[1]))  # fmt: skip
-    pool = [number for number, rungs in enumerate(scores) if not has_failed(rungs, repeats[number])]
+    pool = _pool(scores, repeats)
     if not pool:
         return Choice(min(range(len(scores)), key=places.__getitem__), _sorted(range(len(scores)), places), "diverged")
     shown = partial(all_at, scores, repeats)
@@ -113,12 +113,19 @@ def next_move(
             break
     survivors = _survivors({n: shown(n, rung) for n in before}, pool) if rung >= 0 else None
     choice = _choice(places, pool, survivors)
-    if survivors and survivors.learned and (again := next_to_repeat(survivors, repeats, rung, left, budget.seeds)):
-        return Repeat(*again)
     # The one beyond must be able to come as far as the winner itself has come.
     if len(choice.tied) == 1 and units_of(rung + 1) <= left and can_extend(choice.candidate):
         return Extend(choice.candidate)
+    if survivors and survivors.learned and (again := next_to_repeat(survivors, repeats, rung, left, budget.seeds)):
+        return Repeat(*again)
     return choice
+
+
+def _pool(scores: Sequence[Rungs], repeats: Sequence[Sequence[Rungs]]) -> list[int]:
+    """Candidates that have not failed with any seed. Where every one has, those that have costs with all seeds."""
+    sound = [number for number, rungs in enumerate(scores) if not has_failed(rungs)]
+    finite = [n for n in sound if not any(score.diverged for of_seed in repeats[n] for score in of_seed)]
+    return [number for number in finite if not has_failed(scores[number], repeats[number])] or finite
 
 
 def going_on(pool: Mapping[int, Rungs]) -> list[int]:

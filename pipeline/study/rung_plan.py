@@ -13,8 +13,7 @@ from pipeline.study.rung_scores import rung_units, units_of
 LEAST_STEPS = 10
 # What the budget holds at least: two rungs of every candidate, should all of them tie, and of one beyond the grid; and
 # two rungs of two candidates with a second seed, should the others be out after the first.
-_RUNGS_OF_ALL = 2
-_LAST = 2
+_RUNGS_OF_ALL, _LAST, _SEEDS_OF_LAST = 2, 2, 2
 # The most seeds of a candidate: three tell whether two agreed by chance, more belong to the trainings compared.
 MOST_SEEDS = 3
 
@@ -43,9 +42,10 @@ def plan_rungs(
     """Cut the budget of an arm's search, ``share`` x seeds x epochs, into rungs.
 
     It holds two rungs of all K candidates, should all of them tie, and of one beyond the grid: that is 3 (K + 1) first
-    rungs. And it holds, where all but two are out after the first rung, two rungs of these two with two seeds: K + 10.
-    No rung is longer than a training that is compared. A candidate can train as many rungs as the budget holds if all
-    but two are out after the first, and these train all of them with a second seed.
+    rungs. And it holds, where all but two are out after the first rung, two rungs of these two with two seeds, and a
+    first rung of one beyond the grid: K + 11; where that leaves the first rung too few steps, nothing is set aside for
+    a second seed. No rung is longer than a training that is compared. A candidate can train as many rungs as the budget
+    holds if all but two are out after the first, and these train all of them with a second seed.
 
     Parameters
     ----------
@@ -55,17 +55,19 @@ def plan_rungs(
     extends : whether the grid may be extended; if not, nothing is set aside for that
     search_seeds : that a candidate trains with at most; of a single one nothing is set aside for a second
     """
-    in_all, count, twice = Fraction(str(share)) * seeds * epochs, len(epoch_steps), min(search_seeds, 2)
-    least = max(units_of(_RUNGS_OF_ALL) * (count + extends), _units_if_two_are_left(count, _RUNGS_OF_ALL, twice))
-    first = min(in_all / least, Fraction(epochs, 2))
-    steps = [int(first * each) for each in epoch_steps]
-    if min(steps) < LEAST_STEPS:
-        return RungPlan(Fraction(0), Budget(0, 0))
-    units = min(int(in_all * each / trained) for each, trained in zip(epoch_steps, steps, strict=True))
-    rungs = 1
-    while _units_if_two_are_left(count, rungs + 1, twice) <= units and rung_units(rungs) * first <= epochs:
-        rungs += 1
-    return RungPlan(first, Budget(units, rungs, search_seeds))
+    in_all, count = Fraction(str(share)) * seeds * epochs, len(epoch_steps)
+    for twice in range(min(search_seeds, _SEEDS_OF_LAST), 0, -1):
+        two = _units_if_two_are_left(count, _RUNGS_OF_ALL, twice) + extends
+        first = min(in_all / max(units_of(_RUNGS_OF_ALL) * (count + extends), two), Fraction(epochs, 2))
+        steps = [int(first * each) for each in epoch_steps]
+        if min(steps) < LEAST_STEPS:
+            continue
+        units = min(int(in_all * each / trained) for each, trained in zip(epoch_steps, steps, strict=True))
+        rungs = 1
+        while _units_if_two_are_left(count, rungs + 1, twice) <= units and rung_units(rungs) * first <= epochs:
+            rungs += 1
+        return RungPlan(first, Budget(units, rungs, search_seeds))
+    return RungPlan(Fraction(0), Budget(0, 0))
 
 
 def _units_if_two_are_left(count: int, rungs: int, seeds: int) -> int:

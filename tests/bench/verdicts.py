@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 from verdict_data import STUDIES, Data, unseen, write
 
@@ -65,19 +65,21 @@ def run(patterns: Sequence[str] = ()) -> None:
         # Decisions first, which take as long as several truths.
         tasks = {pool.submit(_decide, data): data for data in missing}
         tasks |= {pool.submit(_truth, data, arm, rate): data for data in missing for arm in ARMS for rate in RATES}
+        unfinished: set[Data] = set()
         while tasks:
-            done, _ = wait(tasks, return_when=FIRST_COMPLETED, timeout=max(0.0, last - time.monotonic()))
-            if not done:
-                pool.shutdown(wait=False, cancel_futures=True)
-                break
-            ended = {tasks.pop(task): task.result() for task in done}
-            for data in ended.keys() - set(tasks.values()):
+            done, _ = wait(tasks, return_when=FIRST_COMPLETED, timeout=10)
+            if time.monotonic() > last:
+                unfinished |= {tasks.pop(task) for task in list(tasks) if task.cancel()}
+            ended = {tasks.pop(task): task.result() for task in done if task in tasks}
+            for data in ended.keys() - set(tasks.values()) - unfinished:
                 more = [key for key in _beyond(data) if not _truth_file(data, *key).exists()]
                 tasks |= {pool.submit(_truth, data, *key): data for key in more}
                 if not more:
                     _finish(data)
             print(f"{len(tasks)} tasks to go", file=sys.stderr, flush=True)
-    report([json.loads(_result_of(data).read_text()) for data in chosen if _is_done(data)])
+    if found := [json.loads(_result_of(data).read_text()) for data in chosen if _is_done(data)]:
+        report(found)
+    print(f"{len(found)} of {len(chosen)} studies are done", file=sys.stderr)
 
 
 def _initialize() -> None:
@@ -135,8 +137,8 @@ def _prepare(data: Data) -> None:
     """Write the dataset, if it is not there as a whole."""
     done = _folder(data) / "prepared"
     if not done.exists():
-        shutil.rmtree(_folder(data), ignore_errors=True)
-        _folder(data).mkdir(parents=True)
+        shutil.rmtree(_folder(data) / "data", ignore_errors=True)
+        _folder(data).mkdir(parents=True, exist_ok=True)  # there may be results of tasks from another machine
         write(data, str(_folder(data) / "data"))
         done.touch()
 

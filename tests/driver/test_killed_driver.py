@@ -181,6 +181,58 @@ def test_compare_goes_on_with_the_trial_it_was_at(undisturbed, dataset, tracking
         assert steps_in_mlflow(tracking_uri, arm["run_id"]) == list(range(1, arm["steps"] + 1))
 
 
+@pytest.mark.slow
+def test_a_search_that_is_killed_twice_goes_on_and_chooses_the_same(spark, dataset, tracking_uri, tmp_path):
+    """In the second rung of the first seed, and in the second seed; another study of the same settings is not killed.
+
+    Two rates that are close train 100 and 200 steps each, twice: no step twice, and all numbers are equal.
+    """
+    search = {"grid": {"train.learning_rate": [0.1, 0.1001]}, "seeds": [0], "search_budget": 2.0}
+    compared = {**search, "search_extensions": 0}
+    job = make_job(dataset, tmp_path, epochs=EPOCHS)
+    settings, undisturbed = (
+        make_settings(job, tmp_path / name, tracking_uri, name, master="local[2]", compare=compared)
+        for name in ("killed-search", "undisturbed-search")
+    )
+    trials = Path(settings.output, "trials")
+
+    def is_in_second_rung():
+        return any(beat.step >= 150 for folder in trials.glob("*") for beat in Running(folder).beats().values())
+
+    def is_in_second_seed():
+        folders = list(trials.glob("*"))
+        return len(folders) > 2 and any(
+            beat.step >= 50 for beat in Running(trial_folder(settings.output)).beats().values()
+        )
+
+    for number, moment in enumerate((is_in_second_rung, is_in_second_seed)):
+        with in_a_process("compare", settings, tmp_path / str(number)) as process:
+            wait_for(moment.__name__, moment, process, tmp_path / str(number))
+            kill(process)
+    again("compare", settings, tmp_path)
+    again("compare", undisturbed, tmp_path)
+    killed, expected = (read(Path(each.output, "comparison.json")) for each in (settings, undisturbed))
+    assert [(trial["seed"], trial["rungs"], trial["steps"]) for trial in killed["search"]] == [
+        (1000, 2, 300), (1000, 2, 300), (1001, 2, 300), (1001, 2, 300),
+    ]  # fmt: skip
+    scores = ("tuned", "seed", "final_accuracy", "final_loss", "final_balanced_accuracy", "learned")
+    assert [[trial[key] for key in scores] for trial in killed["search"]] == [
+        [trial[key] for key in scores] for trial in expected["search"]
+    ]
+    choice = ("tuned", "search_tied", "search_undecided", "search_seeds", "search_cost")
+    assert [killed["arms"][0][key] for key in choice] == [expected["arms"][0][key] for key in choice]
+    assert killed["search_cost"] == 1200 / 600
+    assert killed["arms"][0]["search_seeds"] == 2, killed["search"]
+    assert killed["runs"][0]["curve"] == expected["runs"][0]["curve"]
+    attempts = sum(trial["attempts"] for trial in killed["search"])
+    assert attempts == sum(trial["attempts"] for trial in expected["search"]) + 2
+    for trial in [*killed["search"], *killed["runs"]]:
+        assert steps_in_mlflow(tracking_uri, trial["run_id"]) == list(range(1, trial["steps"] + 1))
+    runs = mlflow.MlflowClient(tracking_uri).search_runs([Tracker(settings.tracking).experiment_id])
+    assert len(runs) == 1 + 4 + 1
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
 # A process with another namespace of processes is of another machine: its number means nothing elsewhere.
 ANOTHER_MACHINE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 

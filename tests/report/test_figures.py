@@ -9,7 +9,7 @@ from PIL import Image
 from small_comparisons import CLASSES, comparison_of, many_arms, with_arms, with_runs
 
 from pipeline.report.figures.confusion import confusion_matrices
-from pipeline.report.figures.rates import _heat
+from pipeline.report.figures.rates import _cells_of_search, _heat
 from pipeline.report.figures.study import figures_of
 from pipeline.report.figures.style import COLORS, DASHES, MARKERS, line_styles
 from pipeline.report.names import LEARNING_RATE
@@ -277,3 +277,15 @@ def test_thirty_arms_of_one_setting_have_styles_of_their_own():
     assert {style.panel for style in styles} == {""}
     assert len({style.color for style in styles}) == 30
     assert len(COLORS) == len(MARKERS) > len(DASHES)
+
+
+def test_seeds_of_one_rate_are_averaged_in_the_map_of_rates_and_those_that_came_less_far_left_out():
+    comparison = comparison_of()
+    first = comparison.search[0]
+    seeds = [first.model_copy(update={"rungs": rungs, "seed": seed, "best_accuracy": accuracy})
+             for rungs, seed, accuracy in ((2, 1000, 0.8), (2, 1001, 0.6), (1, 1002, 0.1))]  # fmt: skip
+    cells = _cells_of_search(comparison.model_copy(update={"search": (*seeds, *comparison.search[1:])}))
+    assert (cells[0].accuracy, cells[0].trials, cells[0].diverged) == (pytest.approx(0.7), 3, 0)
+    fallen = [seed.model_copy(update={"diverged": True}) for seed in seeds[:2]]
+    cells = _cells_of_search(comparison.model_copy(update={"search": (*fallen, *comparison.search[1:])}))
+    assert (cells[0].trials, cells[0].diverged) == (2, 2)

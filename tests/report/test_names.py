@@ -1,3 +1,4 @@
+from pipeline.config import weights_text
 from pipeline.report.names import arm_name, norm_words, values_words
 
 
@@ -23,3 +24,18 @@ def test_ways_to_balance_classes_have_names():
     assert arm_name(values) == "class_weights balanced, sampling shuffled"
     assert values_words(values) == "balanced class weights, shuffled sampling"
     assert values_words({"train.class_weights": "none"}) == "no class weights"
+
+
+def test_weights_by_class_have_names_without_letters_that_mlflow_refuses():
+    weights = {"train.class_weights": weights_text.write({"shirt": 2.0, "bag": 0.5})}
+    assert weights == {"train.class_weights": "{bag: 0.5, shirt: 2}"}
+    assert arm_name(weights) == "class_weights bag 0.5 shirt 2"
+    assert values_words(weights) == "class weights bag 0.5 and shirt 2"
+
+
+def test_weights_of_many_classes_have_short_names_that_differ():
+    ten = [{f"class {n}": 1 + (n == last) for n in range(10)} for last in (8, 9)]
+    names = [arm_name({"train.class_weights": weights_text.write(weights)}) for weights in ten]
+    assert names[0] != names[1]
+    assert all(name.startswith("class_weights class 0 1 class 1 1") and " 6 more " in name for name in names)
+    assert max(map(len, names)) < 80

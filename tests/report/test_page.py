@@ -199,3 +199,11 @@ def test_names_of_arms_are_escaped():
     page = Page(render(comparison))
     assert '<b>, "x" & y' in page.arms
     assert verdict(comparison)[0].text.startswith('<b>, "x" & y was the most accurate')
+
+
+def test_trials_of_a_search_say_their_seeds_where_these_differ():
+    comparison = comparison_of()
+    again = comparison.search[0].model_copy(update={"seed": 1001, "best_accuracy": 0.5, "final_accuracy": 0.5})
+    page = render(comparison.model_copy(update={"search": (*comparison.search, again)}))
+    assert "1001" in page
+    assert "1001" not in render(comparison)

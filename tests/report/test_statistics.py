@@ -119,7 +119,11 @@ def test_an_arm_that_diverged_is_counted_and_its_unknowns_are_none(runs):
 
 
 def rates(*results):
-    return [run("batch", 0, [accuracy], rate=rate, diverged=diverged) for rate, accuracy, diverged in results]
+    runs = [
+        run("batch", seed, [accuracy], rate=rate, diverged=diverged)
+        for seed, (rate, accuracy, diverged) in enumerate(results)
+    ]
+    return statistics.with_targets(runs, "batch", None, JUDGE)
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def test_a_search_that_could_not_decide_with_several_seeds_says_how_many():
     ("why", "words"),
     [
         ("not_learned", "saw none of its trials learn more than the best constant answer"),
-        ("diverged", "saw all of its trials diverge"),
+        ("diverged", "saw all of its values diverge"),
         ("no_budget", "had no trials, since compare.search_budget holds none"),
     ],
 )

@@ -85,3 +85,21 @@ def test_a_command_that_trains_once_wants_one_value():
 def test_values_that_do_not_fit_each_other_are_named_before_anything_runs():
     with pytest.raises(SettingsError, match=r"quickstart\.yaml: with .*workers\.count=8.*train\.lanes 4"):
         load("workers.count=[2, 8]", "train.lanes=[16, 4]")
+
+
+def test_weights_by_class_make_an_arm_with_a_name():
+    settings = load("model.norm=batch", "train.class_weights=[none, balanced, {shirt: 2, bag: 0.5}]")
+    arms = arms_of(settings)
+    assert [arm.name for arm in arms] == [
+        "class_weights none",
+        "class_weights balanced",
+        "class_weights bag 0.5 shirt 2",
+    ]
+    assert arms[2].values == {"train.class_weights": "{bag: 0.5, shirt: 2}"}
+    assert arms[2].settings.train.class_weights == {"shirt": 2.0, "bag": 0.5}
+
+
+def test_arms_that_would_have_one_name_are_refused():
+    weights = "train.class_weights=[{a: 1, b: 2, c: 3}, {'a 1 b': 2, c: 3}]"
+    with pytest.raises(SettingsError, match=r"2 arms would be named 'class_weights a 1 b 2 c 3'.*rename a class"):
+        arms_of(load("model.norm=batch", weights))

@@ -94,9 +94,10 @@ def test_every_arm_and_seed_has_its_run(comparison):
 
 
 def test_each_arm_has_the_learning_rate_that_was_best_on_validation(comparison, client):
-    assert sum(trial["learning_rate"] in (0.02, 0.1) for trial in comparison["search"]) == 4
+    first = [trial for trial in comparison["search"] if trial["seed"] == 1000]
+    assert sum(trial["learning_rate"] in (0.02, 0.1) for trial in first) == 4
     for arm in comparison["arms"]:
-        trials = {t["learning_rate"]: t for t in comparison["search"] if t["arm"] == arm["arm"]}
+        trials = {t["learning_rate"]: t for t in comparison["search"] if (t["arm"], t["seed"]) == (arm["arm"], 1000)}
         tied = [values["train.learning_rate"] for values in arm["search_tied"]]
         chosen = {run["learning_rate"] for run in comparison["runs"] if run["arm"] == arm["arm"]}
         assert chosen == {arm["tuned"]["train.learning_rate"]}
@@ -108,13 +109,15 @@ def test_each_arm_has_the_learning_rate_that_was_best_on_validation(comparison, 
                 line.get("grade") == "search undecided" and line.get("arm") == arm["arm"]
                 for line in comparison["verdict"]
             )
-        else:  # none that came as far was better
-            losses = {
-                trial["learning_rate"]: client.get_metric_history(trial["run_id"], "validation/loss")[-1].value
-                for trial in trials.values()
-                if trial["rungs"] == trials[min(chosen)]["rungs"]
-            }
-            assert chosen == {min(losses, key=losses.__getitem__)}
+        else:  # none that came as far, with as many seeds, was better in the mean
+            losses: dict[float, list[float]] = {}
+            rungs = trials[min(chosen)]["rungs"]
+            for trial in comparison["search"]:
+                if trial["arm"] == arm["arm"] and trial["rungs"] == rungs:
+                    history = client.get_metric_history(trial["run_id"], "validation/loss")
+                    losses.setdefault(trial["learning_rate"], []).append(history[-1].value)
+            most = {rate: np.mean(values) for rate, values in losses.items() if len(values) == arm["search_seeds"]}
+            assert chosen == {min(most, key=most.__getitem__)}
 
 
 def test_the_search_is_within_its_budget_and_says_what_it_cost(comparison, study):
@@ -128,13 +131,13 @@ def test_the_search_is_within_its_budget_and_says_what_it_cost(comparison, study
 
 
 def test_each_trial_of_the_search_is_one_mlflow_run_over_its_rungs(comparison, client):
-    """Cycles of 18 and 36 steps: every step once, an evaluation at the end of each rung, one file of predictions."""
-    assert {trial["steps"] for trial in comparison["search"]} <= {18 * (2**rungs - 1) for rungs in (1, 2)}
+    """Cycles of 12 and 24 steps: every step once, an evaluation at the end of each rung, one file of predictions."""
+    assert {trial["steps"] for trial in comparison["search"]} <= {12 * (2**rungs - 1) for rungs in (1, 2)}
     for trial in comparison["search"]:
         losses = client.get_metric_history(trial["run_id"], "train/loss")
         assert [metric.step for metric in losses] == list(range(1, trial["steps"] + 1))
         evaluated = [metric.step for metric in client.get_metric_history(trial["run_id"], "validation/accuracy")]
-        assert [18 * (2**rung - 1) for rung in range(1, trial["rungs"] + 1)] == evaluated
+        assert [12 * (2**rung - 1) for rung in range(1, trial["rungs"] + 1)] == evaluated
         assert trial["attempts"] == trial["rungs"]
 
 
@@ -362,8 +365,8 @@ def test_a_learning_rate_is_not_chosen_on_the_split_that_judges_it(spark, settin
 
 
 def test_a_search_that_stops_goes_on_with_the_rung_it_was_at(spark, settings, tmp_path, monkeypatch):
-    """Two rates that are close, so that both train two rungs; the first call of the second rung fails."""
-    options = {"grid": {"train.learning_rate": (0.1, 0.1001)}, "search_budget": 4.0, "search_extensions": 0}
+    """Two rates that are close train two rungs with two seeds; the first call of the second rung fails."""
+    options = {"grid": {"train.learning_rate": (0.1, 0.1001)}, "search_budget": 8.0, "search_extensions": 0}
     study, launch, calls = varied(settings, **options), barrier.run, []
 
     def fail_third(*args, **kwargs):
@@ -376,10 +379,14 @@ def test_a_search_that_stops_goes_on_with_the_rung_it_was_at(spark, settings, tm
     with pytest.raises(LaunchError, match="executors were lost"):
         compare(spark, study)
     comparison = compare(spark, study)
-    assert len(calls) == 3 + 3  # both second rungs, and the one training that is compared
+    assert len(calls) == 3 + 2 + 4 + 1  # both second rungs, all with the second seed, and the training that is compared
     (arm,) = comparison.arms
-    assert [(trial.rungs, trial.steps, trial.learned) for trial in comparison.search] == [(2, 75, True)] * 2
-    assert arm.search_cost == comparison.search_cost == 150 / 50
+    assert [(trial.rungs, trial.steps, trial.learned) for trial in comparison.search] == [(2, 75, True)] * 4
+    assert [trial.seed for trial in comparison.search] == [1000, 1000, 1001, 1001]
+    assert (arm.search_seeds, arm.search_undecided) == (2, "tied")
+    assert arm.search_cost == comparison.search_cost == 300 / 50
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         states = [state for (state,) in store.execute("SELECT status FROM runs")]
-    assert states == ["FINISHED"] * 4  # the parent, one run for each candidate over both rungs, the compared one
+    assert (
+        states == ["FINISHED"] * 6
+    )  # the parent, one run for each candidate and seed over both rungs, the compared one

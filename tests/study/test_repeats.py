@@ -77,6 +77,17 @@ def test_what_diverges_or_collapses_with_its_second_seed_is_not_chosen():
     assert not has_failed([score(1.0, learned=False), score(1.0)], [[score(1.0, learned=False)]])
 
 
+def test_where_all_fall_with_their_second_seed_both_seeds_count_and_divergence_is_said():
+    first = [shown(3.0), shown(1.0, 1.0), shown(1.0, 1.0)]
+    fallen = [[], [[score(1.0), score(2.0, learned=False)]], [[score(1.0), score(1.5, learned=False)]]]
+    assert move_of(first[1:], fallen[1:]).candidate == 0  # the seeds tell nothing apart: they agree in no difference
+    choice = move_of([shown(1.2, 1.2), shown(1.0, 1.0)], fallen[1:])
+    assert (choice.candidate, choice.undecided, choice.seeds) == (1, None, 2)
+    diverged = [[], [[score(1.0, diverged=True)]], [[score(1.0, diverged=True)]]]
+    assert move_of(first, diverged).candidate == 0
+    assert move_of(first[1:], diverged[1:]) == Choice(0, (0, 1), "diverged")
+
+
 def test_a_second_seed_is_for_all_survivors_or_those_that_tie_or_none():
     """0.1 is told from 0.5 by images, by less than 5%: it gets a second seed where the budget holds three of them."""
     first = [shown(1.0, 1.0), shown(1.04, 1.04), shown(1.0, 1.0)]
@@ -99,11 +110,14 @@ def test_a_third_seed_is_for_those_near_the_best_after_two():
     assert {0, 2} <= set(choice.tied)
 
 
-def test_one_beyond_the_grid_is_tried_after_the_winner_at_the_edge_was_confirmed():
-    first = [shown(3.0), shown(2.0), shown(1.0)]
+def test_one_beyond_the_grid_is_tried_before_the_winner_at_the_edge_is_confirmed():
+    first, places = [shown(3.0), shown(2.0), shown(1.0)], [*PLACES, 2.5]
     extends = {"can_extend": lambda number: number == 2}
-    assert move_of(first, [[], [], []], **extends) == Repeat((1, 2), 1)
-    assert move_of(first, [[], [shown(2.0)], [shown(1.0)]], **extends) == Extend(2)
+    assert move_of(first, [[], [], []], **extends) == Extend(2)
+    four, budget = [*first, shown(1.5)], Budget(14, 2, 3)
+    assert next_move(four, places, budget, lambda _: False, [[]] * 4) == Repeat((2, 3), 1)
+    confirmed = [[], [], [shown(1.0)], [shown(1.5)]]
+    assert next_move(four, places, budget, lambda _: False, confirmed) == Choice(2, (2,), None, 2)
 
 
 def test_what_is_in_again_has_one_seed_and_is_compared_by_that():
@@ -121,7 +135,7 @@ def test_intervals_over_few_seeds_are_wide_and_one_standard_error_is_not():
     assert not is_out(shown(1.04, 1.04), shown(1.0, 1.0))  # by less than 5%
 
 
-FEW, MANY = 250, 2_000
+FEW, MANY = 250, 800
 
 
 def outcomes(studies, *, count, noise, search_seeds):
@@ -147,15 +161,19 @@ def test_with_further_seeds_a_choice_loses_less_and_costs_no_more_than_the_budge
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("count", [3, 5, 8])
-@pytest.mark.parametrize("noise", [0.3, 1.0, 2.0])
-def test_with_further_seeds_choices_of_2000_searches_lose_less(count, noise):
-    (within, lost, cost), (within_after, lost_after, cost_after) = (
-        summary(outcomes(MANY, count=count, noise=noise, search_seeds=seeds)) for seeds in (1, 3)
+def test_with_further_seeds_choices_of_2400_searches_lose_less(count):
+    """A third of them with less noise between seeds, a third with more."""
+    found = {
+        (noise, seeds): outcomes(MANY, count=count, noise=noise, search_seeds=seeds)
+        for noise in (0.3, 1.0, 2.0) for seeds in (1, 3)
+    }  # fmt: skip
+    for (noise, seeds), of_noise in found.items():
+        within, lost, cost = summary(of_noise)
+        print(f"{count} rates, noise {noise}, seeds {seeds}: within {within:.3f}, lost {lost:.4f}, cost {cost:.2f}")
+    before, after = (
+        summary([outcome for (_, number), of_noise in found.items() if number == seeds for outcome in of_noise])
+        for seeds in (1, 3)
     )
-    print(
-        f"{count} rates, noise {noise}: within a point {within:.3f} -> {within_after:.3f}, "
-        f"points lost {100 * lost:.2f} -> {100 * lost_after:.2f}, cost {cost:.2f} -> {cost_after:.2f}"
-    )
-    assert within_after > within
-    assert lost_after < lost
-    assert cost_after <= 0.5
+    assert after[0] > before[0]
+    assert after[1] < before[1]
+    assert max(outcome.cost for of_noise in found.values() for outcome in of_noise) <= 0.5

@@ -12,12 +12,15 @@ from imbalanced_data import write_imbalanced
 from pipeline.config import Settings, SettingsError
 from pipeline.data import load_manifest
 from pipeline.distributed.worker import alone
-from pipeline.report.comparison import StudyRun
+from pipeline.report.comparison import Comparison, StudyRun
+from pipeline.report.page import render
 from pipeline.study.arms import arms_of, candidates_of, with_final_network
 from pipeline.study.candidates import value_beyond
 from pipeline.study.rung_plan import LEAST_STEPS, plan_rungs
 from pipeline.study.rung_scores import units_of
 from pipeline.study.search import ArmSearch, run_search
+from pipeline.study.seeds import run_seeds
+from pipeline.study.summary import metrics_of, summarize
 from pipeline.training import fit
 from pipeline.training.job import Job
 
@@ -35,7 +38,7 @@ def test_the_budget_holds_whatever_the_study(share):
         in_all, budget = Fraction(str(share)) * seeds * epochs, plan.budget
         longest_unit = max(Fraction(int(plan.first_epochs * each), each) for each in batches)
         assert budget.units * longest_unit <= in_all
-        if not budget.rungs:
+        if not budget.rungs:  # not even without a second seed
             assert int(min(in_all / (3 * (count + extends)), Fraction(epochs, 2)) * min(batches)) < LEAST_STEPS
             continue
         assert min(int(plan.first_epochs * each) for each in batches) >= LEAST_STEPS
@@ -172,13 +175,38 @@ def test_a_winner_at_the_edge_extends_the_grid(imbalanced, tmp_path):
     assert search.tuned == {"train.learning_rate": 0.02}
 
 
+def test_a_second_seed_is_set_aside_unless_the_first_rung_were_too_short():
+    plans = [
+        plan_rungs(share=0.5, epochs=8, seeds=3, epoch_steps=[steps] * 3, extends=True, search_seeds=seeds)
+        for steps in (12, 11) for seeds in (3, 1)
+    ]  # fmt: skip
+    assert [plan.first_epochs for plan in plans] == [Fraction(12, 14), Fraction(1), Fraction(1), Fraction(1)]
+    assert [plan.budget.seeds for plan in plans] == [3, 1, 3, 1]
+
+
+def test_candidates_that_tie_train_with_seeds_of_their_own(imbalanced, tmp_path):
+    """Two rates that are close, and seeds 1000 and 1002, since 1001 is one of those compared; no step twice."""
+    settings = study(imbalanced, tmp_path, rates=(0.1, 0.1001), search_budget=1.0, search_extensions=0, seeds=(0, 1001))
+    (search,), trainer = searches_of(settings), Trainer(tmp_path)
+    run_search([search], trainer)
+    trained = [(trial.seed, trial.rungs, trial.steps) for trial in search.trials()]
+    assert trained[:4] == [(1000, 2, 90), (1000, 2, 90), (1002, 2, 90), (1002, 2, 90)]
+    assert search.choice.seeds == 2
+    assert search.images == 128 * sum(trainer.steps.values())
+    assert len(trainer.steps) == len(trained) == 4
+    assert 0.3 < search.images / search.compared_images <= 1.0
+    again = {trial.name for trial in search.next_trials()}
+    assert not again
+
+
 def test_what_a_trial_of_the_search_is_trained_with(imbalanced, tmp_path):
     (search,) = searches_of(study(imbalanced, tmp_path))
     for trial in search.next_trials():
         train = trial.settings.train
         assert (train.evaluate_on, train.seed, train.evaluations_per_epoch) == ("validation", 1000, 1)
-        # 8 epochs hold two rungs of three candidates and one more: 15 steps of 23, and then 30.
-        assert (train.first_cycle_epochs, train.epochs, trial.cycle) == (15 / 23, 2, 1)
+        # 8 epochs hold 14 first rungs: of three candidates, and of two of them a second rung, both again with another
+        # seed, and a first one beyond the grid: 13 steps of 23, and then 26.
+        assert (train.first_cycle_epochs, train.epochs, trial.cycle) == (13 / 23, 2, 1)
         assert trial.settings.compare.grid == {}
 
 
@@ -207,3 +235,27 @@ def test_the_old_setting_says_what_took_its_place():
 
     with pytest.raises(SettingsError, match=r"search_epochs 2 is no longer a setting.*search_budget"):
         load_settings("conf/quickstart.yaml", ["compare.search_epochs=2"])
+
+
+def test_weights_by_class_are_an_arm_of_a_comparison_and_of_its_report(imbalanced, tmp_path):
+    settings = study(imbalanced, tmp_path, seeds=(0, 1))
+    tree = settings.model_dump()
+    tree["train"] |= {"epochs": 1}
+    weights = ["none", {"class 9": 5, "class 8": 2.5}]
+    tree["compare"] |= {"grid": {"train.class_weights": weights}, "tune": ()}
+    settings = Settings.model_validate(tree)
+    manifest, arms = load_manifest(imbalanced), arms_of(settings)
+    runs = run_seeds(settings, manifest, arms, {arm.name: {} for arm in arms}, Trainer(tmp_path))
+    comparison = summarize(settings, manifest, runs, [], side_by_side=1, parent_run_id="")
+    assert [arm.arm for arm in comparison.arms] == ["class_weights none", "class_weights class 8 2.5 class 9 5"]
+    text = "{class 8: 2.5, class 9: 5}"
+    assert comparison.grid["train.class_weights"] == ("none", text)
+    assert comparison.arms[1].values == {"train.class_weights": text}
+    assert Comparison.model_validate_json(comparison.model_dump_json()) == comparison
+    losses = {run.arm: run.train_loss for run in runs if run.seed == 0}
+    assert losses["class_weights none"] != losses["class_weights class 8 2.5 class 9 5"]
+    page = render(comparison)
+    assert "class weights class 8 2.5 and class 9 5" in page
+    assert "no class weights" in page
+    names = {name.partition("/")[0] for name in metrics_of(comparison.arms)}
+    assert names == {"class_weights none", "class_weights class 8 2.5 class 9 5"}

@@ -182,6 +182,23 @@ def test_arms_of_a_comparison():
     assert named.with_values({"model.norm": "batch"}).train.class_weights == {"shirt": 2.0, "7": 0.5}
 
 
+def test_weights_by_class_are_values_of_a_grid():
+    """An arm has them as one text, which its name and MLflow can show and which means the same weights."""
+    settings = load_settings("conf/quickstart.yaml", ["train.class_weights=[none, {shirt: 2, 7: 0.5}]"])
+    assert settings.compare.grid["train.class_weights"] == ("none", "{'7': 0.5, shirt: 2}")
+    arm = settings.with_values({"train.class_weights": "{'7': 0.5, shirt: 2}"})
+    assert arm.train.class_weights == {"shirt": 2.0, "7": 0.5}
+    alone = load_settings("conf/quickstart.yaml", ["train.class_weights={shirt: 2, 7: 0.5}"])
+    assert arm.train == alone.train
+
+
+def test_a_mapping_later_takes_the_place_of_a_grid_s_values():
+    grid = "compare.grid={train.class_weights: [none, balanced]}"
+    settings = load_settings("conf/quickstart.yaml", [grid, "train.class_weights={shirt: 2}"])
+    assert "train.class_weights" not in settings.compare.grid
+    assert settings.train.class_weights == {"shirt": 2.0}
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -190,7 +207,10 @@ def test_arms_of_a_comparison():
         (["train.class_weights={shirt: .inf}"], "weights of at least 0"),
         (["train.class_weights={}"], "neither none"),
         (["train.class_weights=even"], "'even' is neither none"),
-        (["train.class_weights=[none, {shirt: 2}]"], "cannot vary train.class_weights over {'shirt': 2}"),
+        (["train.class_weights=[none, {shirt: -2}]"], "'{shirt: -2}' is neither none"),
+        (["train.class_weights=[none, {}]"], r"cannot vary train.class_weights over \{\}"),
+        (["train.class_weights=[{shirt: 2}, {shirt: 2.0}]"], "train.class_weights lists a value twice"),
+        (["train.class_weights=[none, [1, 2]]"], r"cannot vary train.class_weights over \[1, 2\]"),
         (["train.class_weights=balanced", "train.sampling=balanced"], "each balance the classes alone: set one"),
     ],
 )

@@ -1,7 +1,7 @@
 """The small real studies of `verdicts`: which there are, and their datasets.
 
 The pictures are those of Fashion-MNIST at half their size and scikit-learn's digits. ``BENCH_IMAGES`` names a file that
-has them both, for a machine without either: ``python tests/bench/verdict_data.py FILE.npz`` makes it.
+has them both, for a machine without either: ``python tests/support/verdict_data.py FILE.npz`` makes it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-
-sys.path.append(str(Path(__file__).parents[1] / "support"))
-
 
 SEEN, HELD_OUT, FRESH = "seen", "held out", "fresh"
 # What a file of images has: arrays of these names, pixels uint8 (rows, 1, H, W) and labels int64.
