@@ -13,6 +13,7 @@ from pipeline.data.loader import TrainLoader
 from pipeline.distributed.gradients import GradientExchange
 from pipeline.distributed.worker import Worker
 from pipeline.training import hooks, predictions
+from pipeline.training.arithmetic import arithmetic
 from pipeline.training.batch import DeviceBatches
 from pipeline.training.checkpointer import Checkpointer
 from pipeline.training.class_weights import class_weights
@@ -86,6 +87,7 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
     """
     with contextlib.ExitStack() as at_end:
         train = job.train.for_workers(worker.world_size)
+        at_end.enter_context(arithmetic(worker.device, train))
         at_end.enter_context(explain_out_of_memory(worker, train))
         manifest = load_manifest(job.dataset, job.version)
         loader = at_end.enter_context(contextlib.closing(TrainLoader(job.dataset, manifest, train, job.reader, worker)))
