@@ -58,7 +58,7 @@ def test_a_process_that_is_still_in_a_group_is_not_used_again(spark, tmp_path):
     started = time.monotonic()
     with pytest.raises(WorkerError, match=r"rank 1 on .*: LookupError: before the exchange had ended"):
         barrier.run(spark, raise_beside_a_late_rank, (str(tmp_path),), workers=WORKERS)
-    assert time.monotonic() - started < LATE_SECONDS + 30
+    assert time.monotonic() - started < LATE_SECONDS + 75  # with a first gang of the session, beside other work
     pids = barrier.run(spark, pid_of, workers=WORKERS)
     assert failed_pid(tmp_path) not in pids
     deadline = time.monotonic() + 20
