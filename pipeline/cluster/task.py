@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -68,8 +69,6 @@ def run_task(task: Task, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
     from pyspark import BarrierTaskContext
 
     mask_logs()
-    for _ in batches:  # Spark keeps a Python worker, and the torch it has imported, only if its input is used up
-        pass
     context = BarrierTaskContext.get()
     me = RankState(context.partitionId(), [host_of(info.address) for info in context.getTaskInfos()])
     try:
@@ -80,6 +79,9 @@ def run_task(task: Task, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
         payload, failed = pickle.dumps(error.failure), True
     except (Exception, SystemExit) as error:  # noqa: BLE001 - reported to the driver, which raises it
         payload, failed = pickle.dumps(me.failure(error)), True
+    if _may_be_reused():
+        for _ in batches:  # Spark keeps a Python worker, and the torch it has imported, only if its input is used up
+            pass
     yield pa.RecordBatch.from_pydict(
         {
             "rank": pa.array([me.rank], pa.int32()),
@@ -87,6 +89,18 @@ def run_task(task: Task, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
             "payload": pa.array([payload], pa.binary()),
         }
     )
+
+
+def _may_be_reused() -> bool:
+    """Whether Spark may keep this process for other tasks (``spark.python.worker.reuse``). Not one that has used a GPU,
+    of whose memory it would hold a part, and which an error of CUDA leaves useless, nor one that is still in a process
+    group. It ends with its task, and Spark does not count that as a failure.
+    """
+    if "torch" not in sys.modules:
+        return True
+    from pipeline.distributed.leave import is_reusable
+
+    return is_reusable()
 
 
 def _rendezvous_and_call(context: BarrierTaskContext, me: RankState, task: Task) -> Any:

@@ -19,6 +19,7 @@ from pipeline.config.secrets import mask
 from pipeline.config.settings import Settings
 from pipeline.data.manifest import Manifest
 from pipeline.driver import checks
+from pipeline.driver.gpu_checks import judge_gpus
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -201,9 +202,7 @@ class _Examination:
     def gpus(self) -> str:
         if self.settings.workers.device == "auto" and not any(report.gpu for report in self.reports):
             return "Spark assigned none: training is on CPU"
-        return ", ".join(
-            f"rank {each.rank}: {each.device}" + (f" ({each.gpu})" if each.gpu else "") for each in self.reports
-        )
+        return check_gpus(self.reports, bf16=self.settings.train.bf16)
 
     def exchange(self) -> str:
         if len(self.reports) == 1:
@@ -232,6 +231,28 @@ def check_disk(reports: Sequence[WorkerReport]) -> str:
     if least < LITTLE_BYTES:
         raise DoubtfulError(f"{text}: checkpoints and Spark's own files may not fit")
     return f"at least {text}"
+
+
+def check_gpus(reports: Sequence[WorkerReport], *, bf16: bool) -> str:
+    """Describe the devices of the workers.
+
+    Raises
+    ------
+    CheckFailedError
+        A training cannot run on them.
+    DoubtfulError
+        It may fail or be slow there.
+    """
+    devices = ", ".join(f"rank {each.rank}: {each.device}" + (f" ({each.gpu})" if each.gpu else "") for each in reports)
+    ranks = {each.rank: (each.host, each.gpu_facts) for each in reports if each.gpu_facts is not None}
+    if not ranks:
+        return devices
+    verdict = judge_gpus(ranks, bf16=bf16)
+    if verdict.failures:
+        raise CheckFailedError("; ".join([*verdict.failures, *verdict.doubts]))
+    if verdict.doubts:
+        raise DoubtfulError("; ".join(verdict.doubts))
+    return f"{devices}; {verdict.summary}"
 
 
 # Name, check, and the names of the checks that it needs.

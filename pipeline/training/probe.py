@@ -14,6 +14,7 @@ import torch
 
 from pipeline import storage
 from pipeline.data import load_manifest
+from pipeline.distributed.gpu_facts import GpuFacts, gpu_facts
 from pipeline.distributed.worker import Worker
 
 # About what the gradients of a small network take.
@@ -50,6 +51,7 @@ class WorkerReport:
     exchange_seconds : of one all-reduce of 4 MiB over all workers, the median of 5
     endpoint : address and network interface at which other workers reach it; None where nobody knows
     problems : what failed, one text each
+    gpu_facts : what it sees of its GPU; None on CPU
     """
 
     rank: int
@@ -63,6 +65,7 @@ class WorkerReport:
     exchange_seconds: float
     problems: tuple[str, ...]
     endpoint: str | None = None
+    gpu_facts: GpuFacts | None = None
 
 
 def probe(worker: Worker, task: ProbeTask) -> WorkerReport:
@@ -83,6 +86,7 @@ def probe(worker: Worker, task: ProbeTask) -> WorkerReport:
         exchange_seconds=_exchange_seconds(worker),
         problems=tuple(problems),
         endpoint=str(worker.endpoint) if worker.endpoint is not None else None,
+        gpu_facts=gpu_facts(worker),
     )
 
 

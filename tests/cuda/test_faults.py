@@ -21,6 +21,8 @@ from pipeline.training.loop import fit
 # What a rank may take to fail, beside the time that leaving the group may take. Imports and CUDA are part of it.
 BOUND_SECONDS = AFTER_ERROR_SECONDS + 25
 LATE_SECONDS = AFTER_ERROR_SECONDS + 10
+# What libraries keep of a GPU, and what a rank below has when it runs out of memory.
+HELD_BYTES, ALLOCATED_BYTES = 128 << 20, 512 << 20
 
 
 def make_job(dataset, folder, hook=None, **changes):
@@ -40,6 +42,7 @@ def outcomes(shards, tmp_path, device, job):
     found = outcomes_of_ranks(fit, (job,), steps_of, (make_job(shards, tmp_path / "next"),), device=device.type)
     assert [each.after for each in found] == [16, 16]
     assert all(each.seconds < BOUND_SECONDS for each in found), [each.seconds for each in found]
+    assert all(each.held_bytes < HELD_BYTES for each in found), [each.held_bytes for each in found]
     return [each.error for each in found]
 
 
@@ -80,7 +83,8 @@ def test_a_rank_that_fails_waits_for_no_other(device):
 
 def allocate_too_much(moment):
     if moment.name == "before_data" and moment.step == 2 and moment.worker.rank == 1:
-        torch.empty(1 << 50, dtype=torch.uint8, device=moment.worker.device)
+        fits = torch.ones(ALLOCATED_BYTES, dtype=torch.uint8, device=moment.worker.device)
+        torch.cat([fits, torch.empty(1 << 50, dtype=torch.uint8, device=fits.device)])
 
 
 def test_out_of_memory_on_one_rank(shards, tmp_path, device):

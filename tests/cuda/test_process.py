@@ -8,7 +8,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from pipeline.distributed.worker import Worker, process_group
+from pipeline.distributed.gpu_facts import gpu_facts
+from pipeline.distributed.worker import Worker, alone, process_group
 
 # What Spark's daemon of Python workers imports before it forks them.
 FORK = """
@@ -73,3 +74,16 @@ def test_a_process_joins_a_group_after_it_left_one_by_an_error(device):
     assert total == 4.0
     assert [len(each) for each in notes] == [1, 1]
     assert all(each[0].startswith("raised on rank 0 of 1, ") for each in notes)
+
+
+def test_what_a_rank_tells_doctor_of_its_gpu(device):
+    facts = gpu_facts(alone(device.type))
+    if device.type == "cpu":
+        assert facts is None
+        return
+    assert facts.name == torch.cuda.get_device_name(0)
+    assert 0 < facts.free_bytes <= facts.total_bytes
+    assert facts.bf16 == torch.cuda.is_bf16_supported(including_emulation=False)
+    assert facts.nccl.startswith("2.")
+    assert facts.compute_mode in (None, "Default", "Exclusive_Process")
+    assert facts.shared_memory_bytes is None or facts.shared_memory_bytes > 0

@@ -47,11 +47,13 @@ class Outcome(NamedTuple):
 
     error : class, message, notes and traceback of what it raised; empty where it returned
     seconds : from its start until the rank had left the process group
+    held_bytes : memory of the GPU that was then in use; 0 on CPU
     after : what another function returned afterwards, on the same ranks in the same processes
     """
 
     error: str
     seconds: float
+    held_bytes: int
     after: Any
 
 
@@ -72,7 +74,8 @@ def _outcome(rank: int, port: int, fn: Any, args: tuple, then: Any, then_args: t
     except Exception as raised:  # noqa: BLE001 - what a test looks at
         error = "".join(traceback.format_exception(raised))
     seconds = time.monotonic() - started
-    return Outcome(error, seconds, _one_rank(then, rank, 2, port, then_args, device, prefix="then"))
+    held_bytes = torch.cuda.memory_allocated() if device == "cuda" else 0
+    return Outcome(error, seconds, held_bytes, _one_rank(then, rank, 2, port, then_args, device, prefix="then"))
 
 
 class Killed(BaseException):
