@@ -157,25 +157,25 @@ def _write(
     """Write the shards of a source, and publish the version that has them."""
     executors.check_versions(spark)
     base = published if settings.append else None
-    new, already_there = existing.only_new(spark, source, dataset, base)
-    coming = Ingested(
-        settings_digest=settings_digest, state=new.state, rows=sum(new.rows.values()), already_there=already_there
-    )
-    image = image_spec(settings.image, source.pixel_shape)
-    layout = plan_layout(dataset, settings, new, image, settings_digest=settings_digest, base=base)
-    try:
-        files = transform.write_files(spark, new, settings, layout, base)
-        added = _manifest_of(files, new.classes, settings.name, layout, coming, _application(spark))
-        _check_bad_share(added, settings, dataset)
-        _warn_of_versions(files, dataset)
-        whole = added if base is None else manifest.next_version(base, added)
-        _check_whole(whole, settings, dataset)
-        claim.check()
-        # Without a base, what is published at this place is the same dataset, damaged.
-        whole = versions.publish(dataset, whole, before=base, replaced=None if base else published)
-    except BaseException:
-        existing.clean_up(dataset, layout.prefix, claim)
-        raise
+    with existing.only_new(spark, source, dataset, base) as (new, already_there):
+        coming = Ingested(
+            settings_digest=settings_digest, state=new.state, rows=sum(new.rows.values()), already_there=already_there
+        )
+        image = image_spec(settings.image, source.pixel_shape)
+        layout = plan_layout(dataset, settings, new, image, settings_digest=settings_digest, base=base)
+        try:
+            files = transform.write_files(spark, new, settings, layout, base)
+            added = _manifest_of(files, new.classes, settings.name, layout, coming, _application(spark))
+            _check_bad_share(added, settings, dataset)
+            _warn_of_versions(files, dataset)
+            whole = added if base is None else manifest.next_version(base, added)
+            _check_whole(whole, settings, dataset)
+            claim.check()
+            # Without a base, what is published at this place is the same dataset, damaged.
+            whole = versions.publish(dataset, whole, before=base, replaced=None if base else published)
+        except BaseException:
+            existing.clean_up(dataset, layout.prefix, claim)
+            raise
     existing.remove_leftovers(dataset, whole, claim)
     return whole
 

@@ -26,7 +26,7 @@ from pipeline.config.frozen import FrozenModel
 from pipeline.config.secrets import masked
 from pipeline.data import reasons
 from pipeline.data.codec import BadImageError, as_binary, as_rows, decode_stored
-from pipeline.data.manifest import QUARANTINE, Shard
+from pipeline.data.manifest import QUARANTINE, DatasetError, Shard
 from pipeline.ingest import images
 from pipeline.ingest.deform import deform
 from pipeline.ingest.images import ImageSpec
@@ -200,8 +200,11 @@ def _deformed(pixels: np.ndarray, ids: np.ndarray, copy: int, layout: Layout) ->
 
 
 def write(batches: Iterator[pa.RecordBatch], layout: Layout) -> Iterator[pa.RecordBatch]:
-    """Publish a file for each shard of rows that are sorted by shard, and yield a record (JSON) of each."""
-    for shard, rows in _by_shard(batches):
+    """Publish a file for each shard of rows that are sorted by shard and key, and yield a record (JSON) of each."""
+    for shard, with_marks in _by_shard(batches):
+        rows = leave_out(with_marks)
+        if not rows.num_rows:
+            continue
         split, path = layout.file_of(shard)
         written: WrittenShard | WrittenQuarantine
         if split == QUARANTINE:
@@ -228,6 +231,41 @@ def _by_shard(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table
             parts.append(batch.slice(start, end - start))
     if parts:
         yield current, pa.Table.from_batches(parts)
+
+
+def leave_out(rows: pa.Table) -> pa.Table:
+    """The rows without the duplicates that marks among them name (see `duplicates`), and without the marks.
+
+    Parameters
+    ----------
+    rows : of one shard, those of an id one after another. Where ``duplicate`` is set, a row stands for no image but
+        says that one of the images with its id is to be left out: any, since they are the same throughout.
+
+    Raises
+    ------
+    DatasetError
+        A mark names no image that is here: the source gave another image when it was read again.
+    """
+    is_mark = rows.column("duplicate").to_numpy()
+    if not is_mark.any():
+        return rows
+    ids = rows.column("id").to_numpy()
+    marked, times = np.unique(ids[is_mark], return_counts=True)
+    images, ids = rows.filter(pa.array(~is_mark)), ids[~is_mark]
+    # Of each id the first rows are left out: a row's rank among those of its id against the marks of it.
+    begins = np.flatnonzero(np.diff(ids, prepend=ids[:1] ^ 1))
+    rank = np.arange(len(ids)) - np.repeat(begins, np.diff(begins, append=len(ids)))
+    place = np.searchsorted(marked, ids)
+    is_marked = marked[np.minimum(place, len(marked) - 1)] == ids
+    left_out = np.bincount(place[is_marked], minlength=len(marked))
+    if (left_out < times).any():
+        raise DatasetError(
+            f"the image with the id {marked[left_out < times][0]} was found to be a duplicate, and was another when it "
+            "was read again: run this again when nobody changes the source"
+        )
+    keep = np.ones(len(ids), bool)
+    keep[is_marked] = rank[is_marked] >= times[place[is_marked]]
+    return images.filter(pa.array(keep))
 
 
 def write_shard(split: str, path: str, rows: pa.Table, layout: Layout) -> WrittenShard:
