@@ -20,6 +20,9 @@ NEUTRAL: Mapping[str, Any] = {
     "train.final_network": "last",
     "train.select_on": "validation",
     "compare.checkpoint": "last",
+    "dataset.source.extensions": [".bmp", ".jpeg", ".jpg", ".png", ".webp"],
+    # 0.7.0 had no limit. What is larger and came in with it stays; almost nothing was: 50 million pixels are 200 MB.
+    "dataset.source.max_image_bytes": 256 << 20,
 }
 
 

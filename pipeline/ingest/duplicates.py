@@ -1,17 +1,20 @@
 """Which images are duplicates of others: found by hash and id, so that no image travels for it.
 
 What is found is sent after the images to the shards that they go to anyway (`marks`), and the task that writes a shard
-leaves out as many rows of an id as it has marks of it (`tasks.leave_out`).
+leaves out as many rows of an id as it has marks of it (`leave_out`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+
 from pipeline import storage
 from pipeline.data import reasons
-from pipeline.data.manifest import QUARANTINE, Manifest
-from pipeline.ingest import tasks
+from pipeline.data.manifest import QUARANTINE, DatasetError, Manifest
+from pipeline.ingest import images
 from pipeline.ingest.layout import Layout
 from pipeline.ingest.stored import stored_contents
 
@@ -39,7 +42,7 @@ def find_duplicates(spark: SparkSession, rows: DataFrame, layout: Layout, base: 
     image = F.col("image")
     if base is not None and layout.expand > 1 and layout.image.encoding != "raw":
         # Images stay raw until their copies are made; those of the earlier version are not.
-        image = F.udf(lambda raw: tasks.encode(raw, layout.image), "binary")(image)
+        image = F.udf(lambda raw: images.from_raw(raw, layout.image), "binary")(image)
     hashed = rows.where(F.col("reason").isNull()).select(
         "id", "split", "origin", F.unhex(F.sha2(image, 256)).alias("content")
     )
@@ -79,3 +82,38 @@ def marks(duplicates: DataFrame, layout: Layout) -> DataFrame:
         F.col("row.copy").alias("copy"),
         F.col("row.duplicate").alias("duplicate"),
     )
+
+
+def leave_out(rows: pa.Table) -> pa.Table:
+    """The rows without the duplicates that marks among them name, and without the marks.
+
+    Parameters
+    ----------
+    rows : of one shard, those of an id one after another. Where ``duplicate`` is set, a row stands for no image but
+        says that one of the images with its id is to be left out: any, since they are the same throughout.
+
+    Raises
+    ------
+    DatasetError
+        A mark names no image that is here: the source gave another image when it was read again.
+    """
+    is_mark = rows.column("duplicate").to_numpy()
+    if not is_mark.any():
+        return rows
+    ids = rows.column("id").to_numpy()
+    marked, times = np.unique(ids[is_mark], return_counts=True)
+    unmarked, ids = rows.filter(pa.array(~is_mark)), ids[~is_mark]
+    # Of each id the first rows are left out: a row's rank among those of its id against the marks of it.
+    begins = np.flatnonzero(np.diff(ids, prepend=ids[:1] ^ 1))
+    rank = np.arange(len(ids)) - np.repeat(begins, np.diff(begins, append=len(ids)))
+    place = np.searchsorted(marked, ids)
+    is_marked = marked[np.minimum(place, len(marked) - 1)] == ids
+    left_out = np.bincount(place[is_marked], minlength=len(marked))
+    if (left_out < times).any():
+        raise DatasetError(
+            f"the image with the id {marked[left_out < times][0]} was found to be a duplicate, and was another when it "
+            "was read again: run this again when nobody changes the source"
+        )
+    keep = np.ones(len(ids), bool)
+    keep[is_marked] = rank[is_marked] >= times[place[is_marked]]
+    return unmarked.filter(pa.array(keep))

@@ -26,9 +26,10 @@ from pipeline.config.frozen import FrozenModel
 from pipeline.config.secrets import masked
 from pipeline.data import reasons
 from pipeline.data.codec import BadImageError, as_binary, as_rows, decode_stored
-from pipeline.data.manifest import QUARANTINE, DatasetError, Shard
+from pipeline.data.manifest import QUARANTINE, Shard
 from pipeline.ingest import images
 from pipeline.ingest.deform import deform
+from pipeline.ingest.duplicates import leave_out
 from pipeline.ingest.images import ImageSpec
 from pipeline.ingest.layout import Layout
 
@@ -179,12 +180,11 @@ def _copies(rows: pa.RecordBatch, stored: pa.Array, copy: int) -> pa.RecordBatch
 
 
 def _encoded(raw: pa.Array, spec: ImageSpec) -> pa.Array:
-    return raw if spec.encoding == "raw" else pa.array([encode(value, spec) for value in raw.to_pylist()], pa.binary())
-
-
-def encode(raw: bytes | None, spec: ImageSpec) -> bytes | None:
-    """Raw pixels of the spec's shape as they are stored."""
-    return None if raw is None else images.from_pixels(np.frombuffer(raw, np.uint8).reshape(spec.shape), spec)
+    return (
+        raw
+        if spec.encoding == "raw"
+        else pa.array([images.from_raw(value, spec) for value in raw.to_pylist()], pa.binary())
+    )
 
 
 def _deformed(pixels: np.ndarray, ids: np.ndarray, copy: int, layout: Layout) -> pa.Array:
@@ -231,41 +231,6 @@ def _by_shard(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table
             parts.append(batch.slice(start, end - start))
     if parts:
         yield current, pa.Table.from_batches(parts)
-
-
-def leave_out(rows: pa.Table) -> pa.Table:
-    """The rows without the duplicates that marks among them name (see `duplicates`), and without the marks.
-
-    Parameters
-    ----------
-    rows : of one shard, those of an id one after another. Where ``duplicate`` is set, a row stands for no image but
-        says that one of the images with its id is to be left out: any, since they are the same throughout.
-
-    Raises
-    ------
-    DatasetError
-        A mark names no image that is here: the source gave another image when it was read again.
-    """
-    is_mark = rows.column("duplicate").to_numpy()
-    if not is_mark.any():
-        return rows
-    ids = rows.column("id").to_numpy()
-    marked, times = np.unique(ids[is_mark], return_counts=True)
-    images, ids = rows.filter(pa.array(~is_mark)), ids[~is_mark]
-    # Of each id the first rows are left out: a row's rank among those of its id against the marks of it.
-    begins = np.flatnonzero(np.diff(ids, prepend=ids[:1] ^ 1))
-    rank = np.arange(len(ids)) - np.repeat(begins, np.diff(begins, append=len(ids)))
-    place = np.searchsorted(marked, ids)
-    is_marked = marked[np.minimum(place, len(marked) - 1)] == ids
-    left_out = np.bincount(place[is_marked], minlength=len(marked))
-    if (left_out < times).any():
-        raise DatasetError(
-            f"the image with the id {marked[left_out < times][0]} was found to be a duplicate, and was another when it "
-            "was read again: run this again when nobody changes the source"
-        )
-    keep = np.ones(len(ids), bool)
-    keep[is_marked] = rank[is_marked] >= times[place[is_marked]]
-    return images.filter(pa.array(keep))
 
 
 def write_shard(split: str, path: str, rows: pa.Table, layout: Layout) -> WrittenShard:
