@@ -148,8 +148,10 @@ def test_a_source_of_which_nothing_is_known_is_appended_whole(spark, table, tmp_
 
 
 # Rows of one table without an id column: (picture, label, split), and how often each is there.
-ROWS = [(0, "a", "train", 3), (0, "b", "train", 1), (1, "a", "train", 2), (1, "a", "test", 2),
-        (2, "b", "validation", 2), (2, "b", "train", 1), (3, "a", "train", 1), (4, "b", "test", 1), (5, "a", "train", 1)]  # fmt: skip
+ROWS = [
+    *((0, "a", "train", 3), (0, "b", "train", 1), (1, "a", "train", 2), (1, "a", "test", 2)),
+    *((2, "b", "validation", 2), (2, "b", "train", 1), (3, "a", "train", 1), (4, "b", "test", 1), (5, "a", "train", 1)),
+]
 
 
 @spark_test
