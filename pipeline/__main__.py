@@ -55,6 +55,8 @@ def ingest(config: Config, override: Overrides = None) -> None:
     images = ", ".join(f"{rows:,} {split}" for split, rows in result.rows.items())
     state = "written" if result.written else "unchanged: the same input and settings were ingested before"
     _say(f"{result.dataset} {state}: {images} images, {sum(result.set_aside.values()):,} set aside")
+    if result.other_files.files:
+        _say(f"passed over, as dataset.source.extensions does not have them: {result.other_files}")
     _print_path(settings.output, "ingest.json")
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.frozen import FrozenModel
 
 # Sources whose images are stored raw in one shape, so that none has to be set.
 FIXED_SHAPE = ("fashion_mnist", "idx", "cifar10", "cifar100")
 TABLES = ("table", "parquet", "delta")
+# What the names of files end in that are taken for images, unless the settings say otherwise; ANY_EXTENSION takes all.
+IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+ANY_EXTENSION = "any"
 
 
 class DeformSettings(FrozenModel):
@@ -32,7 +35,7 @@ class SourceSettings(FrozenModel):
     ] = Field(
         "fashion_mnist",
         description="fashion_mnist: the published files, found or fetched, checksums verified; idx: four files in the "
-        "IDX format of MNIST; cifar10, cifar100: the binary version's files; folder: JPEG, PNG, WebP and BMP files; "
+        "IDX format of MNIST; cifar10, cifar100: the binary version's files; folder: files of images (`extensions`); "
         "table: a table of Spark's catalog; parquet, delta: the path of such a table",
     )  # fmt: skip
     path: str | None = Field(None, description="folder, or name of the table; executors must see it too")
@@ -47,9 +50,34 @@ class SourceSettings(FrozenModel):
     image_column: str = Field("image", description="column of the table: bytes, or the struct of Spark's image source")
     id_column: str | None = Field(None, description="integer column of the table that is unique; null: a content hash")
     split_column: str | None = Field(None, description="column of the table: train, validation or test")
+    extensions: tuple[str, ...] = Field(
+        IMAGE_EXTENSIONS,
+        min_length=1,
+        description='folder: what the names of images end in, in any case; "" takes names without an extension too, '
+        "`any` every file. What else lies there is counted in the result",
+    )
+    max_image_bytes: int = Field(
+        256 << 20,
+        ge=1,
+        le=1 << 30,
+        description="folder, tables: a file, or a value of the image column, of more bytes is set aside unread",
+    )
     split_folders: bool = Field(False, description="folder: the first folder below it is train, validation or test")
     expand: int = Field(1, ge=1, description="images that each training image becomes: itself and deformed copies")
     deform: DeformSettings = DeformSettings()
+
+    @field_validator("extensions")
+    @classmethod
+    def _as_names_end(cls, extensions: tuple[str, ...]) -> tuple[str, ...]:
+        """With a dot, in small letters, sorted: the same names give the same digest."""
+        lower = [name.lower() for name in extensions]
+        dotted = {name if name in ("", ANY_EXTENSION) or name[:1] == "." else f".{name}" for name in lower}
+        for name in dotted:
+            if name.count(".") > 1 or "/" in name or name == ".":
+                raise ValueError(
+                    f"extensions has {name!r}: write what follows the last dot of a name, for example .tif"
+                )
+        return tuple(sorted(dotted))
 
     @model_validator(mode="after")
     def _complete(self) -> SourceSettings:
@@ -60,8 +88,8 @@ class SourceSettings(FrozenModel):
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes lists a name twice: {list(self.classes)}")
         for name, kinds in (("labels", ("folder",)), ("split_folders", ("folder",)), ("split_column", TABLES),
-                            ("id_column", TABLES)):  # fmt: skip
-            if getattr(self, name) and self.kind not in kinds:
+                            ("id_column", TABLES), ("extensions", ("folder",))):  # fmt: skip
+            if getattr(self, name) != type(self).model_fields[name].default and self.kind not in kinds:
                 raise ValueError(f"{name} is for kind: {' or '.join(kinds)}, this is kind: {self.kind}")
         return self
 

@@ -23,6 +23,9 @@ NEUTRAL: Mapping[str, Any] = {
     "reader.gpu_bytes": 1 << 30,
     "train.cuda_graphs": False,
     "train.deterministic": False,
+    "dataset.source.extensions": [".bmp", ".jpeg", ".jpg", ".png", ".webp"],
+    # 0.7.0 had no limit. What is larger and came in with it stays; almost nothing was: 50 million pixels are 200 MB.
+    "dataset.source.max_image_bytes": 256 << 20,
 }
 
 

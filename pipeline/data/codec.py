@@ -5,8 +5,10 @@ A payload that cannot be decoded is never more than a `BadImageError` whose mess
 
 from __future__ import annotations
 
+import functools
 import io
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +19,14 @@ from pipeline.data import reasons
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What is decoded at all: each further parser is one more that a damaged file can attack.
+# What is decoded unless the settings ask for more: each further parser is one more that a damaged file can attack.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+# What is decoded besides, where files with such names are to be read.
+_MORE_FORMATS = {
+    ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".pbm": "PPM", ".pgm": "PPM", ".pnm": "PPM", ".ppm": "PPM",
+    ".jp2": "JPEG2000", ".avif": "AVIF",
+}  # fmt: skip
+_JPEG_NAMES = (".jpg", ".jpeg", ".jfif", ".jpe")
 
 
 class BadImageError(ValueError):
@@ -76,18 +84,42 @@ def as_binary(rows: np.ndarray) -> pa.Array:
     return pa.BinaryArray.from_buffers(pa.binary(), count, buffers)
 
 
-def open_image(payload: bytes) -> Image:
+def formats_of(extensions: Collection[str]) -> tuple[str, ...]:
+    """Pillow's names of the formats that are decoded where files with these extensions are read.
+
+    Parameters
+    ----------
+    extensions : see the setting `dataset.source.extensions`; one that says nothing of the content, such as "" and "*",
+        stands for every format
+    """
+    known = {f".{name.lower()}" for name in FORMATS} | {*_JPEG_NAMES, *_MORE_FORMATS}
+    names = _MORE_FORMATS if set(extensions) - known else set(extensions) & _MORE_FORMATS.keys()
+    return (*FORMATS, *sorted({_MORE_FORMATS[name] for name in names}))
+
+
+@functools.cache
+def _available(formats: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that this Pillow can decode."""
+    from PIL import Image
+
+    if formats != FORMATS:
+        Image.init()  # otherwise Pillow loads what it needs by itself, and fewer plugins
+        return tuple(name for name in formats if name in Image.OPEN)
+    return formats
+
+
+def open_image(payload: bytes, formats: tuple[str, ...] = FORMATS) -> Image:
     """Open the content of an image file; only its header is read.
 
     Raises
     ------
     BadImageError
-        It is of no format in `FORMATS`, its header is damaged, or it states far too many pixels.
+        It is of none of the formats, its header is damaged, or it states far too many pixels.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return Image.open(io.BytesIO(payload), formats=FORMATS)
+        return Image.open(io.BytesIO(payload), formats=_available(formats))
     except Image.DecompressionBombError:
         raise BadImageError(reasons.TOO_MANY_PIXELS) from None
     except UnidentifiedImageError:

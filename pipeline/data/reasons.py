@@ -2,6 +2,8 @@
 
 MISSING_IMAGE = "missing_image"
 UNREADABLE = "unreadable_file"
+OTHER_EXTENSION = "other_extension"
+TOO_MANY_BYTES = "too_many_bytes"
 EMPTY = "empty"
 TRUNCATED = "truncated"
 UNDECODABLE = "undecodable"

@@ -3,9 +3,9 @@
 A driver takes the folder of a record by creating the file of the next number (``record.json``, ``record-0002.json``,
 ...): of several that try at once, one does. It writes under its own number alone, and the highest number counts. So a
 driver that was believed dead may come back at any moment, also between a look and a write: what it then writes is not
-read. While a driver lives, a thread renews its lease, a small file of the same number. No clocks of two hosts are
-compared: a driver elsewhere has lost its lease when that file has not changed for `LEASE_SECONDS` by the clock of the
-process that looks. On the same machine a process can be asked for, and nobody waits.
+read. While a driver lives, a thread renews its lease, a small file of the same number (`storage.lease`): a driver
+elsewhere has lost it when that file has not changed for `LEASE_SECONDS`. On the same machine a process can be asked
+for, and nobody waits.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import os
 import re
 import socket
 import threading
-import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,14 +24,14 @@ from pydantic import Field
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
+from pipeline.storage import lease
 
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 30.0
 # A lease is renewed so often within its time, and looked at so often by who waits for its end.
 _RENEWALS, _LOOKS = 3, 15
-# How long the end of a command waits for a renewal that is under way.
-_LAST_RENEWAL_SECONDS = 5.0
+_RECORD_NAME = re.compile(r"record(?:-(\d{4,}))?\.json")
 
 # The leases that this process holds, by the paths of their files.
 _held: set[str] = set()
@@ -81,8 +79,7 @@ def record_path(folder: str, number: int) -> str:
 
 def newest_number(folder: str) -> int:
     """The number of the driver that took the folder last; 0 where none has."""
-    found = (re.fullmatch(r"record(?:-(\d{4,}))?\.json", name) for name in storage.names(folder))
-    return max((int(match[1] or 1) for match in found if match), default=0)
+    return max(lease.numbers(folder, _RECORD_NAME), default=0)
 
 
 def this_process() -> DriverProcess:
@@ -109,15 +106,11 @@ def is_free(folder: str, number: int, driver: DriverProcess | None, me: DriverPr
         return _started(driver.pid) != driver.started
     who = driver or "unknown"
     log.warning("%s was begun by process %s: waiting up to %g s for a sign of its life", folder, who, seconds)
-    looked_at = time.monotonic()
-    while time.monotonic() - looked_at < seconds:
-        time.sleep(seconds / _LOOKS)
-        if (now := _read(path)) != renewal:
-            return _is_released(now)
-    return True
+    now = lease.wait_for_change(lambda: _read(path), renewal, seconds=seconds, looks=_LOOKS)
+    return now == renewal or _is_released(now)
 
 
-class Lease:
+class Lease(lease.Lease):
     """The right to write in a folder, renewed by a thread while its ``with`` block runs, and given back at its end.
 
     Parameters
@@ -134,51 +127,28 @@ class Lease:
     """
 
     def __init__(self, folder: str, number: int, *, seconds: float, stop: threading.Event | None = None):
-        self.folder, self.number = folder, number
+        path = _lease_path(folder, number)
+        super().__init__(folder, number, path, seconds=seconds, renewals=_RENEWALS, is_written=False)
         self.stop = stop or threading.Event()
-        self._path, self._seconds = _lease_path(folder, number), seconds
         self._lost = ""  # by whom and when, once it is
-        self._seen_at = self._renewed_at = time.monotonic()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="sparknorm-lease", daemon=True)
-        _held.add(self._path)
+        _held.add(path)
 
     def __enter__(self) -> Lease:
-        self._thread.start()
+        self.begin()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self._ended.set()
-        self._thread.join(_LAST_RENEWAL_SECONDS)
+        self.end()
         _held.discard(self._path)
-        with suppress(Exception):  # storage that fails does not hide what ended the block
-            if self._newest_is_mine():
-                self._write(_Renewal(renewals=-1, released=True))
         if self._lost and (error is None or isinstance(error, Exception)):
             raise TakenOverError(self._lost) from error
 
     def check(self) -> None:
         """Raise TakenOverError, which says by whom and when, where another process has taken the folder."""
-        if not self._newest_is_mine():
+        if not self._look():
             raise TakenOverError(self._lost)
 
-    def holds(self, *, lately: bool = False) -> bool:
-        """Whether nobody else has taken the folder; with ``lately`` whether that was seen within half the lease's time.
-
-        Where storage does not answer, a lease that was renewed within its time is held: nobody may have taken it. After
-        that time the error of the storage is raised, since nobody knows.
-        """
-        if lately and not self._lost and time.monotonic() - self._seen_at < self._seconds / 2:
-            return True
-        try:
-            return self._newest_is_mine()
-        except Exception:  # drivers of storage raise kinds of their own
-            if time.monotonic() - self._renewed_at < self._seconds:
-                return True
-            raise
-
-    def _newest_is_mine(self) -> bool:
-        looked_at = time.monotonic()
+    def _is_newest(self) -> bool:
         if not self._lost and (newest := newest_number(self.folder)) > self.number:
             driver = _driver_of(record_path(self.folder, newest))
             who = f"{driver} at {driver.since}" if driver else "unknown"
@@ -187,28 +157,11 @@ class Lease:
                 f"{self._seconds:g} s. It goes on there, and nothing of what this process does counts any more"
             )
             self.stop.set()
-        self._seen_at = looked_at
         return not self._lost
 
-    def _keep(self) -> None:
-        renewals, warned = 0, False
-        while not self._lost:
-            try:
-                began_at = time.monotonic()
-                self._write(_Renewal(renewals=renewals))
-                self._renewed_at = began_at
-                renewals, warned = renewals + 1, False
-            except Exception as error:  # noqa: BLE001 - drivers of storage raise kinds of their own; the next may succeed
-                if not warned:
-                    log.warning("the lease of %s could not be renewed: %s", self.folder, error)
-                warned = True
-            if self._ended.wait(self._seconds / _RENEWALS):
-                return
-            with suppress(Exception):  # looked again next time
-                self._newest_is_mine()
-
-    def _write(self, renewal: _Renewal) -> None:
-        storage.publish(self._path, json.dumps(renewal.model_dump(exclude_unset=True)).encode(), durable=False)
+    def _text(self, renewals: int, *, released: bool = False) -> bytes:
+        renewal = _Renewal(renewals=renewals, released=True) if released else _Renewal(renewals=renewals)
+        return json.dumps(renewal.model_dump(exclude_unset=True)).encode()
 
 
 def _numbered(kind: str, number: int) -> str:

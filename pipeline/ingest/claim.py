@@ -2,8 +2,8 @@
 
 A job claims a dataset by creating the file of the next number, ``claim-0001.json``, ``claim-0002.json``, ...: of
 several that try at once, one does. The highest number counts, and none is used twice: the last claim stays, marked as
-released. While a job lives, a thread writes its file again every few seconds. A job that died leaves a claim that does
-not change any more: who has seen that for `LEASE_SECONDS`, by its own clock, takes the next number. A job that was
+released. While a job lives, its file is written again every few seconds (`storage.lease`). A job that died leaves a
+claim that does not change any more: who has seen that for `LEASE_SECONDS` takes the next number. A job that was
 believed dead and comes back looks for a higher number before it publishes or deletes anything, and should it look a
 moment too early, of two jobs that publish a version still only one does (`versions.publish`).
 """
@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from datetime import UTC, datetime
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
 from pipeline.data.manifest import DatasetError
+from pipeline.storage.lease import Lease, numbers, wait_for_change
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,6 @@ LEASE_SECONDS = 30.0
 _RENEWALS, _LOOKS = 6, 30
 # How often a job tries to be the next one, before it says that others always are.
 _TURNS = 20
-# How long a job that ends waits for a renewal under way.
-_LAST_RENEWAL_SECONDS = 5.0
 _NAME = re.compile(r"claim-(\d{4,})\.json")
 
 
@@ -61,55 +59,40 @@ class ClaimContent(FrozenModel):
         return f"process {self.pid} on {self.host} since {self.since} (Spark application {self.application})"
 
 
-class Claim:
+class Claim(Lease):
     """The right of this process to write to a dataset, which others may have taken over (see `claimed`)."""
 
     def __init__(self, dataset: str, number: int, content: ClaimContent):
-        self._dataset, self._number, self._content = dataset, number, content
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="sparknorm-claim", daemon=True)
-        self._thread.start()
+        path = _path(dataset, number)
+        super().__init__(dataset, number, path, seconds=LEASE_SECONDS, renewals=_RENEWALS, is_written=True)
+        self._content = content
+        self.begin()
 
     def check(self) -> None:
         """Raise DatasetError where another job has taken the dataset over."""
-        if not self.holds():
+        if not self._is_newest():
             raise DatasetError(
-                f"{self._dataset} was taken over by {_read(self._dataset, _newest(self._dataset)) or 'another job'}, "
+                f"{self.folder} was taken over by {_read(self.folder, _newest(self.folder)) or 'another job'}, "
                 f"since this job had shown no sign of life for {LEASE_SECONDS:g} s: nothing of it was published; "
                 "run it again when the other has ended"
             )
 
-    def holds(self) -> bool:
-        """Whether nobody else has taken the dataset over."""
-        content = _read(self._dataset, self._number)
-        mine = content is not None and content.token == self._content.token
-        return mine and _newest(self._dataset) == self._number
-
     def release(self) -> None:
         """Let others write, and delete the claims of jobs that died before."""
-        self._ended.set()
-        self._thread.join(_LAST_RENEWAL_SECONDS)
-        if self.holds():
-            self._write(released=True)
-            for number in _numbers(self._dataset):
-                if number < self._number:
-                    storage.remove(_path(self._dataset, number))
+        self.end()
+        if self._is_newest():
+            for number in _numbers(self.folder):
+                if number < self.number:
+                    storage.remove(_path(self.folder, number))
 
-    def _keep(self) -> None:
-        renewals = 0
-        while not self._ended.wait(LEASE_SECONDS / _RENEWALS):
-            try:
-                if not self.holds():
-                    log.warning("another job has taken %s over", self._dataset)
-                    return
-                renewals += 1
-                self._write(renewals=renewals)
-            except Exception as error:  # noqa: BLE001 - drivers of storage raise kinds of their own; the next may succeed
-                log.warning("the claim to %s could not be renewed: %s", self._dataset, error)
+    def _is_newest(self) -> bool:
+        """Also where two were told that they had created the file, as HDFS may: it has the token of one of them."""
+        content = _read(self.folder, self.number)
+        mine = content is not None and content.token == self._content.token
+        return mine and _newest(self.folder) == self.number
 
-    def _write(self, **changes: int) -> None:
-        text = _text(self._content.model_copy(update=changes))
-        storage.publish(_path(self._dataset, self._number), text, durable=False)
+    def _text(self, renewals: int, *, released: bool = False) -> bytes:
+        return _text(self._content.model_copy(update={"released": True} if released else {"renewals": renewals}))
 
 
 @contextmanager
@@ -158,21 +141,17 @@ def _take(dataset: str, application: str) -> Claim:
 
 def _wait_for_end(dataset: str, number: int) -> None:
     """Return when a claim is released or has not changed for `LEASE_SECONDS`, or raise DatasetError: it is renewed."""
-    first, looked_at = _read(dataset, number), time.monotonic()
-    now = first
-    while not (now and now.released):
-        if time.monotonic() - looked_at > LEASE_SECONDS:
-            log.warning("%s was claimed by %s, which shows no sign of life: taken over", dataset, now or "another job")
-            return
-        time.sleep(LEASE_SECONDS / _LOOKS)
-        now = _read(dataset, number)
-        if first and not now:
-            return  # deleted by a job that took the next number
-        if now != first and not (now and now.released):
-            raise DatasetError(
-                f"{dataset} is being written by {now or 'another job'}: "
-                "run this again when that has ended, or choose another dataset.path"
-            )
+    first = _read(dataset, number)
+    if first and first.released:
+        return
+    now = wait_for_change(lambda: _read(dataset, number), first, seconds=LEASE_SECONDS, looks=_LOOKS)
+    if now == first:
+        log.warning("%s was claimed by %s, which shows no sign of life: taken over", dataset, now or "another job")
+    elif now and not now.released:
+        raise DatasetError(
+            f"{dataset} is being written by {now}: run this again when that has ended, or choose another dataset.path"
+        )
+    # Otherwise it was released, or deleted by a job that took the next number.
 
 
 def _newest(dataset: str) -> int:
@@ -181,7 +160,7 @@ def _newest(dataset: str) -> int:
 
 
 def _numbers(dataset: str) -> list[int]:
-    return [int(match[1]) for name in storage.names(dataset) if (match := _NAME.fullmatch(name))]
+    return numbers(dataset, _NAME)
 
 
 def _path(dataset: str, number: int) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
+from pipeline.cluster.errors import spark_failures
 from pipeline.config.dataset import DatasetSettings
 from pipeline.config.identity import identity_of
 from pipeline.config.settings import digest_of
@@ -21,10 +22,13 @@ from pipeline.ingest.sources.source import Source, rows_by_split
 from pipeline.ingest.stored import stored_ids
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 log = logging.getLogger(__name__)
 
+# The driver and every executor hold a list of ids of at most this length (128 MiB, as Spark's own metric says); with
+# longer ones Spark shuffles the items, payloads included.
+MOST_BROADCAST_IDS = 2_000_000
 # Names that `ingest` gives to shards (those of sparknorm 0.7 and before end with the number); Spark's own start alike.
 _SHARD_NAME = re.compile(r"part-[0-9a-f]{8}-\d{5,}(-[0-9a-f]{12})?\.parquet")
 
@@ -126,10 +130,12 @@ def check_append(
         raise DatasetError(f"{missing} is missing or cut: restore it before anything is appended to {dataset}")
 
 
-def only_new(spark: SparkSession, source: Source, dataset: str, base: Manifest | None) -> tuple[Source, int]:
+@contextmanager
+def only_new(spark: SparkSession, source: Source, dataset: str, base: Manifest | None) -> Iterator[tuple[Source, int]]:
     """The source without the images that the version before has or has set aside, and how many those are.
 
-    Ids of numbered images go on from the version before, so that all of them are new.
+    Ids of numbered images go on from the version before, so that all of them are new. What Spark holds for this is let
+    go where the context ends.
 
     Raises
     ------
@@ -137,18 +143,54 @@ def only_new(spark: SparkSession, source: Source, dataset: str, base: Manifest |
         Nothing is new.
     """
     if base is None or source.numbered:
-        return source, 0
+        yield source, 0
+        return
     paths = [*(shard.path for shard in base.shards), *base.quarantine]
-    known = stored_ids(spark, [storage.join(dataset, path) for path in paths])
-    new = source.items.join(known.distinct(), "id", "left_anti")
-    counts = rows_by_split(new) if source.own_splits else {"": new.count()}
-    if not any(counts.values()):
-        raise DatasetError(
-            f"{dataset} already has all {sum(source.rows.values())} images of the source: nothing to append"
+    stored = stored_ids(spark, [storage.join(dataset, path) for path in paths]).distinct()
+    with _ids_with_known(source, stored) as ids:
+        counts = _rows_of_new(ids, source)
+        if not any(counts.values()):
+            raise DatasetError(
+                f"{dataset} already has all {sum(source.rows.values())} images of the source: nothing to append"
+            )
+        # A split of which nothing is new is one that the source has, still.
+        rows = {split: counts.get(split, 0) for split in source.rows}
+        already_there = sum(source.rows.values()) - sum(rows.values())
+        yield (
+            replace(source, items=_new_items(source.items, ids, sum(rows.values()), already_there), rows=rows),
+            already_there,
         )
-    # A split of which nothing is new is one that the source has, still.
-    rows = {split: counts.get(split, 0) for split in source.rows}
-    return replace(source, items=new, rows=rows), sum(source.rows.values()) - sum(rows.values())
+
+
+@contextmanager
+def _ids_with_known(source: Source, stored: DataFrame) -> Iterator[DataFrame]:
+    """Id and split of each item, and ``known``, whether it is stored. Persisted: an id may be a hash of its payload."""
+    from pyspark.sql import functions as F
+
+    ids = source.items.select("id", "split").join(stored.withColumn("known", F.lit(True)), "id", "left")
+    ids = ids.withColumn("known", F.col("known").isNotNull()).persist()
+    try:
+        yield ids
+    finally:
+        with suppress(*spark_failures()):  # a session that died holds nothing
+            ids.unpersist()
+
+
+def _rows_of_new(ids: DataFrame, source: Source) -> dict[str, int]:
+    new = ids.where("not known")
+    return rows_by_split(new) if source.own_splits else {"": new.count()}
+
+
+def _new_items(items: DataFrame, ids: DataFrame, new: int, known: int) -> DataFrame:
+    """The items that are new. Their payloads stay where they are, unless both lists of ids are too long for that."""
+    from pyspark.sql import functions as F
+
+    if not known:
+        return items
+    chosen = ids.where("not known" if new <= known else "known").select("id").distinct()
+    if min(new, known) <= MOST_BROADCAST_IDS:
+        chosen = F.broadcast(chosen)
+    return items.join(chosen, "id", "left_semi" if new <= known else "left_anti")
 
 
 def missing_shard(dataset: str, listed: Manifest) -> str | None:

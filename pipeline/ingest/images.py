@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from pipeline.config.dataset import ImageSettings
+from pipeline.config.dataset import DatasetSettings
 from pipeline.data import reasons
-from pipeline.data.codec import BadImageError, damage_of, load_pixels, mode_of, open_image, pixels_of
+from pipeline.data.codec import (
+    FORMATS,
+    BadImageError,
+    damage_of,
+    formats_of,
+    load_pixels,
+    mode_of,
+    open_image,
+    pixels_of,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +45,7 @@ class ImageSpec:
     max_pixels : an image of more is refused by its header
     encoding : raw, png or jpeg
     jpeg_quality : 1 to 100
+    formats : of files that are decoded, as Pillow names them
     """
 
     shape: tuple[int, int, int]
@@ -44,6 +54,7 @@ class ImageSpec:
     max_pixels: int = 50_000_000
     encoding: str = "raw"
     jpeg_quality: int = 92
+    formats: tuple[str, ...] = FORMATS
 
     @property
     def raw_bytes(self) -> int:
@@ -59,15 +70,16 @@ class SparkImage(TypedDict):
     data: bytes | None
 
 
-def image_spec(settings: ImageSettings, source_shape: tuple[int, int, int] | None) -> ImageSpec:
+def image_spec(settings: DatasetSettings, source_shape: tuple[int, int, int] | None) -> ImageSpec:
     """What the settings ask for; where they name no shape, images keep the one that all of the source have."""
-    shape = settings.shape or source_shape
+    shape = settings.image.shape or source_shape
     assert shape is not None, "config checks this"
-    return ImageSpec(shape=shape, **settings.model_dump(exclude={"shape"}))
+    formats = formats_of(settings.source.extensions)
+    return ImageSpec(shape=shape, formats=formats, **settings.image.model_dump(exclude={"shape"}))
 
 
 def from_file(payload: bytes | None, spec: ImageSpec) -> bytes:
-    """Make a stored image of ``spec`` from the content of a JPEG, PNG, WebP or BMP file.
+    """Make a stored image of ``spec`` from the content of a file of one of its formats.
 
     Raises
     ------
@@ -128,6 +140,11 @@ def from_pixels(pixels: np.ndarray, spec: ImageSpec) -> bytes:
     return _finish(image, spec)
 
 
+def from_raw(raw: bytes | None, spec: ImageSpec) -> bytes | None:
+    """Store raw pixels of the spec's shape in its encoding; None stays None."""
+    return None if raw is None else from_pixels(np.frombuffer(raw, np.uint8).reshape(spec.shape), spec)
+
+
 def channel_sums(pixels: np.ndarray) -> np.ndarray:
     """Sum the values of each channel, and their squares: uint8 (rows, C, H, W) -> int64 (2, C), exact."""
     values = np.arange(256, dtype=np.int64)
@@ -137,7 +154,7 @@ def channel_sums(pixels: np.ndarray) -> np.ndarray:
 
 def _decode(payload: bytes, spec: ImageSpec) -> Image:
     """Decoded, upright pixels."""
-    image = open_image(payload)
+    image = open_image(payload, spec.formats)
     _check_size(*image.size, spec)
     if image.format == "PNG":
         _check_png(payload)

@@ -26,6 +26,7 @@ from pipeline.ingest import executors, existing, transform
 from pipeline.ingest.claim import Claim, claimed
 from pipeline.ingest.images import image_spec
 from pipeline.ingest.layout import Layout, plan_layout
+from pipeline.ingest.sources.file_names import OtherFiles
 from pipeline.ingest.sources.open import open_source
 from pipeline.ingest.tasks import WrittenQuarantine, WrittenShard
 
@@ -52,6 +53,7 @@ class IngestResult(FrozenModel):
     digest : of the manifest
     rows : images of each split
     set_aside : images in quarantine, by reason
+    other_files : what lies in a folder of images and was passed over, since its name is not that of an image
     """
 
     dataset: str
@@ -59,6 +61,7 @@ class IngestResult(FrozenModel):
     digest: str
     rows: dict[str, int]
     set_aside: dict[str, int]
+    other_files: OtherFiles
 
 
 def ingest(spark: SparkSession, settings: Settings) -> IngestResult:
@@ -74,13 +77,14 @@ def ingest(spark: SparkSession, settings: Settings) -> IngestResult:
     """
     path = storage.join(settings.output, "ingest.json")
     storage.remove(path)
-    dataset, written = ingest_dataset(spark, settings.dataset, cache=storage.join(settings.output, "cache"))
+    dataset, written, others = _ingest(spark, settings.dataset, storage.join(settings.output, "cache"))
     result = IngestResult(
         dataset=settings.dataset.path,
         written=written,
         digest=dataset.digest,
         rows={name: split.rows for name, split in dataset.splits.items()},
         set_aside=dataset.set_aside,
+        other_files=others,
     )
     storage.publish_json(path, result)
     return result
@@ -109,6 +113,11 @@ def ingest_dataset(spark: SparkSession, settings: DatasetSettings, *, cache: str
     IngestError
         The Spark job failed.
     """
+    dataset, written, _ = _ingest(spark, settings, cache)
+    return dataset, written
+
+
+def _ingest(spark: SparkSession, settings: DatasetSettings, cache: str) -> tuple[Manifest, bool, OtherFiles]:
     dataset = storage.absolute(settings.path)
     with _spark_errors_as_one_line():
         for _ in range(_MOST_TRIES):
@@ -119,11 +128,12 @@ def ingest_dataset(spark: SparkSession, settings: DatasetSettings, *, cache: str
                 if coming is None:
                     assert published is not None
                     versions.mend_pointer(dataset, published)
-                    return published, False
+                    return published, False, source.other_files
                 with claimed(dataset, _application(spark)) as claim:
                     # Unchanged since it was looked at, and from here on nobody else writes.
                     if existing.published(dataset) == published:
-                        return _write(spark, settings, dataset, source, coming, published, claim), True
+                        written = _write(spark, settings, dataset, source, coming, published, claim)
+                        return written, True, source.other_files
             log.warning("another job has published a version of %s meanwhile: looking at it again", dataset)
     raise DatasetError(f"{dataset}: {_MOST_TRIES} times in a row another job published a version first; run this again")
 
@@ -136,7 +146,7 @@ def _coming(dataset: str, published: Manifest | None, settings: DatasetSettings,
     DatasetError
         It does not fit to what is there.
     """
-    image = image_spec(settings.image, source.pixel_shape)
+    image = image_spec(settings, source.pixel_shape)
     digest = existing.settings_digest(settings, source)
     if published is not None:
         if existing.holds(dataset, published, digest, source):
@@ -157,25 +167,25 @@ def _write(
     """Write the shards of a source, and publish the version that has them."""
     executors.check_versions(spark)
     base = published if settings.append else None
-    new, already_there = existing.only_new(spark, source, dataset, base)
-    coming = Ingested(
-        settings_digest=settings_digest, state=new.state, rows=sum(new.rows.values()), already_there=already_there
-    )
-    image = image_spec(settings.image, source.pixel_shape)
-    layout = plan_layout(dataset, settings, new, image, settings_digest=settings_digest, base=base)
-    try:
-        files = transform.write_files(spark, new, settings, layout, base)
-        added = _manifest_of(files, new.classes, settings.name, layout, coming, _application(spark))
-        _check_bad_share(added, settings, dataset)
-        _warn_of_versions(files, dataset)
-        whole = added if base is None else manifest.next_version(base, added)
-        _check_whole(whole, settings, dataset)
-        claim.check()
-        # Without a base, what is published at this place is the same dataset, damaged.
-        whole = versions.publish(dataset, whole, before=base, replaced=None if base else published)
-    except BaseException:
-        existing.clean_up(dataset, layout.prefix, claim)
-        raise
+    with existing.only_new(spark, source, dataset, base) as (new, already_there):
+        coming = Ingested(
+            settings_digest=settings_digest, state=new.state, rows=sum(new.rows.values()), already_there=already_there
+        )
+        image = image_spec(settings, source.pixel_shape)
+        layout = plan_layout(dataset, settings, new, image, settings_digest=settings_digest, base=base)
+        try:
+            files = transform.write_files(spark, new, settings, layout, base)
+            added = _manifest_of(files, new.classes, settings.name, layout, coming, _application(spark))
+            _check_bad_share(added, settings, dataset)
+            _warn_of_versions(files, dataset)
+            whole = added if base is None else manifest.next_version(base, added)
+            _check_whole(whole, settings, dataset)
+            claim.check()
+            # Without a base, what is published at this place is the same dataset, damaged.
+            whole = versions.publish(dataset, whole, before=base, replaced=None if base else published)
+        except BaseException:
+            existing.clean_up(dataset, layout.prefix, claim)
+            raise
     existing.remove_leftovers(dataset, whole, claim)
     return whole
 

@@ -29,6 +29,7 @@ from pipeline.data.codec import BadImageError, as_binary, as_rows, decode_stored
 from pipeline.data.manifest import QUARANTINE, Shard
 from pipeline.ingest import images
 from pipeline.ingest.deform import deform
+from pipeline.ingest.duplicates import leave_out
 from pipeline.ingest.images import ImageSpec
 from pipeline.ingest.layout import Layout
 
@@ -179,12 +180,11 @@ def _copies(rows: pa.RecordBatch, stored: pa.Array, copy: int) -> pa.RecordBatch
 
 
 def _encoded(raw: pa.Array, spec: ImageSpec) -> pa.Array:
-    return raw if spec.encoding == "raw" else pa.array([encode(value, spec) for value in raw.to_pylist()], pa.binary())
-
-
-def encode(raw: bytes | None, spec: ImageSpec) -> bytes | None:
-    """Raw pixels of the spec's shape as they are stored."""
-    return None if raw is None else images.from_pixels(np.frombuffer(raw, np.uint8).reshape(spec.shape), spec)
+    return (
+        raw
+        if spec.encoding == "raw"
+        else pa.array([images.from_raw(value, spec) for value in raw.to_pylist()], pa.binary())
+    )
 
 
 def _deformed(pixels: np.ndarray, ids: np.ndarray, copy: int, layout: Layout) -> pa.Array:
@@ -200,8 +200,11 @@ def _deformed(pixels: np.ndarray, ids: np.ndarray, copy: int, layout: Layout) ->
 
 
 def write(batches: Iterator[pa.RecordBatch], layout: Layout) -> Iterator[pa.RecordBatch]:
-    """Publish a file for each shard of rows that are sorted by shard, and yield a record (JSON) of each."""
-    for shard, rows in _by_shard(batches):
+    """Publish a file for each shard of rows that are sorted by shard and key, and yield a record (JSON) of each."""
+    for shard, with_marks in _by_shard(batches):
+        rows = leave_out(with_marks)
+        if not rows.num_rows:
+            continue
         split, path = layout.file_of(shard)
         written: WrittenShard | WrittenQuarantine
         if split == QUARANTINE:

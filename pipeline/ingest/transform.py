@@ -1,25 +1,24 @@
-"""The Spark plan of ingest: check every image, split, set duplicates aside, make copies, shuffle, write. One shuffle.
+"""The Spark plan of ingest: check every image, split, set duplicates aside, make copies, shuffle, write.
 
-Where a row goes depends on its id and the seed alone, so the same input and settings give the same files.
+Images are shuffled once, to the shard that they are written to. Where a row goes depends on its id and the seed alone,
+so the same input and settings give the same files.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pipeline import storage
 from pipeline.cluster.errors import spark_failures
 from pipeline.cluster.progress import spark_tasks
 from pipeline.config.dataset import DatasetSettings
-from pipeline.data import reasons
 from pipeline.data.manifest import QUARANTINE, Manifest
 from pipeline.ingest import tasks
+from pipeline.ingest.duplicates import find_duplicates, marks
 from pipeline.ingest.layout import Layout
 from pipeline.ingest.sources.source import Source
-from pipeline.ingest.stored import stored_contents
 from pipeline.ingest.tasks import WrittenQuarantine, WrittenShard
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 _SHARE_STEPS = 1_000_000
 # Rows of a batch whose images may have any size, where Spark does not count bytes.
 _UNKNOWN_BATCH_ROWS = 64
-# Which of two equal images stays: an image that accuracy is measured on must not be trained on.
-_KEEP_FIRST = ("test", "validation", "train")
 _CHECKED = "id long, split string, label int, image binary, origin string, reason string"
 
 
@@ -43,8 +40,25 @@ def write_files(
     ----------
     base : the version that is added to, if any; images that it has are duplicates
     """
-    with _batch_rows(spark, layout), spark_tasks(spark, f"ingest {settings.name}"):
-        return [tasks.read_record(row.record) for row in _plan(spark, source, settings, layout, base).collect()]
+    with _batch_rows(spark, layout), spark_tasks(spark, f"ingest {settings.name}"), ExitStack() as stack:
+        rows, duplicates = _checked(source, settings, layout), None
+        if settings.deduplicate:
+            # Read twice, for hashes and for shards: on the executors' disks, since decoding takes longer than reading.
+            rows = stack.enter_context(_persisted(rows))
+            duplicates = stack.enter_context(_persisted(find_duplicates(spark, rows, layout, base)))
+        records = _plan(rows, duplicates, settings, layout).collect()
+        return [tasks.read_record(row.record) for row in records]
+
+
+@contextmanager
+def _persisted(rows: DataFrame) -> Iterator[DataFrame]:
+    from pyspark import StorageLevel
+
+    try:
+        yield rows.persist(StorageLevel.DISK_ONLY)
+    finally:
+        with suppress(*spark_failures()):  # a session that died holds nothing
+            rows.unpersist()
 
 
 @contextmanager
@@ -63,22 +77,27 @@ def _batch_rows(spark: SparkSession, layout: Layout) -> Iterator[None]:
             spark.conf.set(setting, str(rows_before))
 
 
-def _plan(
-    spark: SparkSession, source: Source, settings: DatasetSettings, layout: Layout, base: Manifest | None
-) -> DataFrame:
-    """Images of the source -> one record of each file that is written."""
+def _checked(source: Source, settings: DatasetSettings, layout: Layout) -> DataFrame:
+    """The images of the source, each with its split, or with the reason to set it aside."""
+    check = functools.partial(tasks.check, read=source.read, layout=layout)
+    return source.items.mapInArrow(check, _CHECKED).withColumn("split", _split_column(settings, source))
+
+
+def _plan(rows: DataFrame, duplicates: DataFrame | None, settings: DatasetSettings, layout: Layout) -> DataFrame:
+    """Checked images -> one record of each file that is written."""
     from pyspark.sql import functions as F
 
-    check = functools.partial(tasks.check, read=source.read, layout=layout)
-    rows = source.items.mapInArrow(check, _CHECKED).withColumn("split", _split_column(settings, source))
-    if settings.deduplicate:
-        rows = _without_duplicates(spark, rows, layout, base)
-    rows = _expanded(rows, layout).withColumn("key", F.xxhash64(F.lit(settings.seed), "id"))
+    rows = _expanded(rows, layout).withColumn("duplicate", F.lit(False))
+    if duplicates is not None:
+        rows = rows.unionByName(marks(duplicates, layout))
+    if layout.expand > 1:  # each copy has an id of its own
+        rows = rows.withColumn("id", F.when(F.col("copy") == 0, F.col("id")).otherwise(F.xxhash64("id", "copy")))
+    rows = rows.withColumn("key", F.xxhash64(F.lit(settings.seed), "id"))
     shard, shards = _shard_column(layout)
     return (
         _partitioned(rows.withColumn("shard", shard), shards)
         .sortWithinPartitions("shard", "key", "id")
-        .select("shard", "id", "label", "image", "origin", "reason", "copy")
+        .select("shard", "id", "label", "image", "origin", "reason", "copy", "duplicate")
         .mapInArrow(functools.partial(tasks.write, layout=layout), "record string")
     )
 
@@ -99,42 +118,13 @@ def _split_column(settings: DatasetSettings, source: Source) -> Column:
     return F.when(F.col("reason").isNotNull(), QUARANTINE).otherwise(split)
 
 
-def _without_duplicates(spark: SparkSession, rows: DataFrame, layout: Layout, base: Manifest | None) -> DataFrame:
-    """Set aside every image that another row has pixel for pixel, keeping test before validation before train."""
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
-
-    image = F.col("image")
-    if base is not None and layout.expand > 1 and layout.image.encoding != "raw":
-        # Images stay raw until their copies are made; those of the earlier version are not.
-        image = F.udf(lambda raw: tasks.encode(raw, layout.image), "binary")(image)
-    content = F.coalesce(F.sha2(image, 256), F.concat(F.lit("row "), F.col("id").cast("string")))
-    rank = F.array_position(F.array(*[F.lit(name) for name in _KEEP_FIRST]), F.col("split"))
-    number = F.row_number().over(Window.partitionBy("content").orderBy(rank, "id"))
-    marked = rows.withColumn("content", content).withColumn("number", number)
-    again = F.col("reason").isNull() & (F.col("number") > 1)
-    if base is not None:
-        known = stored_contents(spark, [storage.join(layout.dataset, shard.path) for shard in base.shards])
-        marked = marked.join(known.distinct().withColumn("known", F.lit(True)), "content", "left")
-        again = again | (F.col("reason").isNull() & F.col("known").isNotNull())
-    return (
-        marked.withColumn("again", again)
-        .withColumn("reason", F.when(F.col("again"), reasons.DUPLICATE).otherwise(F.col("reason")))
-        .withColumn("split", F.when(F.col("again"), QUARANTINE).otherwise(F.col("split")))
-        .withColumn("image", F.when(~F.col("again"), F.col("image")))
-        .select("id", "split", "label", "image", "origin", "reason")
-    )
-
-
 def _expanded(rows: DataFrame, layout: Layout) -> DataFrame:
-    """The rows as copy 0, and the deformed copies of training images, each with an id of its own."""
+    """The rows as copy 0, and the deformed copies of training images."""
     from pyspark.sql import functions as F
 
     if layout.expand == 1:
         return rows.withColumn("copy", F.lit(0))
-    copies = rows.mapInArrow(functools.partial(tasks.expand, layout=layout), f"{_CHECKED}, copy int")
-    copy_id = F.when(F.col("copy") == 0, F.col("id")).otherwise(F.xxhash64("id", "copy"))
-    return copies.withColumn("id", copy_id)
+    return rows.mapInArrow(functools.partial(tasks.expand, layout=layout), f"{_CHECKED}, copy int")
 
 
 def _shard_column(layout: Layout) -> tuple[Column, int]:

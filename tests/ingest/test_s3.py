@@ -24,7 +24,7 @@ def test_storage_that_fails_sets_no_image_aside(spark, s3, bucket):
 
 def read(folder: str, *paths: str) -> dict[str, str | None]:
     """The problem of each file, as an executor finds it."""
-    rows = [{"id": 1, "split": None, "label": 0, "path": path, "missing": False} for path in paths]
+    rows = [{"id": 1, "split": None, "label": 0, "path": path, "problem": None} for path in paths]
     batches = list(_read_files(pa.RecordBatch.from_pylist(rows), root=folder, split_folders=False))
     return {row["origin"]: row["problem"] for batch in batches for row in batch.to_pylist()}
 
@@ -38,6 +38,16 @@ def test_an_image_that_is_missing_or_forbidden_is_set_aside(s3, bucket):
         f"{folder}/dog/1.png": None,
         f"{folder}/dog/gone.png": "unreadable_file",
     }
+
+
+def test_an_image_that_is_too_large_is_not_asked_for(spark, s3, bucket):
+    folder = put_pictures(f"{bucket}/pictures", 24)
+    storage.publish(f"{folder}/cat/x.jpg", bytes(50_000))
+    settings = folder_settings(f"{bucket}/data", folder, source={"max_image_bytes": 49_999}, max_bad_share=0.1)
+    with s3.faults.at_random(1, 1, only=r"x\.jpg") as made:
+        dataset, _ = ingest_dataset(spark, settings, cache="unused")
+    assert made.total() == 0  # every request for it would have failed
+    assert (dataset.set_aside, dataset.input_rows) == ({"too_many_bytes": 1}, 25)
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("expired", "token has expired"), ("unknown_key", "not in our records")])

@@ -26,6 +26,7 @@ def attempt(layout):
             "origin": [""] * 20,
             "reason": pa.array([None] * 20, pa.string()),
             "copy": np.zeros(20, np.int32),
+            "duplicate": [False] * 20,
         }
     )
     (record,) = tasks.write(iter([rows]), layout)

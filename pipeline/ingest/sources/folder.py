@@ -1,4 +1,4 @@
-"""A folder of image files: JPEG, PNG, WebP, BMP. Listed and read by executors, so that millions are no matter.
+"""A folder of image files, known by their names. Listed and read by executors, so that millions are no matter.
 
 An image's id is a hash of its path below the folder. Its label is the folder it lies in, or what a CSV or Parquet file
 of labels says.
@@ -18,6 +18,7 @@ from pipeline import storage
 from pipeline.cluster.errors import first_line, spark_failures
 from pipeline.config.dataset import SourceSettings
 from pipeline.data import reasons
+from pipeline.ingest.sources.file_names import OtherFiles, image_files, other_files
 from pipeline.ingest.sources.source import (
     Source,
     SourceError,
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, Row, SparkSession
 
-# Names of files that are taken for images (see `codec.FORMATS`).
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # What one task reads, about.
 _TASK_BYTES, _TASK_FILES, _FEWEST_TASKS = 64 << 20, 4_000, 8
 # Bytes of files that one record batch holds, about.
@@ -57,20 +56,21 @@ def open_folder(spark: SparkSession, settings: SourceSettings, *, known_classes:
 
     root = storage.absolute(settings.path or "").rstrip("/")
     listing = _list(spark, root)
-    labelled = _with_labels(spark, listing, settings)
+    labelled = image_files(_with_labels(spark, listing, settings), settings)
     first_folder = F.substring_index("path", "/", 1)
     split = split_column(first_folder) if settings.split_folders else F.lit(None).cast("string")
-    items = (
+    everything = (
         labelled.withColumn("id", F.xxhash64("path"))
         .withColumn("split", split)
         .persist(StorageLevel.DISK_ONLY)  # listed once; counting and reading must see the same files
     )
-    totals = _totals(items, root)
+    items, others = everything.where("is_item"), other_files(everything.where("not is_item"))
+    totals = _totals(items, root, settings, others)
     classes = settings.classes or known_classes or distinct_classes(items, F.col("label_name"))
     if not classes:
         raise SourceError(f"{root}: no image has a label; put each class into a folder of its own, or set `labels`")
     numbered = items.withColumn("label", class_number(F.col("label_name"), classes)).select(
-        "id", "split", "label", "path", F.col("size").isNull().alias("missing")
+        "id", "split", "label", "path", "problem"
     )
     return Source(
         classes=classes,
@@ -82,19 +82,20 @@ def open_folder(spark: SparkSession, settings: SourceSettings, *, known_classes:
         numbered=False,
         items=numbered.repartition(_tasks(totals.files, totals.bytes or 0), "id"),
         read=functools.partial(_read_files, root=root, split_folders=settings.split_folders),
-        persisted=items,
+        persisted=everything,
+        other_files=others,
     )
 
 
-def _totals(items: DataFrame, root: str) -> Row:
-    """Files and their bytes, and what stands for all of them: with their sizes (same), and with their times."""
+def _totals(items: DataFrame, root: str, settings: SourceSettings, others: OtherFiles) -> Row:
+    """Files, bytes to read of them, and what stands for all of them: with their sizes (same), and with their times."""
     from pyspark.sql import functions as F
 
     size = F.coalesce("size", F.lit(-1))
     same, times = F.xxhash64("path", size, "label_name"), F.xxhash64("path", size, "modified")
     totals = items.agg(
         F.count("*").alias("files"),
-        F.sum("size").alias("bytes"),
+        F.sum(F.when(F.col("problem").isNull(), F.col("size"))).alias("bytes"),
         F.countDistinct("id").alias("ids"),
         *(aggregate(value.cast("decimal(38,0)") if name == "sum" else value).alias(f"{name}_{of}")
           for of, value in (("same", same), ("times", times))
@@ -102,7 +103,10 @@ def _totals(items: DataFrame, root: str) -> Row:
     ).first()  # fmt: skip
     assert totals is not None
     if not totals.files:
-        raise SourceError(f"{root}: no files that end in {', '.join(EXTENSIONS)}")
+        raise SourceError(
+            f"{root}: no files that end in {', '.join(settings.extensions)} (dataset.source.extensions); "
+            f"others: {others}"
+        )
     if totals.ids != totals.files:
         raise SourceError(f"{root}: two paths have one hash; rename one of them")
     return totals
@@ -126,18 +130,15 @@ def _rows(items: DataFrame, settings: SourceSettings, files: int) -> dict[str, i
 
 
 def _list(spark: SparkSession, root: str) -> DataFrame:
-    """All image files below the folder. The driver looks at its first level, executors below each folder there."""
-    from pyspark.sql import functions as F
-
+    """All files below the folder. The driver looks at its first level, executors below each folder there."""
     if not storage.is_folder(root):
         raise SourceError(f"{root}: no such folder")
     folders = [("", False), *((name, True) for name in _folders(root))]
-    files = (
+    return (
         spark.createDataFrame(folders, "folder string, below boolean")
         .repartition(min(len(folders), 64))
         .mapInArrow(functools.partial(_list_folders, root=root), _LISTING)
     )
-    return files.where(F.lower(F.regexp_extract("path", r"\.[^./]*$", 0)).isin(*EXTENSIONS))
 
 
 def _list_folders(batches: Iterator[pa.RecordBatch], *, root: str) -> Iterator[pa.RecordBatch]:
@@ -208,12 +209,16 @@ def _as_text(name: str) -> str:
 
 
 def _with_labels(spark: SparkSession, listing: DataFrame, settings: SourceSettings) -> DataFrame:
-    """The listing with a column ``label_name``; a label whose file is missing is a row of its own."""
+    """The listing with a column ``label_name``, and ``listed``, whether a file of labels has it.
+
+    A label whose file is missing is a row of its own.
+    """
     from pyspark.sql import functions as F
 
     if settings.labels is None:
         parts, depth = F.split("path", "/"), 1 if settings.split_folders else 0
-        return listing.withColumn("label_name", F.when(F.size(parts) > depth + 1, parts[depth]))
+        name = F.when(F.size(parts) > depth + 1, parts[depth])
+        return listing.withColumn("label_name", name).withColumn("listed", F.lit(False))
     labels = _read_labels(spark, settings)
     nameless = labels.where(F.col("path").isNull() | (F.col("path") == "")).count()
     if nameless:
@@ -222,6 +227,7 @@ def _with_labels(spark: SparkSession, listing: DataFrame, settings: SourceSettin
     if twice is not None:
         raise SourceError(f"{settings.labels} has {twice['count']} rows for {twice['path']}: one is right")
     # What is persisted keeps the partitions of the join: 200 of them, unless set, for a table of any size.
+    labels = labels.withColumn("listed", F.lit(True))
     return listing.join(labels, "path", "full_outer").coalesce(_parallelism(spark))
 
 
@@ -265,8 +271,8 @@ def _read_files(items: pa.RecordBatch, *, root: str, split_folders: bool) -> Ite
     for item in items.to_pylist():
         origin = storage.join(root, item["path"])
         payload: bytes | None = None
-        problem: str | None = reasons.MISSING_IMAGE
-        if not item["missing"]:
+        problem: str | None = item["problem"]
+        if problem is None:
             try:
                 payload, problem = storage.read_bytes(origin), None
             except OSError as error:

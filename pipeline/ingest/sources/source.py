@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline import storage
 from pipeline.cluster.connect import is_connect
 from pipeline.cluster.errors import spark_failures
+from pipeline.ingest.sources.file_names import NO_OTHER_FILES, OtherFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +48,7 @@ class Source:
         splits), label (int32, null where missing, -1 where unknown), payload (binary or struct), origin (string),
         problem (string, a reason to set the row aside, or null)
     persisted : the DataFrame that Spark holds for the job, if any
+    other_files : what lies beside the images of a folder
     """
 
     classes: tuple[str, ...]
@@ -59,6 +61,7 @@ class Source:
     items: DataFrame
     read: Callable[[pa.RecordBatch], Iterator[pa.RecordBatch]]
     persisted: DataFrame | None = None
+    other_files: OtherFiles = NO_OTHER_FILES
 
     @property
     def own_splits(self) -> bool:

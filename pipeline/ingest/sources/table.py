@@ -46,6 +46,7 @@ def open_table(spark: SparkSession, settings: SourceSettings, *, known_classes: 
     form = _check_columns(table, settings)
     image, label = F.col(f"`{settings.image_column}`"), F.col(f"`{settings.label_column}`")
     name, content = label_name(label), _content(image, form)
+    too_large = F.coalesce(F.octet_length(content[-1]) > settings.max_image_bytes, F.lit(False))
     row_id = F.col(f"`{settings.id_column}`").cast("long") if settings.id_column else F.xxhash64(name, *content)
     has_splits = settings.split_column is not None
     split = split_column(F.col(f"`{settings.split_column}`")) if has_splits else F.lit(None).cast("string")
@@ -59,7 +60,8 @@ def open_table(spark: SparkSession, settings: SourceSettings, *, known_classes: 
         row_id.alias("id"),
         split.alias("split"),
         _label_number(table, settings, label, classes).alias("label"),
-        image.alias("payload"),
+        F.when(~too_large, image).alias("payload"),  # what is too large is not handed to Python
+        too_large.alias("too_large"),
         F.concat(F.lit(f"{settings.path}#"), row_id.cast("string")).alias("origin"),
     )
     description = (totals, table.schema.simpleString(), files)
@@ -77,7 +79,7 @@ def open_table(spark: SparkSession, settings: SourceSettings, *, known_classes: 
 
 
 def _content(image: Column, form: Form) -> list[Column]:
-    """What makes two images the same: not where Spark's image source found them."""
+    """What makes two images the same: not where Spark's image source found them. The last one are their bytes."""
     return [image.getField(name) for name in SPARK_IMAGE] if form == "spark_image" else [image]
 
 
@@ -190,7 +192,8 @@ def _pass_on(items: pa.RecordBatch, *, has_splits: bool) -> Iterator[pa.RecordBa
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    problem = pa.nulls(items.num_rows, pa.string())
+    none = pa.nulls(items.num_rows, pa.string())
+    problem = pc.if_else(items.column("too_large"), pa.scalar(reasons.TOO_MANY_BYTES), none)
     if has_splits:
         problem = pc.if_else(items.column("split").is_null(), pa.scalar(reasons.MISSING_SPLIT), problem)
     columns = [items.column(name) for name in ("id", "split", "label", "payload", "origin")]
