@@ -8,6 +8,7 @@ package is installed on the executors: the daemon starts before Spark adds the f
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 
 # A forked process keeps the threads of nobody: what is imported here must not have started any that it needs.
@@ -23,6 +24,11 @@ with contextlib.suppress(ImportError):  # a cluster whose executors only ingest 
 from pyspark import daemon
 
 import pipeline.cluster.task  # noqa: F401 - no pyarrow and no pandas here: they start threads when they are imported
+
+# Spark's daemon collects garbage in a worker after each task: a fifth of a second of a core where all of torch is looked
+# through, of which 64 ranks have 64. What is here before the fork stays, and is looked through no more.
+gc.collect()
+gc.freeze()
 
 if __name__ == "__main__":
     daemon.manager()

@@ -33,7 +33,8 @@ from pipeline.cluster.errors import (
     spark_reason,
 )
 from pipeline.cluster.failures import describe, first_of
-from pipeline.cluster.rendezvous import Facts
+from pipeline.cluster.introduction import Facts
+from pipeline.cluster.rendezvous_address import announce_launch
 from pipeline.cluster.task import SCHEMA, Task, run_task
 from pipeline.cluster.watch import Watch
 from pipeline.config.cluster import WorkerSettings
@@ -70,8 +71,8 @@ def run(
     facts
         ``facts(*args)`` runs on every rank before the process group is joined; ranks that disagree are an error.
     folder
-        The folder of the job, which the driver and all executors see: with it, ranks publish heartbeats, and a rank
-        that makes no progress is noticed.
+        The folder of the job, which the driver and all executors see: with it, ranks find each other without Spark's
+        `allGather` (`rendezvous_address`) and publish heartbeats, and one that makes no progress is noticed.
     limit_seconds
         A bound on the whole stage, for functions that take a known time.
     stop
@@ -93,7 +94,9 @@ def run(
     resources.wait_for_slots(spark, workers)
     if advice := resources.idle_gpus(spark, workers):
         log.warning(advice)
-    task = Task(fn, tuple(args), workers, facts, folder)
+    task = Task(fn, tuple(args), workers, facts, folder, launch=uuid.uuid4().hex)
+    if folder is not None:
+        announce_launch(folder, task.launch)
     guard = Guard(workers, Watch(folder, workers) if folder is not None else None, limit_seconds, stop)
     rows = collect_when_slots_allow(spark, lambda: _stage(spark, task), guard)
     failures = [pickle.loads(row.payload) for row in rows if row.failed]

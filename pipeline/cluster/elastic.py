@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import barrier, resources
 from pipeline.cluster.errors import GangLostError, LaunchError, ShortageError, StallError, WorkerError
-from pipeline.cluster.rendezvous import Facts
+from pipeline.cluster.introduction import Facts
 from pipeline.config.cluster import WorkerSettings
 
 if TYPE_CHECKING:

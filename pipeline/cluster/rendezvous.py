@@ -1,21 +1,26 @@
 """How the ranks of a gang find together before the function runs, and part when it has ended.
 
-Every rank tells all others its facts through Spark's barrier; what must be equal and is not is an error before step
-one. Rank 0 opens the store through which all then join one process group (`store.py`).
+Rank 0 listens, and the others learn where (`rendezvous_address.py`). Every rank then tells all others its facts over
+rank 0 (`gather.py`); what must be equal and is not is an error before step one. At the same port rank 0 opens the store
+through which all join one process group (`store.py`).
 """
 
 from __future__ import annotations
 
 import ipaddress
-import json
-import platform
-from collections.abc import Callable, Mapping, Sequence
+import socket
+import uuid
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline.cluster.failures import FailedError, Failure, failure_from
-from pipeline.cluster.store import connected_store, listening_socket, open_store
+from pipeline import storage
+from pipeline.cluster.failures import FailedError, Failure, GangBrokenError, failure_from
+from pipeline.cluster.gather import FirstRankFailedError, gather_as_first, gather_from_first
+from pipeline.cluster.introduction import Facts, Introduction, check_agreement, one_gpu_each, package_versions
+from pipeline.cluster.rendezvous_address import AddressByBarrier, AddressExchange, AddressInStorage, RendezvousAddress
+from pipeline.cluster.store import connected_store, listening_socket, open_store, rendezvous_socket
 from pipeline.config.cluster import WorkerSettings
 from pipeline.distributed.interfaces import Endpoint, find_endpoint
 from pipeline.telemetry import heartbeat
@@ -24,9 +29,6 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
     from pyspark import BarrierTaskContext
-
-# Names and JSON values of what all ranks must see alike.
-Facts = Mapping[str, object]
 
 
 @dataclass
@@ -80,32 +82,6 @@ class RankState:
         )
 
 
-@dataclass(frozen=True)
-class Introduction:
-    """What one rank tells all others.
-
-    ``endpoint`` is where it listens. ``port`` and ``attempt`` come from rank 0: the port of its store, and the number
-    and id of this gang where the job has a folder. A rank that cannot take part has an ``error`` and nothing else.
-    """
-
-    facts: Facts = field(default_factory=dict)
-    gpu: str | None = None
-    endpoint: Endpoint | None = None
-    port: int | None = None
-    attempt: heartbeat.Attempt | None = None
-    error: str | None = None
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Introduction:
-        fields = json.loads(text)
-        for name, part in (("attempt", heartbeat.Attempt), ("endpoint", Endpoint)):
-            fields[name] = part(**fields[name]) if fields[name] else None
-        return cls(**fields)
-
-
 def host_of(task_address: str) -> str:
     """The host in Spark's address of a task, ``host:port`` or ``[IPv6 address]:port``."""
     host = (task_address.rpartition(":")[0] or task_address).strip("[]").partition("%")[0]
@@ -114,12 +90,48 @@ def host_of(task_address: str) -> str:
     return host
 
 
+@dataclass(frozen=True)
+class Launch:
+    """What a rank is launched with, as far as finding the others is concerned.
+
+    Parameters
+    ----------
+    id
+        Of the launch; Spark may start several gangs for it, one after the other.
+    folder
+        The folder of the job; None for a function that has none.
+    """
+
+    id: str
+    folder: str | None = None
+
+    def address_exchange(self, context: BarrierTaskContext, seconds: float) -> AddressExchange:
+        """How a rank learns where rank 0 listens. ``seconds`` is how long rank 0 waits for the others."""
+        if self.folder is None:
+            return AddressByBarrier(context)
+        return AddressInStorage(self.folder, self.id, first_task(context), seconds)
+
+
+def first_task(context: BarrierTaskContext) -> int:
+    """Spark's number of rank 0's task: it starts a gang's tasks together, and numbers them in rank order."""
+    return int(context.taskAttemptId()) - int(context.partitionId())
+
+
+@dataclass
+class _Own:
+    """What this rank brings to the exchange: on rank 0 a socket at which the others find it."""
+
+    introduction: Introduction
+    listener: socket.socket | None = None
+    error: BaseException | None = None
+
+
 def exchange_facts(
     context: BarrierTaskContext,
     me: RankState,
     workers: WorkerSettings,
     facts_of_function: Callable[[], Facts],
-    folder: str | None,
+    launch: Launch,
 ) -> tuple[dist.Store, heartbeat.Attempt]:
     """Tell all ranks who this one is, and hear who they are.
 
@@ -138,39 +150,109 @@ def exchange_facts(
         The ranks disagree, or two of them have the same GPU.
     ConnectionError
         A rank does not reach another one; the message names both addresses.
+    GangBrokenError
+        A rank has died meanwhile, or this one can neither take part nor tell the others so.
     """
     with ExitStack() as sockets:  # open until all ranks have reached each other
-        store, introductions = _introduce_all(
-            context, me, lambda: _introduction(context, me, workers, facts_of_function, folder, sockets)
-        )
+        own = _own(context, me, workers, facts_of_function, launch, sockets)
+        introductions = _introduce_all(context, me, own, workers, launch)
         check_agreement([other.facts for other in introductions], me.hosts)
         one_gpu_each([other.gpu for other in introductions], me.hosts)
         me.endpoints = [other.endpoint for other in introductions if other.endpoint is not None]
         first = introductions[0]
         assert first.port is not None, "rank 0 names the port of its store"
         # Only now, when all ranks are known to be able to: a connection that fails must not leave the others waiting.
+        store = None if own.listener is None else open_store(own.listener, me.world_size, workers)
         store = connected_store(store, me.rank, me.endpoints, first.port, workers)
         return store, first.attempt or heartbeat.Attempt(1, "")
 
 
-def _introduce_all(
-    context: BarrierTaskContext, me: RankState, introduce: Callable[[], tuple[dist.Store | None, Introduction]]
-) -> tuple[dist.Store | None, list[Introduction]]:
-    """Rank 0's store, on rank 0, and the introductions of all ranks."""
-    store, error = None, None
+def _own(
+    context: BarrierTaskContext,
+    me: RankState,
+    workers: WorkerSettings,
+    facts_of_function: Callable[[], Facts],
+    launch: Launch,
+    sockets: ExitStack,
+) -> _Own:
+    """What can fail on one rank alone: imports, device, address, facts and, on rank 0, the port."""
     try:
-        store, introduction = introduce()
-        text = introduction.to_json()
-    except (Exception, SystemExit) as raised:  # noqa: BLE001 - told to the other ranks first, then to the driver
-        error, text = raised, Introduction(error=str(raised)).to_json()
-    # Spark looks once a second whether all have spoken, which one rank alone need not wait for.
-    texts = context.allGather(text) if me.world_size > 1 else [text]
-    introductions = [Introduction.from_json(other) for other in texts]
-    if error is not None:
-        raise FailedError(me.failure(error)) from error
+        introduction = _introduction(context, me, workers, facts_of_function, sockets)
+        if me.rank > 0:
+            return _Own(introduction)
+        assert introduction.endpoint is not None, "a rank that can take part has an endpoint"
+        listener = sockets.enter_context(rendezvous_socket(introduction.endpoint.address, workers.port))
+        attempt = heartbeat.next_attempt(launch.folder) if launch.folder is not None else None
+        return _Own(replace(introduction, port=listener.getsockname()[1], attempt=attempt), listener)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - told to the other ranks first, then to the driver
+        return _Own(Introduction(error=str(error)), error=error)
+
+
+def _introduce_all(
+    context: BarrierTaskContext, me: RankState, own: _Own, workers: WorkerSettings, launch: Launch
+) -> list[Introduction]:
+    """The introductions of all ranks, none of which has an error."""
+    if me.world_size > 1:
+        exchange = launch.address_exchange(context, workers.collective_timeout_seconds)
+        if own.error is not None and not _can_tell(exchange):
+            raise GangBrokenError(f"{type(own.error).__name__}: {own.error}") from own.error
+        if me.rank == 0:
+            texts = _texts_on_first(me, own, exchange, RendezvousAddress(launch.id, first_task(context)))
+        else:
+            texts = _texts_on_others(me, own, exchange, workers)
+    if own.error is not None:
+        raise FailedError(me.failure(own.error)) from own.error
+    introductions = [Introduction.from_json(text) for text in texts] if me.world_size > 1 else [own.introduction]
     if any(other.error is not None for other in introductions):
         raise FailedError(me.failure(RuntimeError("another rank failed before the start"), echo=True))
-    return store, introductions
+    return introductions
+
+
+def _can_tell(exchange: AddressExchange) -> bool:
+    """Whether the others will hear of this rank. Where not, its task has to fail: Spark then ends theirs."""
+    try:
+        return exchange.is_shared()
+    except OSError:
+        return False
+
+
+def _texts_on_first(me: RankState, own: _Own, exchange: AddressExchange, address: RendezvousAddress) -> Sequence[str]:
+    if own.listener is None:
+        exchange.publish(replace(address, error=own.introduction.error))
+        return ()
+    host, port, *_ = own.listener.getsockname()
+    address = replace(address, token=uuid.uuid4().hex, address=host, port=port)
+
+    def end_if_unreachable() -> None:
+        with suppress(OSError), storage.retry_for(0):
+            if exchange.read_unreachable(address) is not None:
+                raise FailedError(me.failure(RuntimeError("another rank cannot reach this one"), echo=True))
+
+    exchange.publish(address)
+    try:
+        return gather_as_first(
+            own.listener, own.introduction.to_json(), me.hosts,
+            token=address.token, seconds=exchange.seconds, check=end_if_unreachable,
+        )  # fmt: skip
+    except GangBrokenError:
+        raise
+    except Exception as error:
+        with suppress(OSError), storage.retry_for(0):  # for those that have not come yet
+            exchange.publish(replace(address, error=str(error)))
+        raise
+
+
+def _texts_on_others(me: RankState, own: _Own, exchange: AddressExchange, workers: WorkerSettings) -> Sequence[str]:
+    at = str(own.introduction.endpoint or me.hosts[me.rank])
+    seconds = workers.collective_timeout_seconds
+    try:
+        return gather_from_first(exchange, me.rank, own.introduction.to_json(), me=at, seconds=seconds)
+    except (FirstRankFailedError, ConnectionError) as error:
+        if own.error is not None:
+            return ()  # its own error is the one to show
+        if isinstance(error, FirstRankFailedError):
+            raise FailedError(me.failure(error, echo=True)) from error
+        raise
 
 
 def _introduction(
@@ -178,10 +260,8 @@ def _introduction(
     me: RankState,
     workers: WorkerSettings,
     facts_of_function: Callable[[], Facts],
-    folder: str | None,
     sockets: ExitStack,
-) -> tuple[dist.Store | None, Introduction]:
-    """What can fail on one rank alone: imports, device, address, facts and, on rank 0, the store."""
+) -> Introduction:
     import torch
 
     from pipeline.distributed.device import choose_device, try_device
@@ -194,49 +274,8 @@ def _introduction(
     requested = "cpu" if workers.device == "auto" and me.gpu is None else workers.device
     me.device = choose_device(requested, me.gpu, me.local_rank)
     try_device(me.device, me.rank)
-    facts = {**_versions(), "device": me.device.type, **facts_of_function()}
+    facts = {**package_versions(), "device": me.device.type, **facts_of_function()}
     endpoint = find_endpoint(me.hosts[me.rank], me.other_hosts, default_backend(me.device))
     if me.other_hosts and me.local_rank == 0:
         endpoint = replace(endpoint, port=sockets.enter_context(listening_socket(endpoint.address)).getsockname()[1])
-    if me.rank > 0:
-        return None, Introduction(facts, me.gpu, endpoint)
-    store = open_store(endpoint.address, me.world_size, workers)
-    attempt = heartbeat.next_attempt(folder) if folder is not None else None
-    return store, Introduction(facts, me.gpu, endpoint, store.port, attempt)
-
-
-def check_agreement(facts: Sequence[Facts], hosts: Sequence[str]) -> None:
-    """Raise ValueError where a rank's facts are not those of rank 0, naming the fact and both values."""
-    for name in sorted({name for rank_facts in facts for name in rank_facts}):
-        for rank, rank_facts in enumerate(facts):
-            if rank_facts.get(name) != facts[0].get(name):
-                raise ValueError(
-                    f"ranks disagree about {name}: rank 0 on {hosts[0]} has {facts[0].get(name)}, "
-                    f"rank {rank} on {hosts[rank]} has {rank_facts.get(name)}"
-                )
-
-
-def one_gpu_each(gpus: Sequence[str | None], hosts: Sequence[str]) -> None:
-    """Raise ValueError where two ranks of a host have the same GPU: NCCL would refuse them later, in its own words."""
-    owners: dict[tuple[str, str], int] = {}
-    for rank, (host, gpu) in enumerate(zip(hosts, gpus, strict=True)):
-        if gpu is not None and (other := owners.setdefault((host, gpu), rank)) != rank:
-            raise ValueError(
-                f"ranks {other} and {rank} on {host} were both assigned GPU {gpu}: set workers.task_gpus=1"
-            )
-
-
-def _versions() -> dict[str, str]:
-    import numpy
-    import pyarrow
-    import torch
-
-    from pipeline import __version__
-
-    return {
-        "sparknorm": __version__,
-        "python": ".".join(platform.python_version_tuple()[:2]),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "pyarrow": pyarrow.__version__,
-    }
+    return Introduction(facts, me.gpu, endpoint)

@@ -30,42 +30,52 @@ END_SECONDS = 30
 # How long a port of the user's choice may still be held by the gang that was there before a restart.
 PORT_SECONDS = 12
 
-_ADVICE = "look at the routes and firewalls between them"
+ADVICE = "look at the routes and firewalls between them"
 
 
-def open_store(address: str, world_size: int, workers: WorkerSettings) -> Any:
-    """Rank 0's store, at an address of its host. Port 0: the system picks a free one, so two launches never race for
-    the same.
+def rendezvous_socket(address: str, port: int) -> socket.socket:
+    """Where rank 0 listens, at an address of its host. Port 0: the system picks a free one, so two launches never race
+    for the same.
 
     Raises
     ------
     ValueError
         ``workers.port`` cannot be opened.
     """
-    import torch.distributed as dist
-
-    timeout = timedelta(seconds=workers.collective_timeout_seconds)
     give_up_at = time.monotonic() + PORT_SECONDS
     while True:  # a plain loop: executors have no tenacity
         try:
-            return dist.TCPStore(
-                address, workers.port, world_size, is_master=True, wait_for_workers=False, timeout=timeout
-            )
-        except RuntimeError as error:  # torch's DistNetworkError
-            if workers.port == 0:
+            return listening_socket(address, port)
+        except OSError as error:
+            if port == 0:
                 raise
             if time.monotonic() > give_up_at:
                 raise ValueError(
-                    f"workers.port {workers.port} cannot be opened on {address}: "
-                    f"choose another, or 0 for a free one ({error})"
+                    f"workers.port {port} cannot be opened on {address}: choose another, or 0 for a free one ({error})"
                 ) from error
         time.sleep(0.5)
 
 
-def listening_socket(address: str) -> socket.socket:
-    """A socket at any free port. Nobody has to accept: the system answers those that try to connect."""
+def listening_socket(address: str, port: int = 0) -> socket.socket:
+    """A socket at a port, 0 for any free one. Nobody has to accept: the system answers those that try to connect."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return socket.create_server((address, 0), family=family, backlog=socket.SOMAXCONN)
+    return socket.create_server((address, port), family=family, backlog=socket.SOMAXCONN)
+
+
+def open_store(listener: socket.socket, world_size: int, workers: WorkerSettings) -> Any:
+    """Rank 0's store at the port at which it listens; the socket belongs to the store from then on."""
+    import torch.distributed as dist
+
+    address, port, *_ = listener.getsockname()
+    return dist.TCPStore(
+        address,
+        port,
+        world_size,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=workers.collective_timeout_seconds),
+        master_listen_fd=listener.detach(),
+    )
 
 
 def connected_store(
@@ -102,7 +112,7 @@ def _reach_store(rank: int, endpoints: Sequence[Endpoint], port: int) -> dist.St
     except RuntimeError as error:  # torch's DistNetworkError
         raise ConnectionError(
             f"rank {rank} at {endpoints[rank]} cannot reach the rendezvous of rank 0 at {first.at(port)} "
-            f"within {CONNECT_SECONDS} s: {_ADVICE}; workers.port sets the port ({_first_line(error)})"
+            f"within {CONNECT_SECONDS} s: {ADVICE}; workers.port sets the port ({_first_line(error)})"
         ) from error
 
 
@@ -115,7 +125,7 @@ def _reach_hosts(rank: int, endpoints: Sequence[Endpoint]) -> None:
         except OSError as error:
             raise ConnectionError(
                 f"rank {rank} at {endpoints[rank]} cannot reach rank {other} at {endpoint.at(endpoint.port)} "
-                f"within {CONNECT_SECONDS} s: {_ADVICE}; workers connect to each other at ports that the system picks "
+                f"within {CONNECT_SECONDS} s: {ADVICE}; workers connect to each other at ports that the system picks "
                 f"({error})"
             ) from error
 
@@ -145,7 +155,7 @@ def _wait_until_connected(store: dist.Store, rank: int, endpoints: Sequence[Endp
             who = ", ".join(f"rank {other} at {endpoints[other]}" for other in missing)
             raise ConnectionError(
                 f"{who} did not get through to the others, and to the rendezvous of rank 0 at "
-                f"{endpoints[0].at(port)}, within {timeout.seconds} s: {_ADVICE}"
+                f"{endpoints[0].at(port)}, within {timeout.seconds} s: {ADVICE}"
             ) from error
         raise ConnectionError(f"rank {rank} at {endpoints[rank]} lost rank 0 at {endpoints[0].at(port)}") from error
 

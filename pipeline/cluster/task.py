@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.cluster.failures import FailedError, GangBrokenError, failure_path
-from pipeline.cluster.rendezvous import Facts, RankState, exchange_facts, host_of
+from pipeline.cluster.introduction import Facts
+from pipeline.cluster.rendezvous import Launch, RankState, exchange_facts, host_of
 from pipeline.cluster.store import joined_group, wait_for_all_ranks
 from pipeline.config.cluster import WorkerSettings
 from pipeline.config.secrets import mask_logs
@@ -43,7 +44,9 @@ class Task:
     facts
         ``facts(*args)`` returns what all ranks must see alike.
     folder
-        The folder of the job, for heartbeats and failures; None for a function that has none.
+        The folder of the job, for rank 0's address, heartbeats and failures; None for a function that has none.
+    launch
+        Id of the launch.
     """
 
     fn: Callable[..., Any]
@@ -51,6 +54,7 @@ class Task:
     workers: WorkerSettings
     facts: Callable[..., Facts] | None = None
     folder: str | None = None
+    launch: str = ""
 
     def get_facts(self) -> Facts:
         return self.facts(*self.args) if self.facts else {}
@@ -62,7 +66,7 @@ def run_task(task: Task, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
     Raises
     ------
     GangBrokenError
-        A process group could not be joined, or rank 0 is gone. Any other failure is a row: Spark would try again up to
+        The ranks did not find together, or rank 0 is gone. Any other failure is a row: Spark would try again up to
         four times, and say why in Java's words.
     """
     import pyarrow as pa
@@ -104,7 +108,7 @@ def _may_be_reused() -> bool:
 
 
 def _rendezvous_and_call(context: BarrierTaskContext, me: RankState, task: Task) -> Any:
-    store, attempt = exchange_facts(context, me, task.workers, task.get_facts, task.folder)
+    store, attempt = exchange_facts(context, me, task.workers, task.get_facts, Launch(task.launch, task.folder))
     # Only now, when all ranks are known to be able to: an import that fails must not leave the others waiting.
     from pipeline.distributed.worker import Worker
 

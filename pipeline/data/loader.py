@@ -55,7 +55,7 @@ def plan_of(manifest: Manifest, train: TrainSettings, epoch: int, labels: np.nda
     """The plan of one epoch of the training split; with its labels, int (rows,), one in which classes are balanced."""
     copies = None if labels is None else plan.balanced_copies(labels, seed=train.seed, epoch=epoch)
     return plan.plan_epoch(
-        np.array([group.rows for group in manifest.split("train").row_groups]),
+        np.array(manifest.split("train").group_rows),
         lanes=train.lanes,
         batch_size=train.global_batch,
         shuffle_row_groups=train.shuffle_row_groups,

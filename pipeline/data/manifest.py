@@ -14,9 +14,12 @@ behind is never data.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, overload
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
@@ -61,6 +64,31 @@ class RowGroup(NamedTuple):
         return f"{storage.join(dataset, self.shard.path)}, row group {self.number}"
 
 
+class RowGroups(Sequence[RowGroup]):
+    """The row groups of some shards, one after the other, each made when it is asked for: a split may have millions."""
+
+    def __init__(self, shards: Sequence[Shard]):
+        self._shards = shards
+        self._ends = list(itertools.accumulate(len(shard.row_groups) for shard in shards))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, number: int) -> RowGroup: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[RowGroup]: ...
+    def __getitem__(self, number: int | slice) -> RowGroup | list[RowGroup]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        number = range(len(self))[number]  # raises IndexError, and counts from the end where it is negative
+        index = bisect.bisect_right(self._ends, number)
+        return RowGroup(self._shards[index], number - (self._ends[index - 1] if index else 0))
+
+    def __iter__(self) -> Iterator[RowGroup]:
+        return (RowGroup(shard, number) for shard in self._shards for number in range(len(shard.row_groups)))
+
+
 class Split(FrozenModel):
     """The rows of one split.
 
@@ -77,9 +105,14 @@ class Split(FrozenModel):
     shards: tuple[Shard, ...]
 
     @property
-    def row_groups(self) -> list[RowGroup]:
+    def row_groups(self) -> RowGroups:
         """All row groups, shard after shard: a row group's number in the split is its index here."""
-        return [RowGroup(shard, number) for shard in self.shards for number in range(len(shard.row_groups))]
+        return RowGroups(self.shards)
+
+    @property
+    def group_rows(self) -> list[int]:
+        """The rows of each row group, in the order of `row_groups`."""
+        return [rows for shard in self.shards for rows in shard.row_groups]
 
 
 class Image(FrozenModel):

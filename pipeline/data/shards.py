@@ -60,8 +60,9 @@ class SplitFiles:
         self.shape, self.encoding = manifest.image.shape, manifest.image.encoding
         self.image_bytes = int(np.prod(self.shape))
         self.num_classes = len(manifest.classes)
+        self._shards = manifest.split(split).shards
         self.row_groups = manifest.split(split).row_groups
-        self.group_rows = np.array([group.rows for group in self.row_groups], dtype=np.int64)
+        self.group_rows = np.array(manifest.split(split).group_rows, dtype=np.int64)
         self._open: OrderedDict[str, _Shard] = OrderedDict()
         self._verified: set[str] = set()
         self._lock = threading.Lock()
@@ -71,8 +72,7 @@ class SplitFiles:
         """Memory that the whole split takes, as it is stored."""
         if self.encoding == "raw":
             return int(self.group_rows.sum()) * (PREFIX + self.image_bytes + _LABEL_BYTES)
-        shards = {group.shard.path: group.shard.bytes for group in self.row_groups}
-        return sum(shards.values()) + int(self.group_rows.sum()) * _BYTES_OBJECT
+        return sum(shard.bytes for shard in self._shards) + int(self.group_rows.sum()) * _BYTES_OBJECT
 
     def name(self, number: int) -> str:
         """A row group as errors name it."""

@@ -50,12 +50,12 @@ def publish(
     sealed = seal(manifest)
     if before is not None:
         storage.create(storage.join(dataset, file_name(before.version)), _text(before))
-    path = storage.join(dataset, file_name(sealed.version))
+    path, text = storage.join(dataset, file_name(sealed.version)), _text(sealed)
     if replaced is not None:
-        storage.publish(path, _text(sealed))
-    elif not storage.create(path, _text(sealed)):
+        storage.publish(path, text)
+    elif not storage.create(path, text):
         _publish_over_nothing(dataset, sealed)
-    storage.publish(storage.join(dataset, FILE_NAME), _text(sealed))
+    storage.publish(storage.join(dataset, FILE_NAME), text)
     if load_manifest(dataset, sealed.version).digest != sealed.digest:
         raise DatasetError(f"{path} was published and reads otherwise: the storage of dataset.path is not consistent")
     return sealed

@@ -1,4 +1,7 @@
-"""`make bench`: loading, ingest (at scale too), training, studies, norms, one GPU, verdicts. Nothing here fails."""
+"""`make bench`: loading, ingest, scale (of rows, ranks and manifests), training, studies, norms, one GPU, verdicts.
+
+Nothing here fails.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 WORK = Path("runs/bench/work")
 
 
-PARTS = ("loader", "ingest", "scale", "training", "study", "norms", "gpu", "verdicts")
+PARTS = ("loader", "ingest", "scale", "ranks", "manifest", "training", "study", "norms", "gpu", "verdicts")
 
 
 def main() -> None:
@@ -25,7 +28,7 @@ def main() -> None:
     unknown = set(parts) - set(PARTS)
     if unknown:
         sys.exit(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
-    if set(parts) - {"training", "study", "norms", "gpu", "verdicts"}:
+    if set(parts) & {"loader", "ingest", "scale"}:
         spark = ingest.start()
         try:
             if "loader" in parts:
@@ -44,11 +47,17 @@ def _alone(parts: Sequence[str]) -> None:
     import gpu
     import gpu_norms
     import ingest
+    import manifest
     import norms
+    import ranks
     import study
     import training
     import verdicts
 
+    if {"scale", "ranks"} & set(parts):
+        ranks.run(WORK)
+    if {"scale", "manifest"} & set(parts):
+        manifest.run(WORK)
     for part, run in (("training", training.run), ("study", study.run)):
         if part in parts:
             spark = training.start()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.cluster.rendezvous import Introduction, RankState, check_agreement, host_of
+from pipeline.cluster.introduction import Introduction, check_agreement
+from pipeline.cluster.rendezvous import RankState, host_of
 from pipeline.distributed.interfaces import Endpoint
 from pipeline.telemetry.heartbeat import Attempt
 

@@ -1,9 +1,14 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from small_manifests import make
 
+from pipeline.config.training import TrainSettings
 from pipeline.data import manifest, versions
+from pipeline.data.loader import plan_of
 from pipeline.data.manifest import DatasetError, Image, Shard
+from pipeline.data.shards import SplitFiles
 
 
 @pytest.mark.parametrize(
@@ -52,3 +57,41 @@ def test_statistics_of_joined_splits_are_those_of_all_pixels():
 def test_an_unknown_split_lists_the_known():
     with pytest.raises(DatasetError, match="no split 'tset'; it has train"):
         make().split("tset")
+
+
+def test_row_groups_are_numbered_through_all_shards():
+    shards = [
+        manifest.Shard(path=str(number), rows=sum(rows), bytes=1, sha256="", row_groups=rows)
+        for number, rows in enumerate([(3, 4), (), (5,), (6, 7, 8)])
+    ]
+    groups = manifest.RowGroups(shards)
+    listed = [(shard, number) for shard in shards for number in range(len(shard.row_groups))]
+    assert list(groups) == [groups[index] for index in range(len(groups))] == listed
+    assert (groups[-1].rows, groups[2:4], len(groups)) == (8, listed[2:4], 6)
+    assert len(manifest.RowGroups([])) == 0
+    for beyond in (6, -7):
+        with pytest.raises(IndexError):
+            groups[beyond]
+
+
+def test_a_million_row_groups_take_little_memory_to_plan():
+    """What each rank makes of a manifest of a billion rows: not an object for each row group."""
+    shards = tuple(
+        manifest.Shard(path=str(number), rows=100_000, bytes=1, sha256="", row_groups=(1000,) * 100)
+        for number in range(10_000)
+    )
+    split = manifest.with_statistics([500_000_000] * 2, [[1], [1]], shards, (1, 2, 2))
+    made = manifest.Manifest(
+        name="made", settings_digest="", spark_application="", classes=("a", "b"), input_rows=10**9, set_aside={},
+        sources=(), splits={"train": split}, image=manifest.Image(encoding="raw", shape=(1, 2, 2)),
+    )  # fmt: skip
+    tracemalloc.start()
+    try:
+        files = SplitFiles("nowhere", made, "train")
+        plan = plan_of(made, TrainSettings(epochs=1, batch_size=1024), epoch=0)
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (len(files.row_groups), plan.steps, int(files.group_rows.sum())) == (10**6, 10**9 // 1024, 10**9)
+    assert kept < 40 * 10**6  # four arrays of a million int64
+    assert most < 60 * 10**6

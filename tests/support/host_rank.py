@@ -16,7 +16,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline.cluster.store import connected_store, joined_group, listening_socket, open_store, wait_for_all_ranks
+from pipeline.cluster.store import (
+    connected_store,
+    joined_group,
+    listening_socket,
+    open_store,
+    rendezvous_socket,
+    wait_for_all_ranks,
+)
 from pipeline.config.cluster import WorkerSettings
 from pipeline.distributed.interfaces import Endpoint, find_endpoint
 
@@ -33,7 +40,7 @@ def answer(**values: Any) -> None:
 
 def one_group(rank: int, hosts: list[str]) -> float:
     endpoint = find_endpoint(hosts[rank], [host for host in hosts if host != hosts[rank]], "gloo")
-    store: Any = open_store(endpoint.address, len(hosts), WORKERS) if rank == 0 else None
+    store: Any = open_store(rendezvous_socket(endpoint.address, 0), len(hosts), WORKERS) if rank == 0 else None
     with listening_socket(endpoint.address) as listener:
         endpoint = replace(endpoint, port=listener.getsockname()[1])
         answer(endpoint=asdict(endpoint), port=store.port if store is not None else 0)
