@@ -14,7 +14,7 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 WORK = Path("runs/bench/work")
 
 
-PARTS = ("loader", "ingest", "scale", "training", "study", "norms", "gpu", "verdicts")
+PARTS = ("loader", "ingest", "scale", "training", "study", "norms", "gpu", "verdicts", "requests")
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     unknown = set(parts) - set(PARTS)
     if unknown:
         sys.exit(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
-    if set(parts) - {"training", "study", "norms", "gpu", "verdicts"}:
+    if set(parts) - {"training", "study", "norms", "gpu", "verdicts", "requests"}:
         spark = ingest.start()
         try:
             if "loader" in parts:
@@ -44,6 +44,7 @@ def _alone(parts: Sequence[str]) -> None:
     import gpu
     import ingest
     import norms
+    import object_store
     import study
     import training
     import verdicts
@@ -61,6 +62,8 @@ def _alone(parts: Sequence[str]) -> None:
         gpu.run(WORK)
     if "verdicts" in parts:
         verdicts.run()
+    if "requests" in parts:
+        object_store.run(WORK)
 
 
 if __name__ == "__main__":
