@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from models.norms.base import NormLayer
+from models.norms.segments import are_fast, normalize_segments
 
 
 class GroupNorm(NormLayer):
@@ -40,6 +41,11 @@ class GroupNorm(NormLayer):
         self.groups = groups
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        group_channels = self.channels // self.groups
+        if x.ndim == 4 and are_fast(x, group_channels):  # torch's kernel would convert channels_last
+            return normalize_segments(
+                x, self.weight, self.bias, self.eps, segments=len(x), group_channels=group_channels
+            ).y
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:

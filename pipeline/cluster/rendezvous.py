@@ -184,7 +184,7 @@ def _introduction(
     """What can fail on one rank alone: imports, device, address, facts and, on rank 0, the store."""
     import torch
 
-    from pipeline.distributed.device import choose_device
+    from pipeline.distributed.device import choose_device, try_device
     from pipeline.distributed.worker import default_backend
 
     torch.set_num_threads(workers.threads)
@@ -193,6 +193,7 @@ def _introduction(
     # A GPU that Spark did not assign belongs to somebody else, so `auto` leaves it alone.
     requested = "cpu" if workers.device == "auto" and me.gpu is None else workers.device
     me.device = choose_device(requested, me.gpu, me.local_rank)
+    try_device(me.device, me.rank)
     facts = {**_versions(), "device": me.device.type, **facts_of_function()}
     endpoint = find_endpoint(me.hosts[me.rank], me.other_hosts, default_backend(me.device))
     if me.other_hosts and me.local_rank == 0:

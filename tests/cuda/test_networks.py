@@ -9,8 +9,8 @@ from small_networks import KINDS, make
 from models.networks.inception import AveragePool
 from models.norms.registry import NORMS
 
-# Their kernels on CUDA, and that of `instance` on the CPU, give contiguous output; the next convolution converts it.
-CONVERTING = {"cpu": ["instance"], "cuda": ["instance", "group", "layer", "weight_standardized_group"]}
+# torch's kernel of `instance` on the CPU gives contiguous output; the next convolution converts it.
+CONVERTING = {"cpu": ["instance"], "cuda": []}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
