@@ -89,8 +89,6 @@ class Watch:
                 self._read_new_files()
         finally:
             self._look_at = time.monotonic() + self._next_look_seconds()
-            if self._any_rank_runs():
-                self._life_seen_at = time.monotonic()
 
     def _next_look_seconds(self) -> float:
         """As often as the ranks publish; often, but less and less, before they do, and when one has failed."""
@@ -163,6 +161,8 @@ class Watch:
     @property
     def silent_seconds(self) -> float:
         """Seconds since any rank of the newest attempt gave a sign of life: the stage waits, restarts, or ends."""
+        if self._any_rank_runs():
+            self._life_seen_at = time.monotonic()
         return time.monotonic() - self._life_seen_at
 
     def positions(self) -> str:
