@@ -65,8 +65,8 @@ def _shared_out(root: str) -> list[_Folder]:
     left = [""]
     for _ in range(_LEVELS):
         deeper: list[str] = []
-        for folder in left:
-            few = len(looked_at) + len(deeper) < _MOST_FOLDERS
+        for number, folder in enumerate(left):
+            few = len(looked_at) + len(deeper) + len(left) - number < _MOST_FOLDERS
             inside = _folders_in(root, folder) if few else None
             if inside is not None:
                 looked_at.append(_Folder(folder, below=False))
