@@ -27,12 +27,13 @@ def pages(folder: str, *, below: bool) -> Iterator[list[Any]]:
     """
     fs, inner = storage.filesystem(folder)
     protocols = fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)
-    if _S3.isdisjoint(protocols):
+    if _S3.isdisjoint(protocols) or not hasattr(fs, "call_s3"):  # s3fs has it, other drivers of S3 have not
         yield storage.entries(folder, below=below)
         return
     bucket, key, _ = fs.split_path(inner)
     prefix = f"{key.rstrip('/')}/" if key else ""
     query = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "" if below else "/"}
+    query |= getattr(fs, "req_kw", {})  # where who asks has to pay
     while True:
         page = retry(lambda: fs.call_s3("list_objects_v2", **query), "listed", folder)
         yield [
