@@ -103,7 +103,7 @@ def test_planted_secrets_are_in_nothing_that_runs_leave(spark, tmp_path, monkeyp
     names = {path.name for path in left}
     assert {"record.json", "comparison.json", "report.html", "ingest.json", "mlflow.db", "MLmodel"} <= names
     assert any(path.match("events/*.jsonl") for path in left)
-    assert any(path.match("failures/*.json") for path in left)
+    assert any(path.match("ranks/failure-*.json") for path in left)
     assert any(path.match("quarantine/*.parquet") for path in left)
     assert found_in(tmp_path) == []
     assert json.loads((output / "comparison.json").read_text())["settings"]["spark"]["conf"] == {

@@ -167,3 +167,21 @@ def test_a_number_that_json_does_not_have_is_refused_and_nothing_is_written(tmp_
     with pytest.raises(ValueError, match="JSON"):
         storage.publish_json(str(tmp_path / "result.json"), {"loss": float("nan")}, allow_nan=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_a_replaced_file_has_another_version_and_unfinished_ones_have_none(where, tmp_path, remote):
+    folder = str(tmp_path) if where == "local" else remote
+    assert storage.versions(f"{folder}/x") == {}
+    storage.publish(f"{folder}/x/one", b"1")
+    storage.publish(f"{folder}/x/two", b"1")
+    storage.publish(f"{folder}/x/.two.unfinished", b"1")
+    storage.publish(f"{folder}/x/below/three", b"1")
+    before = storage.versions(f"{folder}/x")
+    storage.publish(f"{folder}/x/one", b"2")
+    after = storage.versions(f"{folder}/x")
+    assert sorted(before) == sorted(after) == ["one", "two"]
+    assert [name for name in after if after[name] != before[name]] == ["one"]
+    storage.remove_file(f"{folder}/x/one")
+    storage.remove_file(f"{folder}/x/one")
+    assert sorted(storage.versions(f"{folder}/x")) == ["two"]

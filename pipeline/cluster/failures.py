@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.config.secrets import mask
+from pipeline.telemetry.heartbeat import RANKS
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def failure_from(error: BaseException, *, rank: int, device: str, where: str, ec
 
 
 def failure_path(folder: str, attempt: str) -> str:
-    """The file below a job's folder in which the first rank of an attempt that fails publishes its failure."""
-    return storage.join(folder, "failures", f"{attempt}.json")
+    """The file beside the heartbeats in which the first rank of an attempt that fails publishes its failure."""
+    return storage.join(folder, RANKS, f"failure-{attempt}.json")
 
 
 def first_of(failures: Sequence[Failure]) -> Failure:

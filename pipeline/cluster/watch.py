@@ -2,6 +2,9 @@
 
 It reads the heartbeats that ranks publish (`heartbeat.py`) and never compares clocks of two machines: a rank says how
 long it has been in its phase, and how old a heartbeat is counts from when this process saw it change.
+
+One listing tells which files are new, whatever the number of ranks, and those alone are read, several at once. On
+remote storage it looks as often as the ranks publish, which says each of their beats.
 """
 
 from __future__ import annotations
@@ -16,11 +19,14 @@ from pipeline.cluster.failures import Failure, failure_path
 from pipeline.config.cluster import WorkerSettings
 from pipeline.telemetry import heartbeat
 
-# A rank whose heartbeat is this many beats old is taken for gone or frozen.
-MISSED_BEATS = 5
+# A rank whose heartbeat is this many beats old is taken for gone or frozen; or this many times older than the next one
+# was due in, where that is more: on remote storage a beat may come late by one, and be seen late by another.
+MISSED_BEATS, MISSED_INTERVALS = 5, 2.5
 # How long the other ranks may need to notice that one has failed. They often do not: torch keeps the connections of a
 # DDP model open when its rank leaves the process group.
 FAILURE_GRACE_SECONDS, FAILURE_GRACE_BEATS = 5.0, 4
+# Between two looks at remote storage while no rank has given a sign of life, and when one has failed.
+_FIRST_LOOK_SECONDS, _LAUNCH_LOOK_SECONDS = 0.7, 2.0
 # How long a stack dump may need to arrive.
 STACK_SECONDS = 5.0
 
@@ -64,35 +70,99 @@ class Watch:
         self._earlier_attempt = heartbeat.read_attempt(folder)  # of an earlier launch: not ours
         self._attempt = ""
         self._ranks: dict[int, _RankView] = {}
+        self._failure: bytes | None = None
         self._failure_seen_at: float | None = None
         self._life_seen_at = time.monotonic()
+        self._versions: dict[str, str] = {}  # of the files that were read
+        self._is_local = storage.is_local(folder)
+        self._look_at, self._look_seconds = 0.0, _FIRST_LOOK_SECONDS
 
-    def read_heartbeats(self) -> None:
-        """Read what is new. Storage errors are raised at once; the caller may ignore them, and call again."""
-        with storage.retry_for(0):
-            self._read_heartbeats()
+    def read_heartbeats(self, *, now: bool = False) -> None:
+        """Read what is new: if it is time for that on remote storage, or ``now``.
 
-    def _read_heartbeats(self) -> None:
-        attempt = heartbeat.read_attempt(self._folder)
-        if attempt is None or (self._earlier_attempt is not None and attempt.id == self._earlier_attempt.id):
+        Storage errors are raised at once; the caller may ignore them, and call again.
+        """
+        if not (now or self._is_local) and time.monotonic() < self._look_at:
             return
-        if attempt.id != self._attempt:
-            self._attempt, self._failure_seen_at = attempt.id, None
-            self._ranks.clear()
-        for rank in range(self._workers.count):
+        try:
+            with storage.retry_for(0):
+                self._read_new_files()
+        finally:
+            self._look_at = time.monotonic() + self._next_look_seconds()
+
+    def _next_look_seconds(self) -> float:
+        """As often as the ranks publish; often, but less and less, before they do, and when one has failed."""
+        running = [self._interval(rank) for rank in self._ranks.values() if not rank.beat.ended]
+        if running and self._failure_seen_at is None:
+            return min(running)
+        self._look_seconds = min(1.5 * self._look_seconds, _LAUNCH_LOOK_SECONDS)
+        return self._look_seconds
+
+    def _read_new_files(self) -> None:
+        """Read what has changed in the folder of the ranks. What cannot be read now is read at the next look."""
+        folder = storage.join(self._folder, heartbeat.RANKS)
+        versions = storage.versions(folder)
+        overdue = {
+            heartbeat.beat_name(rank)
+            for rank, view in self._ranks.items()
+            if not view.beat.ended and view.age_seconds > 2 * self._interval(view)  # a listing may be behind, or coarse
+        }
+        ours = {heartbeat.beat_name(rank) for rank in range(self._workers.count)}
+        names = [n for n, v in versions.items() if n in ours and (self._versions.get(n) != v or n in overdue)]
+        failed = failure_path("", self._attempt).rpartition("/")[2]
+        if self._attempt and self._failure is None and failed in versions:
+            names.append(failed)
+        problem: Exception | None = None
+        for name, data in zip(names, storage.read_many([storage.join(folder, n) for n in names]), strict=True):
             try:
-                beat = heartbeat.read_beat(self._folder, rank)
+                self._take(name, data)
+                self._versions[name] = versions[name]
             except FileNotFoundError:
                 continue
-            known = self._ranks.get(rank)
-            if beat.attempt == self._attempt and (known is None or known.beat.time != beat.time):
-                self._ranks[rank] = _RankView(beat, time.monotonic())
-        if self._any_rank_runs():
-            self._life_seen_at = time.monotonic()
+            except (OSError, ValueError) as error:
+                problem = error
+        if problem is not None:
+            raise problem
+
+    def _take(self, name: str, data: bytes | Exception) -> None:
+        """Take up one file that was read; raises what reading it raised, and ValueError where it is damaged."""
+        if isinstance(data, Exception):
+            raise data
+        if not name.startswith("rank-"):
+            self._failure = data
+            return
+        beat = heartbeat.Beat.model_validate_json(data)
+        if beat.attempt != self._attempt and not self._is_of_newest_attempt(beat):
+            return
+        known = self._ranks.get(beat.rank)
+        if known is None or known.beat.time != beat.time:
+            self._ranks[beat.rank] = _RankView(beat, time.monotonic())
+
+    def _is_of_newest_attempt(self, beat: heartbeat.Beat) -> bool:
+        """Whether a beat of another attempt than the one that was watched is of the newest; that is then watched."""
+        newest = heartbeat.read_attempt(self._folder)
+        if newest is None or beat.attempt != newest.id:
+            return False
+        if self._earlier_attempt is not None and newest.id == self._earlier_attempt.id:
+            return False
+        self._attempt, self._failure, self._failure_seen_at = newest.id, None, None
+        self._ranks.clear()
+        self._look_seconds = _FIRST_LOOK_SECONDS
+        return True
+
+    def _interval(self, rank: _RankView) -> float:
+        """Seconds between two beats of a rank, as its last one says."""
+        return max(self._workers.heartbeat_seconds, rank.beat.next_seconds)
+
+    def _is_silent(self, rank: _RankView) -> bool:
+        limit = max(MISSED_BEATS * self._workers.heartbeat_seconds, MISSED_INTERVALS * rank.beat.next_seconds)
+        return rank.age_seconds > limit
 
     @property
     def silent_seconds(self) -> float:
         """Seconds since any rank of the newest attempt gave a sign of life: the stage waits, restarts, or ends."""
+        if self._any_rank_runs():
+            self._life_seen_at = time.monotonic()
         return time.monotonic() - self._life_seen_at
 
     def positions(self) -> str:
@@ -115,7 +185,7 @@ class Watch:
         who = f"rank {beat.rank} on {beat.host} ({beat.device})"
         where = f"in {beat.phase} at step {beat.step}"
         setting = f"(workers.stall_seconds is {limit:g})"
-        if culprit.age_seconds > MISSED_BEATS * self._workers.heartbeat_seconds:
+        if self._is_silent(culprit):
             return (
                 f"{who} gave its last sign of life {culprit.age_seconds:.0f} s ago, then {where} {setting}: "
                 f"its process {beat.pid} is stopped, or hangs in native code"
@@ -131,33 +201,26 @@ class Watch:
         Only where all others are well: if one of them is silent, it is its death that the rank speaks of, and Spark
         starts the gang again.
         """
-        with storage.retry_for(0):
-            text = self._failure_text()
-        if text is None:
+        if self._failure is None:
             return None
         if self._failure_seen_at is None:
             self._failure_seen_at = time.monotonic()
         beat = self._workers.heartbeat_seconds
-        if time.monotonic() - self._failure_seen_at < max(FAILURE_GRACE_SECONDS, FAILURE_GRACE_BEATS * beat):
+        longest = max((rank.beat.next_seconds for rank in self._ranks.values()), default=0.0)
+        grace_seconds = max(FAILURE_GRACE_SECONDS, FAILURE_GRACE_BEATS * beat, MISSED_INTERVALS * longest)
+        if time.monotonic() - self._failure_seen_at < grace_seconds:
             return None
-        failure = Failure(**json.loads(text))
+        failure = Failure(**json.loads(self._failure))
         others = [rank for number, rank in self._ranks.items() if number != failure.rank]
-        well = [rank for rank in others if rank.beat.ended or rank.age_seconds < (FAILURE_GRACE_BEATS - 1) * beat]
+        limit = (FAILURE_GRACE_BEATS - 1) * beat
+        well = [r for r in others if r.beat.ended or r.age_seconds < max(limit, 2 * r.beat.next_seconds)]
         if len(well) < self._workers.count - 1 or all(rank.beat.ended for rank in well):
             return None
         return failure
 
-    def _failure_text(self) -> bytes | None:
-        """What the rank that failed first has published, if one has."""
-        try:
-            return storage.read_bytes(failure_path(self._folder, self._attempt)) if self._attempt else None
-        except FileNotFoundError:
-            return None
-
     def _any_rank_runs(self) -> bool:
         """Whether any rank of the newest attempt is running."""
-        limit = MISSED_BEATS * self._workers.heartbeat_seconds
-        return any(not rank.beat.ended and rank.age_seconds < limit for rank in self._ranks.values())
+        return any(not rank.beat.ended and not self._is_silent(rank) for rank in self._ranks.values())
 
     def _stack(self, rank: int) -> str:
         """What faulthandler wrote on that worker; it may take a moment to arrive."""
@@ -172,7 +235,7 @@ class Watch:
                 return _main_thread_first(text.strip()) or "(no stack arrived from that worker)"
             time.sleep(0.2)
             with suppress(OSError, ValueError):  # that a rank hangs is the error to show
-                self.read_heartbeats()
+                self.read_heartbeats(now=True)
 
 
 def _main_thread_first(text: str) -> str:

@@ -33,7 +33,12 @@ class WorkerSettings(FrozenModel):
     stall_seconds: float = Field(
         180, gt=0, description="a worker that makes no progress for this many seconds fails the job, with its stack"
     )
-    heartbeat_seconds: float = Field(1, gt=0, description="seconds between two signs of life of a worker")
+    heartbeat_seconds: float = Field(
+        1,
+        gt=0,
+        description="seconds between two signs of life of a worker; on remote storage they grow to stall_seconds / 18, "
+        "10 at most",
+    )
     slots_wait_seconds: float = Field(60, ge=0, description="seconds to wait for executors to register")
     port: int = Field(0, ge=0, le=65535, description="port of the rendezvous on rank 0's host; 0: any free one")
 

@@ -127,21 +127,22 @@ def newest(dataset: str) -> Manifest | None:
         if found is None:
             return None
         log.warning("%s: %s is missing; the newest version that is there is %d", dataset, FILE_NAME, found.version)
-    while storage.size(storage.join(dataset, file_name(found.version + 1))):
-        following = _load(dataset, file_name(found.version + 1))
-        if following is None:
-            break
+    while following := _load(dataset, file_name(found.version + 1), or_unfinished=True):
         found = following
     return found
 
 
-def _load(dataset: str, name: str) -> Manifest | None:
-    """The manifest in a file; None where there is no such file."""
+def _load(dataset: str, name: str, *, or_unfinished: bool = False) -> Manifest | None:
+    """The manifest in a file; None where there is no such file or, with ``or_unfinished``, where it is empty."""
     path = storage.join(dataset, name)
     try:
-        tree: Any = json.loads(storage.read_bytes(path))
+        data = storage.read_bytes(path)
     except FileNotFoundError:
         return None
+    if or_unfinished and not data:
+        return None
+    try:
+        tree: Any = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON: {error}") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:

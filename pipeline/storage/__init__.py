@@ -9,9 +9,13 @@ whatever its driver raises, so that nobody takes "cannot be read now" for "is no
 
 from __future__ import annotations
 
+import contextvars
 import json
 import shutil
 import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,18 +25,31 @@ from pydantic import BaseModel
 
 from pipeline.config.secrets import masked
 from pipeline.storage import local_file
-from pipeline.storage.outage import RETRY_SECONDS, UnreachableError, is_outage, is_unexplained, retry, retry_for
+from pipeline.storage.outage import (
+    RETRY_SECONDS,
+    UnreachableError,
+    is_empty_file,
+    is_outage,
+    is_unexplained,
+    retry,
+    retry_for,
+)
 from pipeline.storage.remote_file import open_remote
 
 __all__ = ["LEAST_FREE_BYTES", "RETRY_SECONDS", "UnreachableError", "absolute", "check_replaces", "check_seen",
            "create", "entries", "exists", "filesystem", "free_bytes", "is_folder", "is_local", "is_outage", "join",
-           "names", "open_file", "publish", "publish_json", "read_bytes", "read_range", "remove",
-           "retry_for", "size"]  # fmt: skip
+           "names", "open_file", "publish", "publish_json", "read_bytes", "read_many", "read_range", "remove",
+           "remove_file", "retry_for", "size", "versions"]  # fmt: skip
 
 # Object stores, where a file appears with all its bytes or not at all. Elsewhere (HDFS, SFTP) it is written under
 # another name and renamed.
 _PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "r2", "memory", "dbfs"}
-
+# Its driver asks for the size of a file before it reads it, a request of its own: so many bytes are read without that.
+_S3, _FIRST_BYTES = {"s3", "s3a"}, 4 << 20
+# What drivers tell of a file that becomes another when it is replaced.
+_VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
+# Files that are read at once.
+_READERS = 8
 
 # A disk with less than this has no room for checkpoints.
 LEAST_FREE_BYTES = 200 << 20
@@ -64,7 +81,33 @@ def read_bytes(path: str) -> bytes:
     return retry(lambda: _read_bytes(fs, inner), "read", path)
 
 
+def read_many(paths: Sequence[str]) -> list[bytes | Exception]:
+    """The bytes of each file, or what reading it raised; up to eight are read at once."""
+    if len(paths) < 2:
+        return [_bytes_or_error(path) for path in paths]
+    with ThreadPoolExecutor(min(_READERS, len(paths)), thread_name_prefix="sparknorm-read") as pool:
+        # Each thread tries again for as long as the caller does (`retry_for`).
+        waiting = [pool.submit(contextvars.copy_context().run, _bytes_or_error, path) for path in paths]
+        return [future.result() for future in waiting]
+
+
+def _bytes_or_error(path: str) -> bytes | Exception:
+    try:
+        return read_bytes(path)
+    except Exception as error:  # noqa: BLE001 - the caller's to judge
+        return error
+
+
 def _read_bytes(fs: Any, inner: str) -> bytes:
+    if _is_one_of(fs, _S3):
+        try:
+            first = fs.cat_file(inner, start=0, end=_FIRST_BYTES)
+        except OSError as error:
+            if is_empty_file(error):
+                return b""
+            raise
+        if len(first) < _FIRST_BYTES:
+            return first
     try:
         return fs.cat_file(inner)
     except OSError as error:
@@ -139,6 +182,18 @@ def entries(folder: str, *, below: bool = False) -> list[Any]:
         return []
 
 
+def versions(folder: str) -> dict[str, str]:
+    """For each file of a folder, by its name, a text that is another one when the file has been replaced.
+
+    Where the driver tells nothing but the size, that is the text. Unfinished files are left out.
+    """
+    return {
+        name: " ".join(str(entry[key]) for key in ("size", *_VERSION_KEYS) if entry.get(key) is not None)
+        for entry in entries(folder)
+        if entry["type"] == "file" and (name := entry["name"].rpartition("/")[2])[:1] != "."
+    }
+
+
 def publish(path: str, data: bytes, *, durable: bool = True) -> None:
     """Write a whole file so that a reader sees all of it or nothing, also when this process dies here.
 
@@ -153,7 +208,7 @@ def _publish(path: str, data: bytes, *, durable: bool) -> None:
     if isinstance(fs, LocalFileSystem):
         with local_file.under_passing_name(Path(inner), data, durable=durable) as temporary:
             temporary.replace(inner)
-    elif _put_is_atomic(fs):
+    elif _is_one_of(fs, _PUT_IS_ATOMIC):
         fs.pipe_file(inner, data)
     else:
         temporary_name = join(inner.rpartition("/")[0], f".{inner.rpartition('/')[2]}.{uuid.uuid4().hex[:8]}")
@@ -161,8 +216,8 @@ def _publish(path: str, data: bytes, *, durable: bool) -> None:
         fs.mv(temporary_name, inner)
 
 
-def _put_is_atomic(fs: Any) -> bool:
-    return not _PUT_IS_ATOMIC.isdisjoint(fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+def _is_one_of(fs: Any, protocols: set[str]) -> bool:
+    return not protocols.isdisjoint(fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
 
 def create(path: str, data: bytes) -> bool:
@@ -191,7 +246,7 @@ def create(path: str, data: bytes) -> bool:
 
     def put() -> None:
         try:
-            if _put_is_atomic(fs):
+            if _is_one_of(fs, _PUT_IS_ATOMIC):
                 fs.pipe_file(inner, data, mode="create")
             else:
                 _publish(path, data, durable=True)
@@ -231,6 +286,13 @@ def remove(path: str) -> None:
         retry(lambda: fs.rm(inner, recursive=True), "removed", path)
     except FileNotFoundError:
         return
+
+
+def remove_file(path: str) -> None:
+    """Delete a file; it may already be gone. Unlike `remove` it does not look first: it is one request."""
+    fs, inner = filesystem(path)
+    with suppress(FileNotFoundError):
+        retry(lambda: fs.rm_file(inner), "removed", path)
 
 
 def check_seen(path: str, text: str, *, writer: str) -> None:

@@ -71,6 +71,11 @@ def is_unexplained(error: BaseException) -> bool:
     return _s3_code(error) in ("400", "403")
 
 
+def is_empty_file(error: BaseException) -> bool:
+    """Whether S3 refused to give bytes of a file from its start on, since it has none."""
+    return _s3_code(error) in ("InvalidRange", "416")
+
+
 def _s3_code(error: BaseException) -> str:
     """The code in S3's own answer, which drivers keep as the cause of their error; empty where there is none."""
     answer = getattr(error.__cause__, "response", None)

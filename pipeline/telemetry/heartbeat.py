@@ -1,9 +1,11 @@
-"""What a rank is doing, published every second or so, and its stack where it has stopped doing anything.
+"""What a rank is doing, published every second or, on remote storage, every ten, and its stack where it hangs.
 
 The training loop says where it is (`Status.enter`, one assignment); a thread publishes that as a small file that is
-overwritten. If the position does not change for ``stall_seconds``, faulthandler writes the stacks of all threads from
-a thread of its own in C, so that also a rank that hangs in native code and holds the interpreter lock tells where.
-The driver reads the files (`watch.py`) and decides.
+overwritten. On remote storage, where each is a request, the first come as often as on a mounted path, and then fewer;
+each beat says when the next one is due, so that nobody takes a rank that is well for silent. If the position does not
+change for ``stall_seconds``, faulthandler writes the stacks of all threads from a thread of its own in C, so that also
+a rank that hangs in native code and holds the interpreter lock tells where. The driver reads the files (`watch.py`)
+and decides.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ PHASES = ("start", "restore", "data loading", "forward", "backward", "all-reduce
 # Exit code of a process whose gang was replaced by a newer one.
 SUPERSEDED = 75
 RANKS = "ranks"  # folder of the heartbeats
+# Between two beats on remote storage: this share of ``stall_seconds``, and so many seconds, at most. A stall is seen by
+# what the last beat says and its age, so it is noticed no later; only that a rank is silent is.
+_LONGEST_SHARE, _LONGEST_SECONDS = 1 / 18, 10.0
 _LAST_BEAT_SECONDS = 5.0  # how long the beat that says that a rank has ended is tried again
 
 
@@ -120,7 +125,12 @@ def read_attempt(folder: str) -> Attempt | None:
 
 def beat_path(folder: str, rank: int) -> str:
     """Where a rank of the job with this folder publishes its heartbeat."""
-    return storage.join(folder, RANKS, f"rank-{rank:05d}.json")
+    return storage.join(folder, RANKS, beat_name(rank))
+
+
+def beat_name(rank: int) -> str:
+    """The name of the file of a rank's heartbeats."""
+    return f"rank-{rank:05d}.json"
 
 
 def stack_path(folder: str, rank: int) -> str:
@@ -146,6 +156,7 @@ class Beat(RankProcess):
     for_seconds : since when it is there, by its own clock
     time : of the beat, in seconds since 1970, by the clock of its host
     ended : whether the rank has ended, well or not
+    next_seconds : after which the next beat is due
     stack : stacks of its threads where it does not get on and the driver cannot read them from a file
     """
 
@@ -157,6 +168,7 @@ class Beat(RankProcess):
     for_seconds: float
     time: float
     ended: bool
+    next_seconds: float = 0.0
     stack: str = ""
 
 
@@ -182,7 +194,7 @@ class Heartbeat:
     status : what the training of this rank writes
     attempt : that the rank belongs to; its process ends itself when it sees a newer one
     process : of this rank
-    seconds : between two beats
+    seconds : between two beats; on remote storage between the first two, and then twice as many each time
     stall_seconds : without a new position for this long, stacks are dumped
     """
 
@@ -198,6 +210,12 @@ class Heartbeat:
     ):
         self._folder, self._status, self._attempt, self._process = folder, status, attempt, process
         self._seconds, self._stall_seconds = seconds, stall_seconds
+        # The next beat is due so long after the one before, and at most so long.
+        self._next_seconds = self._longest_seconds = seconds
+        if not storage.is_local(folder):
+            self._longest_seconds = max(seconds, min(_LONGEST_SECONDS, _LONGEST_SHARE * stall_seconds))
+        self._due_at = 0.0
+        self._told_stack_at = -1.0  # the position of which the stack is published
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sparknorm-heartbeat", daemon=True)
         self._armed_at = -1.0
@@ -205,7 +223,7 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Publish a beat now, one every ``seconds``, and a last one that says that the rank has ended."""
+        """Publish a beat now, one whenever it is due, and a last one that says that the rank has ended."""
         with _stack_file(self._folder, self._process.rank) as self._stack:
             self._try_to_beat()
             self._thread.start()
@@ -223,23 +241,41 @@ class Heartbeat:
             self._try_to_beat()
 
     def _try_to_beat(self) -> None:
-        """One beat. That it is missed is no reason to end a training: the next one is soon."""
+        """One beat, if it is due. That it is missed is no reason to end a training: the next one is soon."""
         try:
+            self._watch_position()
+            if time.monotonic() < self._due_at and not self._has_new_stack():
+                return
             with storage.retry_for(0):
                 self._beat()
+            self._due_at = time.monotonic() + self._next_seconds - self._seconds / 2  # of the looks, the nearest one
+            self._next_seconds = min(2 * self._next_seconds, self._longest_seconds)
             self._missed = False
         except Exception as error:  # noqa: BLE001
             if not self._missed:
                 log.warning("a heartbeat could not be published: %s", error)
             self._missed = True
 
-    def _beat(self) -> None:
+    def _watch_position(self) -> None:
+        """Have the stacks dumped where the rank does not leave the position that it is in now."""
         since = self._status.position.since
         if since != self._armed_at:
             self._stack.seek(0)
             self._stack.truncate()  # of an earlier stall, which is over
             faulthandler.dump_traceback_later(self._stall_seconds, file=self._stack)
             self._armed_at = since
+
+    def _has_new_stack(self) -> bool:
+        """Whether the stacks were dumped, only this process can read them, and they are not published yet."""
+        position = self._status.position
+        stuck_seconds = time.monotonic() - position.since
+        return (
+            stuck_seconds > self._stall_seconds
+            and position.since != self._told_stack_at
+            and not storage.is_local(self._folder)
+        )
+
+    def _beat(self) -> None:
         newest = read_attempt(self._folder)
         if newest is not None and newest.id != self._attempt.id:
             # Spark or the driver gave this gang up, and another trains in its place: nothing here may be published.
@@ -260,11 +296,14 @@ class Heartbeat:
             for_seconds=time.monotonic() - position.since,
             time=time.time(),
             ended=ended,
+            next_seconds=self._next_seconds,
         )
         if beat.for_seconds > self._stall_seconds and not storage.is_local(self._folder):
             beat = beat.model_copy(update={"stack": Path(self._stack.name).read_text(errors="replace")})
         data = json.dumps(beat.model_dump(exclude_unset=True)).encode()
         storage.publish(beat_path(self._folder, beat.rank), data, durable=False)
+        if beat.stack:
+            self._told_stack_at = position.since
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any
 
+from pipeline import storage
 from pipeline.telemetry.events import Event, EventReader
 from pipeline.tracking.client import longest_call_seconds, store_name
 from pipeline.tracking.outage import AGAIN_SECONDS, TrackingError, is_outage, reason
@@ -23,8 +24,29 @@ log = logging.getLogger(__name__)
 RELAY_SECONDS = 0.5
 # A look at a folder of many files, on remote storage, takes long: at most a fifth of the time goes into it.
 _PAUSES, _LONGEST_PAUSE_SECONDS = 4, 30.0
+# Each look at remote storage is a request. The pauses between them grow, before the first events come and from then on.
+_GROWTH, _FIRST_PAUSE_SECONDS, _LAUNCH_PAUSE_SECONDS, _REMOTE_PAUSE_SECONDS = 1.5, 1.0, 2.0, 20.0
 # A long list is read and passed on a part at a time, so that it is seen to move on.
 _FILES_AT_ONCE, _EVENTS_AT_ONCE = 200, 500
+
+
+class _Pauses:
+    """The pauses between looks for new events.
+
+    is_local : whether the events lie on a mounted path, where a look costs next to nothing
+    """
+
+    def __init__(self, *, is_local: bool):
+        self._is_local, self._found, self._seconds = is_local, False, _FIRST_PAUSE_SECONDS
+
+    def next(self, look_seconds: float, *, found: bool) -> float:
+        """Seconds to wait after a look that took so long, and has found events or none."""
+        if found and not self._found:
+            self._found, self._seconds = True, _FIRST_PAUSE_SECONDS
+        seconds = RELAY_SECONDS if self._is_local else self._seconds
+        longest = _REMOTE_PAUSE_SECONDS if self._found else _LAUNCH_PAUSE_SECONDS
+        self._seconds = min(_GROWTH * self._seconds, longest)
+        return min(max(seconds, _PAUSES * look_seconds), _LONGEST_PAUSE_SECONDS)
 
 
 class Relay:
@@ -99,7 +121,7 @@ class Relay:
 
     def _read(self) -> None:
         """Read and show until the training has ended and all is read."""
-        pause_seconds = RELAY_SECONDS
+        pauses = _Pauses(is_local=storage.is_local(self._folder))
         while not self._left.is_set():
             ending = self._ending.is_set()  # taken before the look: what it does not find now never comes
             started = time.monotonic()
@@ -114,7 +136,7 @@ class Relay:
                 if ending and self._reader.complete:
                     self._all_read.set()
                     return
-                pause_seconds = min(max(RELAY_SECONDS, _PAUSES * (time.monotonic() - started)), _LONGEST_PAUSE_SECONDS)
+                pause_seconds = pauses.next(time.monotonic() - started, found=bool(events))
                 (self._left if ending else self._ending).wait(RELAY_SECONDS if ending else pause_seconds)
 
     def _show(self, events: list[Event]) -> None:

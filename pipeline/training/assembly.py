@@ -99,7 +99,7 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         evaluator = at_end.enter_context(contextlib.closing(Evaluator(state, data, job.dataset, job.reader)))
         exchange = GradientExchange(worker, model, train.gradient_compression)
         events = at_end.enter_context(contextlib.closing(EventLog(worker, job.folder)))
-        checkpoints = Checkpointer(worker, job, state, events, hook)
+        checkpoints = Checkpointer(worker, job, state, events, hook, manifest)
         loss = MeanLoss(train, worker.device.type, class_weights(train, manifest, worker.device))
         diagnostics = Diagnostics(worker, model, train.diagnostics, loss=loss, emit=events.emit)
         schedule = Schedule(train, loader.steps_per_epoch)

@@ -236,8 +236,8 @@ def differences(saved: Any, current: Any, name: str = "") -> list[str]:
 
 
 def _remove(folder: str, step: int) -> None:
-    storage.remove(_path(folder, step, "json"))
-    storage.remove(_path(folder, step, "pt"))
+    storage.remove_file(_path(folder, step, "json"))
+    storage.remove_file(_path(folder, step, "pt"))
 
 
 def _path(folder: str, step: int, kind: str = "") -> str:

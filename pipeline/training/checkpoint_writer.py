@@ -23,7 +23,7 @@ class CheckpointWriter:
 
     Parameters
     ----------
-    emit : called from the thread with the kind and the fields of an event: "saving", "checkpoint" or "warning"
+    emit : called from the thread with the kind and the fields of an event: "checkpoint" or "warning"
     flush : called from the thread to have all events stored when it returns; it raises OSError where they cannot be
     hook : called at ``before_write`` and ``after_write``
     """
@@ -78,7 +78,6 @@ class CheckpointWriter:
         started = time.perf_counter()
         try:
             # A training that goes on from this state does not do its steps again: their events must outlive us.
-            self._emit("saving", step=step)
             self._flush()
             path, size = self._save(state, step)
         except Exception as error:  # noqa: BLE001 - an event, and raised by `finish` if it was the last

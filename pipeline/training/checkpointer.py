@@ -8,6 +8,7 @@ import time
 import torch
 
 from pipeline import storage
+from pipeline.data import Manifest
 from pipeline.distributed.worker import Worker
 from pipeline.training import checkpoint, rank_state
 from pipeline.training.checkpoint_writer import CheckpointWriter
@@ -22,11 +23,22 @@ log = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """Saves and restores the state of one training, in ``checkpoints`` below the folder of its job."""
+    """Saves and restores the state of one training, in ``checkpoints`` below the folder of its job.
 
-    def __init__(self, worker: Worker, job: Job, state: TrainingState, events: EventLog, hook: CallHook = None):
+    manifest : of the job's dataset, where it is loaded already
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        job: Job,
+        state: TrainingState,
+        events: EventLog,
+        hook: CallHook = None,
+        manifest: Manifest | None = None,
+    ):
         self._worker, self._job, self._state, self._events, self._hook = worker, job, state, events, hook
-        self._folder, self._identity = storage.join(job.folder, "checkpoints"), identity(job)
+        self._folder, self._identity = storage.join(job.folder, "checkpoints"), identity(job, manifest)
         self._writer = CheckpointWriter(
             self._folder, self._identity, keep=job.checkpoint.keep, emit=events.emit, flush=events.flush, hook=hook
         )

@@ -23,13 +23,13 @@ class EventLog:
     def emit(self, kind: str, *, force: bool = False, **fields: Any) -> None:
         """Emit one event with fields of JSON values.
 
-        With ``force`` it, and all before it, is stored at once if the storage takes it now; else it is kept, and is
-        stored later.
+        With ``force`` it, and all before it, is stored at once if the storage takes it now and that was not asked too
+        often (see `EventWriter.flush_early`); else it is kept, and is stored later.
         """
         if self._writer:
             self._writer.emit(kind, **fields)
             if force:
-                self._writer.try_to_flush()
+                self._writer.flush_early()
 
     def flush(self) -> None:
         """Store what was emitted.

@@ -90,7 +90,7 @@ def facts(job: Job) -> Identity:
         try:
             storage.check_replaces(probe, job.token)
         finally:
-            storage.remove(probe)
+            storage.remove_file(probe)
         free = storage.free_bytes(job.folder)
         if free is not None and free < storage.LEAST_FREE_BYTES:
             raise ValueError(

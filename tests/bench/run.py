@@ -17,7 +17,7 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 WORK = Path("runs/bench/work")
 
 
-PARTS = ("loader", "ingest", "scale", "ranks", "manifest", "training", "study", "norms", "gpu", "verdicts")
+PARTS = ("loader", "ingest", "scale", "ranks", "manifest", "training", "study", "norms", "gpu", "verdicts", "requests")
 
 
 def main() -> None:
@@ -49,6 +49,7 @@ def _alone(parts: Sequence[str]) -> None:
     import ingest
     import manifest
     import norms
+    import object_store
     import ranks
     import study
     import training
@@ -72,6 +73,8 @@ def _alone(parts: Sequence[str]) -> None:
         gpu_norms.run()
     if "verdicts" in parts:
         verdicts.run()
+    if "requests" in parts:
+        object_store.run(WORK)
 
 
 if __name__ == "__main__":

@@ -48,10 +48,10 @@ BARE_IN_STEP = "limit: 2 bare loops that wait for each other at every step"
 RESTART = "sparknorm, SIGKILL of a worker to its first new step"
 
 
-def start() -> Any:
+def start(master: str = "local[2]") -> Any:
     from pipeline.cluster.session import get_session
 
-    return get_session(SparkSettings(master="local[2]"), "sparknorm benchmarks", trains=True)
+    return get_session(SparkSettings(master=master), "sparknorm benchmarks", trains=True)
 
 
 def run(spark: Any, dataset: str, work: Path) -> None:

@@ -72,3 +72,51 @@ def test_what_is_missing_or_forbidden_is_said_at_once_and_named(s3, bucket):
             with pytest.raises(PermissionError, match=f"{bucket}/x"):
                 call(f"{bucket}/x")
     assert time.monotonic() - began < 10
+
+
+def kinds(s3, call):
+    """What a call returns, and the kinds of requests that it makes."""
+    s3.faults.requests.clear()
+    return call(), [request.kind for request in s3.faults.requests]
+
+
+def test_a_file_is_read_and_removed_by_one_request(s3, bucket):
+    storage.publish(f"{bucket}/x/small", b"small")
+    storage.publish(f"{bucket}/x/empty", b"")
+    assert kinds(s3, lambda: storage.read_bytes(f"{bucket}/x/small")) == (b"small", ["GET"])
+    assert kinds(s3, lambda: storage.read_bytes(f"{bucket}/x/empty")) == (b"", ["GET"])
+    assert kinds(s3, lambda: storage.remove_file(f"{bucket}/x/small")) == (None, ["DELETE"])
+    storage.remove_file(f"{bucket}/x/small")
+    assert storage.names(f"{bucket}/x") == ["empty"]
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, 3 << 20])
+def test_a_large_file_is_read_whole(bucket, more):
+    data = bytes(range(256)) * (((4 << 20) + more) // 256 + 1)
+    data = data[: (4 << 20) + more]
+    storage.publish(f"{bucket}/large", data)
+    assert storage.read_bytes(f"{bucket}/large") == data
+
+
+def test_the_versions_of_all_files_are_one_request(s3, bucket):
+    for number in range(3):
+        storage.publish(f"{bucket}/x/{number}", b"1")
+    before, requests = kinds(s3, lambda: storage.versions(f"{bucket}/x"))
+    assert (list(before), requests) == (["0", "1", "2"], ["LIST"])
+    storage.publish(f"{bucket}/x/1", b"2")
+    after = storage.versions(f"{bucket}/x")
+    assert [name for name in after if after[name] != before[name]] == ["1"]
+
+
+def test_files_are_read_at_once_and_each_that_fails_says_why(s3, bucket):
+    paths = [f"{bucket}/x/{number}" for number in range(20)]
+    for number, path in enumerate(paths):
+        storage.publish(path, str(number).encode())
+    found = storage.read_many([*paths, f"{bucket}/x/missing"])
+    assert found[:20] == [str(number).encode() for number in range(20)]
+    assert isinstance(found[20], FileNotFoundError)
+    began = time.monotonic()
+    with s3.faults.at_random(1, 1, kinds=("unavailable",), only="x/7$"), storage.retry_for(0):
+        found = storage.read_many(paths)
+    assert [number for number, data in enumerate(found) if isinstance(data, storage.UnreachableError)] == [7]
+    assert time.monotonic() - began < 30

@@ -15,8 +15,10 @@ import socket
 import struct
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 _ERRORS = {
     "slow_down": (503, "Slow Down", "SlowDown", "Please reduce your request rate."),
@@ -54,18 +56,31 @@ class _Faults:
         return spell.pop() if spell else ""
 
 
+class Request(NamedTuple):
+    """One request that came.
+
+    kind : its method, or ``LIST`` for a page of a listing
+    path : of the object, or of the folder that is listed
+    at : time.monotonic(), in seconds
+    """
+
+    kind: str
+    path: str
+    at: float
+
+
 class FaultProxy:
     """Listens on a bound socket, in a thread of its own, and passes requests on to a port of this machine.
 
     made : faults made so far, by kind
-    requests : how many came, by method
+    requests : all that came, in their order
     """
 
     def __init__(self, listener: socket.socket, port: int):
         self._port, self._listener = port, listener
         self._faults = _Faults()
         self.made: collections.Counter[str] = collections.Counter()
-        self.requests: collections.Counter[str] = collections.Counter()
+        self.requests: list[Request] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._thread.start()
@@ -104,8 +119,9 @@ class FaultProxy:
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             length = re.search(r"(?i)\r\ncontent-length: *(\d+)", head)
             body = await reader.readexactly(int(length[1])) if length else b""
-            self.requests[method] += 1
-            fault = self._faults.next(method, path.partition("?")[0])
+            path, _, query = path.partition("?")
+            self.requests.append(_request(method, path, query))
+            fault = self._faults.next(method, path)
             self.made.update([fault] if fault else [])
             if fault in _ERRORS:
                 writer.write(_error(fault, with_body=method != "HEAD"))
@@ -133,6 +149,13 @@ class FaultProxy:
             await asyncio.sleep(_SLOW_SECONDS if fault == "slow" else 0)
         if fault != "cut":
             writer.write(answer[half:])
+
+
+def _request(method: str, path: str, query: str) -> Request:
+    if method != "GET" or "list-type=" not in query:
+        return Request(method, path, time.monotonic())
+    prefix = urllib.parse.parse_qs(query).get("prefix", [""])[0]
+    return Request("LIST", f"{path.rstrip('/')}/{prefix}", time.monotonic())
 
 
 def _error(fault: str, *, with_body: bool) -> bytes:

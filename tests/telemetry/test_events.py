@@ -134,3 +134,47 @@ def test_the_scores_of_an_evaluation_are_metrics_of_their_split():
     }  # fmt: skip
     # Of a version that did not count them.
     assert metric_values(evaluation)["test/balanced_accuracy"] is None
+
+
+class Clock:
+    """Seconds that pass only when they are told to."""
+
+    def __init__(self, monkeypatch):
+        self.seconds = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.seconds)
+
+
+@pytest.mark.parametrize(("where", "longest_seconds"), [("local", 10), ("memory", 20)])
+def test_files_of_an_hour_are_few_whatever_is_told(tmp_path, remote, monkeypatch, where, longest_seconds):
+    """A step every 0.2 s, an evaluation every 3 s, a checkpoint every minute."""
+    clock, folder = Clock(monkeypatch), str(tmp_path) if where == "local" else remote
+    writer, reader = EventWriter(folder, 0), EventReader(folder)
+    seen: list[float] = []  # seconds until the newest step was published, at each look
+    for tick in range(1, 5 * 3600 + 1):
+        clock.seconds += 0.2
+        writer.emit("step", step=tick)
+        if tick % 15 == 0:
+            writer.emit("evaluation", step=tick)
+            writer.flush_early()
+        if tick % 300 == 0:
+            writer.flush()
+        if tick in (5, 50, 250):  # after 1 s, 10 s, 50 s
+            steps = [event["step"] for event in reader.new() if event["kind"] == "step"]
+            seen.append((tick - max(steps, default=0)) / 5)
+    files = len(storage.names(folder))
+    assert 3600 / longest_seconds < files <= 3600 / longest_seconds + 65 + 60
+    assert seen[0] <= 1
+    assert seen[1] <= 3
+    assert seen[2] <= longest_seconds
+    writer.flush()
+    assert len([event for event in EventReader(folder).new() if event["kind"] == "step"]) == 5 * 3600
+
+
+def test_what_is_told_early_is_stored_at_once_where_that_is_rare(tmp_path, monkeypatch):
+    clock, reader = Clock(monkeypatch), EventReader(str(tmp_path))
+    writer = EventWriter(str(tmp_path), 0, flush_seconds=1000)
+    for number in range(20):
+        clock.seconds += 61
+        writer.emit("evaluation", step=number)
+        writer.flush_early()
+        assert [event["step"] for event in reader.new()] == [number]

@@ -7,18 +7,15 @@ of labels says.
 from __future__ import annotations
 
 import functools
-import os
-import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-
-from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import storage
 from pipeline.cluster.errors import first_line, spark_failures
 from pipeline.config.dataset import SourceSettings
 from pipeline.data import reasons
 from pipeline.ingest.sources.file_names import OtherFiles, image_files, other_files
+from pipeline.ingest.sources.listing import list_files
 from pipeline.ingest.sources.source import (
     Source,
     SourceError,
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
 _TASK_BYTES, _TASK_FILES, _FEWEST_TASKS = 64 << 20, 4_000, 8
 # Bytes of files that one record batch holds, about.
 _BATCH_BYTES = 16 << 20
-_LISTING = "path string, size long, modified string"
 
 
 def open_folder(spark: SparkSession, settings: SourceSettings, *, known_classes: tuple[str, ...] | None) -> Source:
@@ -130,82 +126,10 @@ def _rows(items: DataFrame, settings: SourceSettings, files: int) -> dict[str, i
 
 
 def _list(spark: SparkSession, root: str) -> DataFrame:
-    """All files below the folder. The driver looks at its first level, executors below each folder there."""
+    """All files below the folder, whatever their names."""
     if not storage.is_folder(root):
         raise SourceError(f"{root}: no such folder")
-    folders = [("", False), *((name, True) for name in _folders(root))]
-    return (
-        spark.createDataFrame(folders, "folder string, below boolean")
-        .repartition(min(len(folders), 64))
-        .mapInArrow(functools.partial(_list_folders, root=root), _LISTING)
-    )
-
-
-def _list_folders(batches: Iterator[pa.RecordBatch], *, root: str) -> Iterator[pa.RecordBatch]:
-    """On an executor: folders -> the files in them, paths relative to ``root``."""
-    import pyarrow as pa
-
-    fs, inner = storage.filesystem(root)
-    inner = inner.rstrip("/")
-    for batch in batches:
-        for item in batch.to_pylist():
-            folder = storage.join(root, item["folder"]) if item["folder"] else root
-            files = (_local_files if isinstance(fs, LocalFileSystem) else _remote_files)(folder, below=item["below"])
-            rows = [(_as_text(name[len(inner) + 1 :]), size, modified) for name, size, modified in files]
-            rows = [row for row in rows if not any(part.startswith(".") for part in row[0].split("/"))]
-            schema = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified", pa.string())])
-            columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
-            arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _folders(root: str) -> list[str]:
-    """Names of the folders in the root, sorted; links to folders are followed."""
-    if storage.is_local(root):
-        with os.scandir(root) as entries:
-            names = [entry.name for entry in entries if os.path.isdir(entry.path)]  # noqa: PTH112
-        for name in names:
-            if name != _as_text(name):
-                raise SourceError(f"{root}: the name of the folder {_as_text(name)} is not UTF-8; rename it")
-    else:
-        listed = storage.entries(root)
-        names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in listed if entry["type"] == "directory"]
-    return sorted(name for name in names if not name.startswith("."))
-
-
-def _local_files(folder: str, *, below: bool, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, int, str]]:
-    """Path, size and time of each file. Links are followed (not in circles); one that leads nowhere is a file of 0
-    bytes that cannot be read."""
-    above |= {os.path.realpath(folder)}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if os.path.isdir(entry.path):  # noqa: PTH112
-                if below and os.path.realpath(entry.path) not in above:
-                    yield from _local_files(entry.path, below=True, above=above)
-                continue
-            try:
-                status = entry.stat()
-            except OSError:
-                yield entry.path, 0, ""
-                continue
-            if stat.S_ISREG(status.st_mode):  # reading a pipe would never end
-                yield entry.path, status.st_size, str(status.st_mtime_ns)
-
-
-def _remote_files(folder: str, *, below: bool) -> Iterator[tuple[str, int, str]]:
-    for entry in storage.entries(folder, below=below):
-        if entry["type"] == "file":
-            yield entry["name"], entry["size"], str(_modified(entry))
-
-
-def _modified(entry: dict[str, Any]) -> Any:
-    """When a file changed, or what else its storage says that changes with it."""
-    return next((entry[key] for key in ("mtime", "LastModified", "ETag", "etag", "updated") if key in entry), "")
-
-
-def _as_text(name: str) -> str:
-    """A name that is not UTF-8 becomes one that no file has: it is set aside as unreadable, not fatal."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return list_files(spark, root)
 
 
 def _with_labels(spark: SparkSession, listing: DataFrame, settings: SourceSettings) -> DataFrame:
