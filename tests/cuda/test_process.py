@@ -14,7 +14,7 @@ from pipeline.distributed.worker import Worker, alone, process_group
 # What Spark's daemon of Python workers imports before it forks them.
 FORK = """
 import os, sys, torch
-import pipeline.training.loop, pipeline.cluster.rendezvous
+import pipeline.training.loop, pipeline.cluster.rendezvous, torch._dynamo, torch.nn.parallel
 assert not torch.cuda.is_initialized(), "the imports have initialised CUDA"
 pid = os.fork()
 if pid == 0:
