@@ -18,8 +18,8 @@ from pipeline.telemetry import heartbeat
 
 # A rank whose heartbeat is this many beats old is taken for gone or frozen.
 MISSED_BEATS = 5
-# How long the other ranks may need to notice that one has failed. They often do not: torch keeps the connections of a
-# DDP model open when its rank leaves the process group.
+# How long the other ranks may need to notice that one has failed. They need not: a rank on a GPU waits in a kernel of
+# NCCL, and one in native code looks at no connection.
 FAILURE_GRACE_SECONDS, FAILURE_GRACE_BEATS = 5.0, 4
 # How long a stack dump may need to arrive.
 STACK_SECONDS = 5.0
