@@ -22,8 +22,8 @@ from pipeline.telemetry import heartbeat
 # A rank whose heartbeat is this many beats old is taken for gone or frozen; or this many times older than the next one
 # was due in, where that is more: on remote storage a beat may come late by one, and be seen late by another.
 MISSED_BEATS, MISSED_INTERVALS = 5, 2.5
-# How long the other ranks may need to notice that one has failed. They often do not: torch keeps the connections of a
-# DDP model open when its rank leaves the process group.
+# How long the other ranks may need to notice that one has failed. They need not: a rank on a GPU waits in a kernel of
+# NCCL, and one in native code looks at no connection.
 FAILURE_GRACE_SECONDS, FAILURE_GRACE_BEATS = 5.0, 4
 # Between two looks at remote storage while no rank has given a sign of life, and when one has failed.
 _FIRST_LOOK_SECONDS, _LAUNCH_LOOK_SECONDS = 0.7, 2.0

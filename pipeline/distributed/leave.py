@@ -11,6 +11,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
@@ -43,6 +44,9 @@ def leave_process_group(device: torch.device, error: BaseException | None) -> No
     failure: list[BaseException] = []
 
     def leave() -> None:
+        if device.type == "cuda":
+            with suppress(RuntimeError):  # after an error of CUDA every call fails
+                torch.cuda.set_device(device)  # a new thread would begin a context on the first GPU, another rank's
         try:
             if error is None:
                 dist.destroy_process_group()
@@ -55,7 +59,7 @@ def leave_process_group(device: torch.device, error: BaseException | None) -> No
             gc.collect()
             try:
                 torch.cuda.empty_cache()
-            except RuntimeError as raised:  # after an error of CUDA every call fails
+            except RuntimeError as raised:
                 _Process.reusable = False
                 log.debug("memory of %s could not be given back: %s", device, raised)
 

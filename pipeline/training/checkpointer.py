@@ -21,6 +21,9 @@ from pipeline.training.selection import SelectedNetwork
 
 log = logging.getLogger(__name__)
 
+# Where a checkpoint is loaded to. It holds what all ranks know, and a GPU has room for the network once.
+_HOST = torch.device("cpu")
+
 
 class Checkpointer:
     """Saves and restores the state of one training, in ``checkpoints`` below the folder of its job.
@@ -103,7 +106,7 @@ class Checkpointer:
             values = checkpoint.load_newest(
                 self._folder,
                 identity=self._identity,
-                device=worker.device,
+                device=_HOST,
                 repair=True,
                 other_versions=self._job.checkpoint.other_versions,
                 warn=self._warn,
@@ -112,7 +115,7 @@ class Checkpointer:
         with worker.status.waiting():
             step = int(worker.all_reduce_sum(newest))
         if step and worker.rank > 0:
-            values = checkpoint.load_step(self._folder, step, identity=self._identity, device=worker.device)
+            values = checkpoint.load_step(self._folder, step, identity=self._identity, device=_HOST)
         if values is not None:
             state.model.load_state_dict(values["model"])
             if state.average:

@@ -60,6 +60,21 @@ def test_checkpoints_go_to_the_cpu_and_back(shards, tmp_path, device):
                                                   .curve[-1].loss, rel=0.2)  # fmt: skip
 
 
+def test_a_checkpoint_takes_no_memory_of_the_gpu_beside_the_network(shards, tmp_path, cuda):
+    """What is loaded stays on the host: on the GPU is the network, and then its momentum."""
+    job = make_job(shards, tmp_path / "job", {"width": 64})
+    assert fit_until(alone("cuda"), job, 7) is None
+    with assemble(alone("cuda"), job) as training:
+        size = sum(parameter.nbytes for parameter in training.state.model.parameters())
+        assert size > 4 << 20
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        training.checkpoints.restore()
+        assert training.state.progress.step > 0
+        assert torch.cuda.max_memory_allocated() - before < 1.5 * size
+
+
 @pytest.mark.parametrize("last_step", [0, 3])
 def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(last_step, shards, tmp_path, device):
     job = make_job(shards, tmp_path / "job", weight_ema=0.9)

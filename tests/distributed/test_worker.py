@@ -1,12 +1,14 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from pipeline.distributed.worker import alone, choose_device
+from pipeline.distributed.worker import alone, choose_device, process_group
 
 SCRIPT = """
 import os
@@ -61,3 +63,23 @@ def test_which_gpu_a_rank_takes(monkeypatch):
     assert choose_device("cpu", "1", 0).type == "cpu"
     with pytest.raises(ValueError, match=r"GPU 2 was asked for, but .* has 2"):
         choose_device("cuda", None, 2)
+
+
+@pytest.mark.parametrize("users", [None, "1"])
+def test_the_watchdog_of_nccl_lets_errors_out_unless_the_user_decides(monkeypatch, users):
+    name = "TORCH_NCCL_RETHROW_CUDA_ERRORS"
+    monkeypatch.delenv(name, raising=False)
+    if users is not None:
+        monkeypatch.setenv(name, users)
+    minute = timedelta(seconds=60)
+    for error in (None, LookupError("of the caller")):
+        store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=minute)
+        try:
+            with process_group(store, 0, 1, torch.device("cpu"), minute):
+                assert os.environ[name] == (users or "0")
+                if error is not None:
+                    raise error
+        except LookupError as raised:
+            assert raised is error
+        assert os.environ.get(name) == users
+        assert not dist.is_initialized()
