@@ -14,15 +14,23 @@ SLOW_SECONDS = 0.2
 
 
 class Slow(torch.nn.Module):
-    """Passes on its input after a while: of the device's own time on a GPU, where the host does not wait."""
+    """Passes on its input; the gradient comes after a while, of the device's own time on a GPU.
+
+    Not the output: over gloo a host waits there for the losses of all ranks, before its own backward pass.
+    """
 
     def forward(self, x):
-        if x.is_cuda:
+        if x.requires_grad:
+            x.register_hook(self.wait)
+        return x
+
+    def wait(self, grad):
+        if grad.is_cuda:
             # Cycles at most so many a second: no GPU's clock is above 2.5 GHz.
             torch.cuda._sleep(int(SLOW_SECONDS * 2.5e9))
         else:
             time.sleep(SLOW_SECONDS)
-        return x
+        return grad
 
 
 def slow_down(moment, rank):
