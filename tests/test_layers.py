@@ -19,6 +19,8 @@ NOT_FOR_TRAINING = (
     "tenacity",
     "psutil",
 )
+# Triton comes with torch's builds for CUDA; `models.norms.segments` does without it.
+NEEDS_TRITON = "models.norms.segment_kernels"
 NOT_ON_EXECUTORS = ("mlflow", "matplotlib", "jinja2", "scipy", "typer", "rich", "tenacity", "psutil")
 
 
@@ -26,7 +28,7 @@ def modules(*folders: str) -> list[str]:
     """The dotted names of all modules below these folders of the repository."""
     paths = [path for folder in folders for path in sorted((REPOSITORY / folder).rglob("*.py"))]
     names = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths]
-    return [name.removesuffix(".__init__") for name in names]
+    return [name.removesuffix(".__init__") for name in names if name != NEEDS_TRITON]
 
 
 def run_without(blocked: tuple[str, ...], script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

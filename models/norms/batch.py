@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from models.norms.base import MeanVarianceNorm
+from models.norms.segments import are_fast, normalize_segments
 from models.norms.synchronized import SumOverRanks, normalize_over_ranks
 
 Statistics = Literal["rank", "lane", "world"]
@@ -68,6 +69,12 @@ class BatchNorm(MeanVarianceNorm):
     def _by_lane(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) % self.lanes:
             raise ValueError(f"batch norm by lane: {self.lanes} lanes do not divide a batch of {len(x)} rows")
+        rows = x.numel() // (self.channels * self.lanes)
+        if are_fast(x) and rows > 1:  # for one row alone torch has an error
+            y, statistics = normalize_segments(x, self.weight, self.bias, self.eps, segments=self.lanes)
+            mean, variance = statistics.mean(1)
+            self._update(mean, variance * (rows / (rows - 1)))
+            return y
         # A momentum of 1 leaves the batch's own mean and unbiased variance in the buffers.
         means = self.running_mean.new_zeros(self.lanes, self.channels)
         variances = torch.zeros_like(means)

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from models.norms.base import NormLayer
+from models.norms.segments import are_fast, normalize_segments
 
 
 class GroupNorm(NormLayer):
@@ -40,7 +41,13 @@ class GroupNorm(NormLayer):
         self.groups = groups
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        group_channels = self.channels // self.groups
+        if x.ndim == 4 and are_fast(x, group_channels):  # torch's kernel would convert channels_last
+            return normalize_segments(
+                x, self.weight, self.bias, self.eps, segments=len(x), group_channels=group_channels
+            ).y
+        # Autocast on CUDA makes it float32.
+        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={self.groups}"

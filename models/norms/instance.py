@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from models.norms.base import NormLayer
+from models.norms.segments import are_fast, normalize_segments
 
 
 class InstanceNorm(NormLayer):
@@ -17,4 +18,6 @@ class InstanceNorm(NormLayer):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 4 and x.shape[2] * x.shape[3] > 1 and are_fast(x):  # torch's kernel would convert channels_last
+            return normalize_segments(x, self.weight, self.bias, self.eps, segments=len(x)).y
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)

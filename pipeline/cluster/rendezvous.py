@@ -268,7 +268,7 @@ def _introduction(
 ) -> Introduction:
     import torch
 
-    from pipeline.distributed.device import choose_device
+    from pipeline.distributed.device import choose_device, try_device
     from pipeline.distributed.worker import default_backend
 
     torch.set_num_threads(workers.threads)
@@ -277,6 +277,7 @@ def _introduction(
     # A GPU that Spark did not assign belongs to somebody else, so `auto` leaves it alone.
     requested = "cpu" if workers.device == "auto" and me.gpu is None else workers.device
     me.device = choose_device(requested, me.gpu, me.local_rank)
+    try_device(me.device, me.rank)
     facts = {**package_versions(), "device": me.device.type, **facts_of_function()}
     endpoint = find_endpoint(me.hosts[me.rank], me.other_hosts, default_backend(me.device))
     if me.other_hosts and me.local_rank == 0:

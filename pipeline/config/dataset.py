@@ -157,5 +157,11 @@ class ReaderSettings(FrozenModel):
         ge=0,
         description="a training split of at most this many bytes stays in each worker's memory once read",
     )
+    gpu_bytes: int = Field(
+        1 << 30,
+        ge=0,
+        description="an evaluated split, of which a worker's share has at most this many bytes, stays in the memory of "
+        "its GPU once read",
+    )
     cache: str | None = Field(None, description="folder on a local disk that keeps copies of remote shards")
     cache_bytes: int = Field(10 << 30, ge=1, description="bytes that the folder `cache` may hold")

@@ -20,6 +20,9 @@ NEUTRAL: Mapping[str, Any] = {
     "train.final_network": "last",
     "train.select_on": "validation",
     "compare.checkpoint": "last",
+    "reader.gpu_bytes": 1 << 30,
+    "train.cuda_graphs": False,
+    "train.deterministic": False,
 }
 
 

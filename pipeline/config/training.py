@@ -172,8 +172,16 @@ class TrainSettings(FrozenModel):
     tf32: bool = Field(
         True, description="GPUs round the factors of float32 products to TensorFloat-32, several times as fast"
     )
+    deterministic: bool = Field(
+        False, description="GPUs compute with kernels that give the same bits every time, slower; CPUs always do"
+    )
     channels_last: bool = Field(True, description="NHWC memory layout")
     compile: bool = Field(False, description="torch.compile; workers on CPU need a C++ compiler")
+    cuda_graphs: bool = Field(
+        False,
+        description="record forward and backward pass and update as CUDA graphs, for small batches, whose kernels take "
+        "less time than launching them; for one worker; does nothing on CPU",
+    )
     accumulate: int = Field(
         1, ge=1, description="parts of a worker's batch that are computed one after the other, to save memory"
     )
@@ -234,6 +242,15 @@ class TrainSettings(FrozenModel):
         return self
 
     @model_validator(mode="after")
+    def _recorded_passes_are_whole(self) -> TrainSettings:
+        if self.cuda_graphs and self.accumulate > 1:
+            raise ValueError(
+                f"cuda_graphs is for batches that are computed at once, and accumulate is {self.accumulate}: set it to "
+                "1, or cuda_graphs to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _first_cycle_fits(self) -> TrainSettings:
         if self.first_cycle_epochs is None or self.epochs == AUTO:
             return self
@@ -268,8 +285,13 @@ class TrainSettings(FrozenModel):
         Raises
         ------
         ValueError
-            The two ways disagree, or the batch cannot be cut into lanes.
+            The two ways disagree, the batch cannot be cut into lanes, or the settings are for one worker.
         """
+        if self.cuda_graphs and count > 1:
+            raise ValueError(
+                f"train.cuda_graphs is for one worker, whose passes wait for no other, and there are {count}: set it "
+                "to false"
+            )
         if self.rank_batch_size is None and self.batch_size is not None:
             return self
         rows = self.rank_batch_size or RANK_BATCH_SIZE

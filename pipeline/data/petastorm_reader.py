@@ -24,6 +24,7 @@ from pipeline.data import petastorm_compat
 from pipeline.data.codec import decode_stored
 from pipeline.data.manifest import DatasetError, Image, Manifest, RowGroup
 from pipeline.data.reader import Batch
+from pipeline.data.shards import label_without_class
 
 Rows = tuple[np.ndarray, np.ndarray]  # uint8 images (rows, C, H, W) and int64 labels (rows,)
 COLUMNS = ("label", "image")
@@ -149,19 +150,19 @@ def _read(
             if missing := sorted(set(COLUMNS) - set(reader.schema.fields)):
                 raise pa.ArrowInvalid(f"has no column {', '.join(missing)} of a type that Petastorm reads")
             for group in dealt[rank::world_size]:
-                yield _checked(next(reader, None), manifest.image, dataset, group)
+                yield _checked(next(reader, None), manifest, dataset, group)
     except (OSError, pa.ArrowException) as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
         raise DatasetError(f"{group.named_in(dataset)}: {reason}") from error
 
 
-def _checked(batch: Any, image: Image, dataset: str, group: RowGroup) -> Rows:
+def _checked(batch: Any, manifest: Manifest, dataset: str, group: RowGroup) -> Rows:
     """The batch that Petastorm makes of a row group, as arrays; the batch is None where it has no rows there."""
     rows = 0 if batch is None else len(batch.label)
     if rows != group.rows:
         raise DatasetError(f"{group.named_in(dataset)}: has {rows} rows, the manifest says {group.rows}")
     try:
-        return _images(batch.image, image), _labels(batch.label)
+        return _images(batch.image, manifest.image), _labels(batch.label, len(manifest.classes))
     except (OSError, ValueError) as error:
         raise DatasetError(f"{group.named_in(dataset)}: {error}") from error
 
@@ -178,11 +179,14 @@ def _images(payloads: np.ndarray, image: Image) -> np.ndarray:
     return np.frombuffer(b"".join(payloads), dtype=np.uint8).reshape(-1, *image.shape)
 
 
-def _labels(labels: np.ndarray) -> np.ndarray:
+def _labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
     # Petastorm turns integers with a null among them into floats.
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"a label is null or not an integer ({labels.dtype})")
-    return labels.astype(np.int64)
+    labels = labels.astype(np.int64)
+    if (wrong := label_without_class(labels, num_classes)) is not None:
+        raise ValueError(wrong)
+    return labels
 
 
 def _shuffled_windows(

@@ -59,6 +59,7 @@ class SplitFiles:
         self.dataset, self.settings = dataset, settings or ReaderSettings()
         self.shape, self.encoding = manifest.image.shape, manifest.image.encoding
         self.image_bytes = int(np.prod(self.shape))
+        self.num_classes = len(manifest.classes)
         self._shards = manifest.split(split).shards
         self.row_groups = manifest.split(split).row_groups
         self.group_rows = np.array(manifest.split(split).group_rows, dtype=np.int64)
@@ -88,10 +89,14 @@ class SplitFiles:
         return images, self.read_labels(number, first, end)
 
     def read_labels(self, number: int, first: int, end: int) -> np.ndarray:
-        """Labels of rows [first, end) of a row group: int64 (rows,)."""
+        """Labels of rows [first, end) of a row group: int64 (rows,), all of them numbers of classes."""
         labels, group = self._shard(number).labels, self.row_groups[number].number
         if group not in labels:
-            labels[group] = self._integers(number, "label")
+            found = self._integers(number, "label")
+            # On a GPU a label without a class is an assert that names nothing, and that ends the use of the process.
+            if (wrong := label_without_class(found, self.num_classes)) is not None:
+                raise DatasetError(f"{self.name(number)}: {wrong}")
+            labels[group] = found
         return labels[group][first:end]
 
     def read_ids(self, number: int, first: int, end: int) -> np.ndarray:
@@ -193,6 +198,18 @@ class SplitFiles:
             raise DatasetError(f"{self.name(number)}: {reason}") from error
         self._verified.add(listed.path)
         return shard
+
+
+def label_without_class(labels: np.ndarray, num_classes: int) -> str | None:
+    """What is wrong with the labels of a row group, int64 (rows,); None where all are from 0 to ``num_classes`` - 1."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if not len(wrong):
+        return None
+    more = f" (and {len(wrong) - 1} other rows)" if len(wrong) > 1 else ""
+    return (
+        f"row {wrong[0]} has label {labels[wrong[0]]}{more}, but the dataset has {num_classes} classes, "
+        f"0 to {num_classes - 1}: ingest it again"
+    )
 
 
 class _Shard:

@@ -49,6 +49,37 @@ def choose_device(requested: str, address: str | None, local_rank: int) -> torch
     return torch.device("cuda", index)
 
 
+def try_device(device: torch.device, rank: int) -> None:
+    """Compute on a small tensor of a rank's device, before any rank depends on it.
+
+    Raises
+    ------
+    RuntimeError
+        That is not possible; the message names device, rank, host, and the memory that is free.
+    """
+    try:
+        torch.ones(1024, device=device).sum().item()
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+        reason = str(error).partition("\n")[0]
+        raise RuntimeError(
+            f"rank {rank} cannot use {device} of {socket.gethostname()} ({describe_memory(device)}): {reason}; look "
+            "with nvidia-smi for other processes on it, for compute mode Exclusive_Process, and errors of the driver"
+        ) from error
+
+
+def describe_memory(device: torch.device) -> str:
+    """The free memory of a device in words."""
+    if device.type == "cpu":
+        free, total = (os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
+        return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB of the host free"
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device)
+    except (RuntimeError, AssertionError) as error:
+        return f"its memory cannot be asked for: {type(error).__name__}"
+    return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free, this process holds {held / 2**30:.1f} GiB"
+
+
 def device_index(address: str, visible: Sequence[str] | None, uuids: Sequence[str] | None) -> int | None:
     """The index of the device that an address means, among those that CUDA shows to this process. A pure function.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -17,9 +17,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline.distributed.device import choose_device
+# Its functions take the group that is joined when it is imported for a default, and would keep it, with its connections
+# and NCCL's memory, as long as the process lives. DistributedDataParallel imports it: so it is imported before.
+import torch.distributed.nn.functional
+
+from pipeline.distributed.device import choose_device, try_device
 from pipeline.distributed.interfaces import Endpoint
+from pipeline.distributed.leave import leave_process_group
 from pipeline.telemetry.heartbeat import Status
+
+_RETHROW = "TORCH_NCCL_RETHROW_CUDA_ERRORS"
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,9 @@ class Worker:
 
 def alone(device: str = "auto") -> Worker:
     """A world of one, without a process group."""
-    return Worker(0, 1, 0, 1, choose_device(device, None, 0), socket.gethostname())
+    chosen = choose_device(device, None, 0)
+    try_device(chosen, rank=0)
+    return Worker(0, 1, 0, 1, chosen, socket.gethostname())
 
 
 def default_backend(device: torch.device) -> str:
@@ -102,8 +111,10 @@ def process_group(
     backend: str | None = None,
     endpoint: Endpoint | None = None,
 ) -> Iterator:
-    """Join the default process group and leave it at the end, whatever happens. Memory that torch keeps on a GPU for
-    later is then given back: a Python worker may live on, with nothing to train.
+    """Join the default process group and leave it at the end, whatever happens, within a bound (see `leave`). Memory
+    that torch keeps on a GPU for later is then given back: a process may live on, with nothing to train.
+
+    An error that leaves the block is given a note that says on which rank, host and device it was raised.
 
     Parameters
     ----------
@@ -113,7 +124,7 @@ def process_group(
     """
     backend = backend or default_backend(device)
     # As long as the group is there: NCCL connects when it is used first.
-    with endpoint.used() if endpoint is not None else nullcontext():
+    with endpoint.used() if endpoint is not None else nullcontext(), _watchdog_that_lets_errors_out():
         dist.init_process_group(
             backend,
             store=store,
@@ -124,12 +135,29 @@ def process_group(
         )
         try:
             yield
-        finally:
-            dist.destroy_process_group()
-            if device.type == "cuda":
-                # After an error of CUDA every call fails: the error that ends the block is the one to show.
-                with suppress(RuntimeError):
-                    torch.cuda.empty_cache()
+        except BaseException as error:
+            error.add_note(f"raised on rank {rank} of {world_size}, {socket.gethostname()}, {device}")
+            leave_process_group(device, error)
+            raise
+        leave_process_group(device, None)
+
+
+@contextmanager
+def _watchdog_that_lets_errors_out() -> Iterator[None]:
+    """Keep NCCL's watchdog from ending the process at an error of CUDA or of a peer: Python raises the first, and the
+    rank that has failed reports the second. Who has set the variable decides for himself.
+
+    A rank that hangs ends by the driver, which watches its heartbeats, or else by NCCL's own monitor, 8 minutes after
+    its watchdog has given up (TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC).
+    """
+    if _RETHROW in os.environ:
+        yield
+        return
+    os.environ[_RETHROW] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(_RETHROW, None)
 
 
 @contextmanager
@@ -137,6 +165,7 @@ def from_torchrun(device: str = "auto", timeout_seconds: float = 300) -> Iterato
     """The worker that torchrun's environment describes, with its process group joined."""
     env = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     chosen = choose_device(device, None, env["LOCAL_RANK"])
+    try_device(chosen, env["RANK"])
     timeout = timedelta(seconds=timeout_seconds)
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],

@@ -182,6 +182,9 @@ class ArmSummary(FrozenModel):
         description="why the choice of the tuned values is not certain: several are tied, none had learned "
         "(not_learned), all diverged, or compare.search_budget holds no rung (no_budget); null where it is certain",
     )
+    search_seeds: int = Field(
+        1, description="seeds that this choice rests on: those of the candidates that were left, where the budget held"
+    )
     search_cost: float | None = Field(
         None,
         description="training images of the arm's search / those of its trainings that are compared, if none ends "

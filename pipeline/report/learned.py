@@ -47,24 +47,40 @@ def constant_score(metric: Metric, counts: Sequence[int]) -> float:
     return max(counts) / sum(counts) if metric == "accuracy" else 1 / sum(count > 0 for count in counts)
 
 
-def standard_error(score: float, metric: Metric, counts: Sequence[int]) -> float:
-    """Standard error over images of a metric, from 0 to 1: binomial, within each class for balanced accuracy.
+def beats_constant(hits: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> bool:
+    """Whether a network is right more often than the best that gives every image the same class, beyond chance.
 
-    The recall of every class is taken to be ``score``, which is the largest error that a mean recall allows where the
-    classes are of one size.
-    """
-    rows = np.asarray([count for count in counts if count], dtype=np.float64)
-    images = rows.sum() if metric == "accuracy" else len(rows) ** 2 / np.sum(1 / rows)
-    return float(np.sqrt(max(score * (1 - score), 0.0) / images))
-
-
-def learned(score: float, metric: Metric, counts: Sequence[int]) -> bool:
-    """Whether a network is better than the best that looks at no image, by more than chance over images allows.
+    This is what it means everywhere that a training has learned. The two are compared image by image: the mean of
+    weight x (right - of the class that weighs most) exceeds 0 by the normal quantile of a two-sided 95% interval, in
+    standard errors over images. How many images of each class are right is all that it takes.
 
     Parameters
     ----------
-    score : the network's metric, from 0 to 1
+    hits : float (classes,), images of each class that the network was right of
+    counts : int (classes,), images of each class
+    weights : float (classes,), how much an image of each class counts: alike for accuracy, one over the images of its
+        class for balanced accuracy, and in a search what it counts in the training
+    """
+    rows = counts.sum()
+    if rows < 2:
+        return False
+    # Of the class that the constant network names the difference is right - 1, of every other it is right.
+    ahead = np.where(np.arange(len(counts)) == np.argmax(weights * counts), hits - counts, hits)
+    mean = float((weights * ahead).sum() / rows)
+    variance = float(((weights**2 * np.abs(ahead)).sum() - rows * mean**2) / (rows - 1))
+    _, z = quantiles(2, LEVEL)
+    return bool(mean > z * np.sqrt(max(variance, 0.0) / rows))
+
+
+def learned(recall: Sequence[float | None], metric: Metric, counts: Sequence[int]) -> bool:
+    """Whether a network `beats_constant` by the metric of a comparison.
+
+    Parameters
+    ----------
+    recall : of each class, from 0 to 1; None where it has no images
     counts : images of each class in the split that it was evaluated on
     """
-    _, z = quantiles(2, LEVEL)
-    return score > constant_score(metric, counts) + z * standard_error(score, metric, counts)
+    rows = np.asarray(counts, dtype=np.float64)
+    hits = rows * [share or 0.0 for share in recall]
+    weights = np.ones(len(rows)) if metric == "accuracy" else 1 / np.maximum(rows, 1)
+    return beats_constant(hits, rows, weights)

@@ -63,7 +63,7 @@ def with_targets(
     where that run of the baseline diverged or did not learn.
     """
     scores = {(run.arm, run.seed): score_of(run, judge.metric) for run in runs}
-    healthy = {key: learned(score, judge.metric, judge.counts) for key, score in scores.items()}
+    healthy = {(run.arm, run.seed): learned(run.recall, judge.metric, judge.counts) for run in runs}
     fallen = {run.seed for run in runs if run.arm == baseline and (run.diverged or not healthy[baseline, run.seed])}
     compared = []
     for run in runs:
@@ -210,8 +210,7 @@ def stable_rates(
         scores = [score_of(trial, metric) for trial in tried]
         if any(trial.diverged for trial in tried):
             break
-        unlearned = any(isinstance(trial, SearchTrial) and not trial.learned for trial in tried)
-        if not unlearned and min(scores) >= enough and learned(min(scores), metric, counts):
+        if all(trial.learned for trial in tried) and min(scores) >= enough:
             highest = rate
         elif rate >= best_rate:
             break

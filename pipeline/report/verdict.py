@@ -109,22 +109,34 @@ def _undecided(comparison: Comparison, *, few: bool) -> list[VerdictSentence]:
         return [sentence(comparison, "undecided", text, evidence, grade="search undecided")]
     lines = []
     for arm in arms:
-        text = f"The search of {name_of(arm)} {_indecision(arm)}; {arm_name(arm.tuned)} was taken."
+        text = f"The search of {name_of(arm)} {_indecision(arm)}; {arm_name(arm.tuned)} was taken{_reason(arm)}."
         tied = [f"search_tied/{number}/{name}" for number, values in enumerate(arm.search_tied) for name in values]
         evidence = pointers(comparison, [arm], "search_undecided", *tied)
+        if arm.search_seeds > 1:
+            evidence += pointers(comparison, [arm], "search_seeds")
         lines.append(sentence(comparison, "undecided", text, evidence, arm=arm, grade="search undecided"))
     return lines
 
 
 def _indecision(arm: ArmSummary) -> str:
     tied = " and ".join(arm_name(values) for values in arm.search_tied)
+    seeds = f" with {arm.search_seeds} seeds" if arm.search_seeds > 1 else ""
     words = {
-        "tied": f"could not tell {tied} apart",
+        "tied": f"could not tell {tied} apart{seeds}",
         "not_learned": "saw none of its trials learn more than the best constant answer",
         "diverged": "saw all of its trials diverge",
         "no_budget": "had no trials, since compare.search_budget holds none that is long enough",
     }
     return words[arm.search_undecided or "tied"]
+
+
+def _reason(arm: ArmSummary) -> str:
+    """Why these values were taken, of several that are tied."""
+    if len(arm.search_tied) < 2:
+        return ""
+    if arm.search_seeds > 1:
+        return ", the middle one of those near the best mean"
+    return ", the middle one"
 
 
 def _best(comparison: Comparison, sound: Sequence[ArmSummary], base: ArmSummary) -> VerdictSentence:

@@ -5,106 +5,32 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TypeGuard
-
-import numpy as np
 
 from pipeline.config import Settings
-from pipeline.config.training import TrainSettings
 from pipeline.data import Manifest
 from pipeline.driver.checks import check_dataset, check_network
 from pipeline.report.comparison import SearchTrial, StudyRun
-from pipeline.report.names import SettingValue, Values
+from pipeline.report.names import Values
 from pipeline.study.arms import Arm
-from pipeline.study.halving import Budget, Choice, Extend, RungScore, has_learned, next_move, rung_units, units_of
+from pipeline.study.candidates import (
+    Candidate,
+    CandidateSeed,
+    is_number,
+    score_of,
+    value_beyond,
+    weights_of_classes,
+)
+from pipeline.study.halving import Choice, Extend, Repeat, next_move
+from pipeline.study.rung_plan import LEAST_STEPS, MOST_SEEDS, plan_rungs
+from pipeline.study.rung_scores import units_of
 from pipeline.study.trials import Trial
 
-# The fewest optimizer steps of a first rung: a schedule of fewer says nothing about a learning rate.
-LEAST_STEPS = 10
-# What the budget holds at least: two rungs of every candidate, should all of them tie, and of one beyond the grid.
-_RUNGS_OF_ALL = 2
 # Sections of the settings in which a value beyond the grid can be tried; workers, for one, must be there.
 _EXTENDABLE = ("train", "model")
-
-
-@dataclass(frozen=True)
-class RungPlan:
-    """How long the rungs of an arm's candidates are.
-
-    first_epochs : of the first rung, at most: a candidate trains the whole steps in it
-    budget : in lengths of a first rung; without any rungs where the budget holds no first rung of `LEAST_STEPS`
-    """
-
-    first_epochs: Fraction
-    budget: Budget
-
-
-def plan_rungs(*, share: float, epochs: int, seeds: int, epoch_steps: Sequence[int], extends: bool) -> RungPlan:
-    """Cut the budget of an arm's search, ``share`` x seeds x epochs, into rungs.
-
-    It holds two rungs of all K candidates, should all of them tie, and of one beyond the grid: that is 3 (K + 1) first
-    rungs. No rung is longer than a training that is compared. A candidate can train as many rungs as the budget holds
-    if all but two are out after the first.
-
-    Parameters
-    ----------
-    share : ``compare.search_budget``
-    epochs, seeds : of the arm's trainings that are compared
-    epoch_steps : optimizer steps of an epoch, of each candidate
-    extends : whether the grid may be extended; if not, nothing is set aside for that
-    """
-    in_all, count = Fraction(str(share)) * seeds * epochs, len(epoch_steps)
-    first = min(in_all / (units_of(_RUNGS_OF_ALL) * (count + extends)), Fraction(epochs, 2))
-    steps = [int(first * each) for each in epoch_steps]
-    if min(steps) < LEAST_STEPS:
-        return RungPlan(Fraction(0), Budget(0, 0))
-    units = min(int(in_all * each / trained) for each, trained in zip(epoch_steps, steps, strict=True))
-    rungs = 1
-    while count + 2 * (units_of(rungs + 1) - 1) <= units and rung_units(rungs) * first <= epochs:
-        rungs += 1
-    return RungPlan(first, Budget(units, rungs))
-
-
-def value_beyond(edge: SettingValue, inner: SettingValue) -> int | float | None:
-    """The value beyond the edge of a grid by the factor between the edge and the value next to it.
-
-    None where there is none: of values that are not positive numbers, and of whole numbers whose next is not whole.
-    """
-    if not _is_number(edge) or not _is_number(inner) or min(edge, inner) <= 0:
-        return None
-    value = Fraction(str(edge)) ** 2 / Fraction(str(inner))
-    if isinstance(edge, int) and isinstance(inner, int):
-        return int(value) if value.denominator == 1 else None
-    return float(f"{float(value):.6g}")
-
-
-def _is_number(value: SettingValue) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-@dataclass
-class Candidate:
-    """Values of the tuned settings that an arm tries.
-
-    settings : of its one trial, whose schedule has a cycle for each rung
-    beyond_grid : whether the grid lacks it
-    runs, scores : of its rungs so far
-    """
-
-    tuned: Values
-    settings: Settings
-    beyond_grid: bool = False
-    runs: list[StudyRun] = field(default_factory=list)
-    scores: list[RungScore] = field(default_factory=list)
-
-    @property
-    def images(self) -> int:
-        """Training images that its trial has taken so far."""
-        return self.runs[-1].steps * self.runs[-1].global_batch if self.runs else 0
 
 
 class ArmSearch:
@@ -115,13 +41,22 @@ class ArmSearch:
     settings : of the study
     values : of the tuned settings, of each candidate of the grid; at least two
     manifest : of the dataset
+    search_seeds : that a candidate trains with, at most
 
     Attributes
     ----------
     choice : what was chosen; None while there is something to train
     """
 
-    def __init__(self, settings: Settings, arm: Arm, values: Sequence[Values], manifest: Manifest):
+    def __init__(
+        self,
+        settings: Settings,
+        arm: Arm,
+        values: Sequence[Values],
+        manifest: Manifest,
+        *,
+        search_seeds: int = MOST_SEEDS,
+    ):
         self.arm = arm
         self.choice: Choice | None = None
         self._settings, self._manifest = settings, manifest
@@ -132,28 +67,36 @@ class ArmSearch:
             epochs=arm.settings.train.epochs,
             seeds=len(settings.compare.first_seeds),
             epoch_steps=[self._epoch_steps(settings.with_values({**arm.values, **tuned})) for tuned in values],
+            search_seeds=search_seeds,
         )
         self.candidates = [self._candidate(tuned) for tuned in values]
 
     def next_trials(self) -> list[Trial]:
         """What is to be trained now; nothing once the choice is made."""
         while self.choice is None:
-            scores = [candidate.scores for candidate in self.candidates]
-            move = next_move(scores, self._places(), self.plan.budget, lambda number: bool(self._beyond(number)))
+            move = next_move(
+                [candidate.scores for candidate in self.candidates],
+                self._places(),
+                self.plan.budget,
+                lambda number: bool(self._beyond(number)),
+                [candidate.repeats for candidate in self.candidates],
+            )
             if isinstance(move, Choice):
                 self.choice = move
             elif isinstance(move, Extend):
                 self.candidates += self._beyond(move.beyond)
             else:
-                return [self._trial(self.candidates[number]) for number in move.candidates]
+                seed = move.seed if isinstance(move, Repeat) else 0
+                return [self._trial(self.candidates[number], seed) for number in move.candidates]
         return []
 
     def add(self, trial: Trial, run: StudyRun) -> None:
         """Take up the result of a trial of `next_trials`."""
         candidate = next(each for each in self.candidates if each.tuned == trial.tuned)
-        candidate.runs.append(run)
+        of_seed = next(each for each in candidate.seeds if each.settings == trial.settings)
+        of_seed.runs.append(run)
         weights = weights_of_classes(trial.settings.train, self._manifest)
-        candidate.scores.append(score_of(run, self._settings.compare.search_metric, weights))
+        of_seed.scores.append(score_of(run, self._settings.compare.search_metric, weights))
 
     @property
     def tuned(self) -> Values:
@@ -183,20 +126,32 @@ class ArmSearch:
         return steps * settings.train.global_batch * len(self._settings.compare.first_seeds)
 
     def trials(self) -> list[SearchTrial]:
-        """Each candidate that was trained, as far as it came."""
+        """Each candidate with each seed that it was trained with, as far as it came; the first seed of all first."""
+        trained = [(seed, each) for each in self.candidates for seed, of in enumerate(each.seeds) if of.runs]
         return [
             SearchTrial(
-                **candidate.runs[-1].model_dump(include=set(SearchTrial.model_fields), exclude_unset=True),
-                learned=candidate.scores[-1].learned,
-                rungs=len(candidate.runs),
-                beyond_grid=candidate.beyond_grid,
+                **each.seeds[seed].runs[-1].model_dump(include=set(SearchTrial.model_fields), exclude_unset=True),
+                learned=each.seeds[seed].scores[-1].learned,
+                rungs=len(each.seeds[seed].runs),
+                beyond_grid=each.beyond_grid,
             )
-            for candidate in self.candidates
-            if candidate.runs
+            for seed, each in sorted(trained, key=lambda pair: pair[0])
         ]
 
-    def _trial(self, candidate: Candidate) -> Trial:
-        return Trial("search", self.arm, candidate.tuned, candidate.settings, cycle=len(candidate.runs) + 1)
+    def _trial(self, candidate: Candidate, seed: int) -> Trial:
+        """The next rung of a candidate; a seed that it has not begun is the one after those that it has."""
+        if seed == len(candidate.seeds):
+            train = candidate.settings.train.model_copy(update={"seed": self._seeds[seed]})
+            candidate.seeds.append(CandidateSeed(candidate.settings.model_copy(update={"train": train})))
+        of_seed = candidate.seeds[seed]
+        return Trial("search", self.arm, candidate.tuned, of_seed.settings, cycle=len(of_seed.runs) + 1, repeat=seed)
+
+    @property
+    def _seeds(self) -> list[int]:
+        """Seeds of a candidate's trials: from ``compare.search_seed`` on, without those that are compared."""
+        options = self._settings.compare
+        later = (seed for seed in itertools.count(options.search_seed + 1) if seed not in options.all_seeds)
+        return [options.search_seed, *itertools.islice(later, MOST_SEEDS - 1)]
 
     def _candidate(self, tuned: Values, *, beyond_grid: bool = False) -> Candidate:
         options, own = self._settings.compare, {**self.arm.values, **tuned}
@@ -210,7 +165,7 @@ class ArmSearch:
             "train.evaluations_per_epoch": 1,
             "train.final_network": "last",
         }
-        return Candidate(tuned, self._settings.with_values({**own, **short}), beyond_grid)
+        return Candidate(tuned, [CandidateSeed(self._settings.with_values({**own, **short}))], beyond_grid)
 
     def _epoch_steps(self, settings: Settings) -> int:
         from pipeline.data.loader import steps_per_epoch
@@ -220,7 +175,7 @@ class ArmSearch:
     def _places(self) -> list[float]:
         """What candidates are sorted by: the value of a single number, or else their place in the grid."""
         values = [value for candidate in self.candidates for value in candidate.tuned.values()]
-        numbers = [float(value) for value in values if _is_number(value)]
+        numbers = [float(value) for value in values if is_number(value)]
         return (
             numbers
             if len(numbers) == len(values) == len(self.candidates)
@@ -248,45 +203,6 @@ class ArmSearch:
             return []
         steps = self.plan.first_epochs * self._epoch_steps(candidate.settings)
         return [candidate] if steps >= LEAST_STEPS else []
-
-
-def score_of(run: StudyRun, metric: str, class_weights: np.ndarray | None = None) -> RungScore:
-    """What a rung has shown, from the predictions that its last evaluation has left.
-
-    Parameters
-    ----------
-    metric : ``compare.search_metric``
-    class_weights : see `weights_of_classes`
-    """
-    from pipeline.training.predictions import read
-
-    assert run.predictions is not None, run.run_id
-    found = read(run.predictions)
-    wrong = (found.prediction != found.label).astype(np.float64)
-    costs = found.loss.astype(np.float64) if metric == "cross_entropy" else wrong
-    weights = np.ones(len(found)) if class_weights is None else class_weights[found.label]
-    diverged = run.diverged or not np.isfinite(found.loss).all()
-    learned = not diverged and has_learned(found.label, found.prediction, weights)
-    return RungScore(weights * costs, learned, bool(diverged))
-
-
-def weights_of_classes(train: TrainSettings, manifest: Manifest) -> np.ndarray | None:
-    """How much an image of each class counts in what an arm is trained for: its class weights, and its sampling.
-
-    An arm that is trained to balance the classes is not judged by how often it names the largest one.
-
-    Returns
-    -------
-    float64 (classes,); None where every image counts alike
-    """
-    from pipeline.training.class_weights import weights_of
-
-    weights = weights_of(train, manifest)
-    if train.sampling != "balanced":
-        return weights
-    counts = np.array(manifest.split("train").label_counts, dtype=np.float64)
-    even = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
-    return even if weights is None else weights * even
 
 
 def run_search(searches: Sequence[ArmSearch], train: Callable[[Sequence[Trial]], Sequence[StudyRun]]) -> None:

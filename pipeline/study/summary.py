@@ -137,10 +137,11 @@ def _with_searches(arms: Sequence[ArmSummary], searches: Sequence[ArmSearch]) ->
 
 def _search_summary(search: ArmSearch) -> dict[str, object]:
     """The fields of an arm's summary that its search fills."""
-    undecided = search.choice.undecided if search.choice else None
+    assert search.choice is not None
     return {
         "search_tied": tuple(search.tied),
-        "search_undecided": undecided,
+        "search_undecided": search.choice.undecided,
+        "search_seeds": search.choice.seeds,
         "search_cost": search.images / search.compared_images,
     }
 

@@ -19,6 +19,7 @@ class Trial:
     tuned : its values of the tuned settings
     settings : everything it is trained with
     cycle : of its schedule, to the end of which it trains now; None to the end of all
+    repeat : of a search, how many seeds of the same values came before it
     """
 
     kind: Literal["search", "arm"]
@@ -26,12 +27,14 @@ class Trial:
     tuned: Values
     settings: Settings
     cycle: int | None = None
+    repeat: int = 0
 
     @property
     def name(self) -> str:
         """The name of its MLflow run."""
         if self.kind == "search":
-            return f"{self.settings.name} search {self.arm.name} {arm_name(self.tuned)}"
+            seed = f" seed={self.settings.train.seed}" if self.repeat else ""
+            return f"{self.settings.name} search {self.arm.name} {arm_name(self.tuned)}{seed}"
         return f"{self.settings.name} {self.arm.name} seed={self.settings.train.seed}"
 
     @property

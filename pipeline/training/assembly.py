@@ -13,6 +13,7 @@ from pipeline.data.loader import TrainLoader
 from pipeline.distributed.gradients import GradientExchange
 from pipeline.distributed.worker import Worker
 from pipeline.training import hooks, predictions
+from pipeline.training.arithmetic import arithmetic
 from pipeline.training.batch import DeviceBatches
 from pipeline.training.checkpointer import Checkpointer
 from pipeline.training.class_weights import class_weights
@@ -23,6 +24,7 @@ from pipeline.training.hooks import CallHook
 from pipeline.training.job import Job
 from pipeline.training.network import build_network
 from pipeline.training.optimizer import Schedule, make_optimizer
+from pipeline.training.out_of_memory import explain_out_of_memory
 from pipeline.training.progress import TrainingState
 from pipeline.training.step import MeanLoss, TrainStep
 from pipeline.training.timing import StepTimes
@@ -80,9 +82,13 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
     ------
     ValueError
         Settings and dataset do not fit each other; see `check_data` and `build_network`.
+    OutOfMemoryError
+        The device has too little memory for what is built here, or for what the block does with it.
     """
     with contextlib.ExitStack() as at_end:
         train = job.train.for_workers(worker.world_size)
+        at_end.enter_context(arithmetic(worker.device, train))
+        at_end.enter_context(explain_out_of_memory(worker, train))
         manifest = load_manifest(job.dataset, job.version)
         loader = at_end.enter_context(contextlib.closing(TrainLoader(job.dataset, manifest, train, job.reader, worker)))
         hook = hooks.bind(worker, job, loader.steps_per_epoch)

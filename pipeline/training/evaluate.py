@@ -11,19 +11,16 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
 from pipeline.config.dataset import ReaderSettings
-from pipeline.data import reader
-from pipeline.data.prefetch import Prefetch
 from pipeline.data.reader import Batch
-from pipeline.data.shards import SplitFiles
 from pipeline.distributed.worker import Worker
 from pipeline.training import norm_statistics
 from pipeline.training.batch import DeviceBatches
 from pipeline.training.checkpoint_writer import on_cpu
+from pipeline.training.evaluation_split import EvaluationSplit
 from pipeline.training.image_scores import PredictionCollector, image_scores
 from pipeline.training.metrics import Evaluation, EvaluationCounts
 from pipeline.training.predictions import Predictions
@@ -31,6 +28,10 @@ from pipeline.training.progress import TrainingState
 from pipeline.training.selection import SelectedNetwork, score_on
 
 T = TypeVar("T")
+
+# Rows whose logits are scored together on a GPU: launching the many small kernels of the scores takes the host as long
+# as launching the network's.
+_SCORED_ON_GPU = 8192
 
 
 @torch.inference_mode()
@@ -41,7 +42,7 @@ def evaluate(
     *,
     classes: int,
     split_rows: int,
-    channels_last: bool = False,
+    bf16: bool = False,
     collector: PredictionCollector | None = None,
 ) -> Evaluation:
     """The scores of a network over all rows of a split.
@@ -49,9 +50,10 @@ def evaluate(
     Parameters
     ----------
     model : the bare model, not its DDP wrapper; left in the mode it was in
-    batches : this rank's share of the split, as `reader.evaluation_blocks` gives it
+    batches : this rank's share of the split, on its device
     classes : how many the dataset has, as many as the network has logits
     split_rows : rows of the split over all ranks
+    bf16 : whether to autocast to bfloat16, as the network was trained; scores are computed in float32
     collector : gets the scores of each image
 
     Raises
@@ -61,13 +63,15 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     counts = EvaluationCounts(classes, worker.device)
-    for batch in batches:
-        images = batch.images.to(worker.device, non_blocking=True).contiguous(memory_format=memory_format)
-        labels = batch.labels.to(worker.device, non_blocking=True)
-        logits = model.forward(images)  # not the compiled call: the last batch has another size
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(worker.device.type, torch.bfloat16, enabled=bf16):
+            logits = model.forward(images)  # not the compiled call: the last batch has another size
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    outputs = ((forward(images), labels) for images, labels in batches)
+    for logits, labels in _joined(outputs, _SCORED_ON_GPU if worker.device.type == "cuda" else 1):
         scores = image_scores(logits, labels)
         counts.update(labels, scores)
         if collector is not None:
@@ -75,6 +79,18 @@ def evaluate(
     model.train(was_training)
     with worker.status.waiting():
         return counts.sum_over(worker, split_rows)
+
+
+def _joined(outputs: Iterator[tuple[torch.Tensor, torch.Tensor]], rows: int) -> Iterator[list[torch.Tensor]]:
+    """Logits and labels of batches, of so many together that they have at least ``rows`` rows, but for the last."""
+    waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for output in outputs:
+        waiting.append(output)
+        if sum(len(labels) for _, labels in waiting) >= rows:
+            yield [torch.cat(parts) for parts in zip(*waiting, strict=True)]
+            waiting = []
+    if waiting:
+        yield [torch.cat(parts) for parts in zip(*waiting, strict=True)]
 
 
 class EvaluatedNetwork(NamedTuple):
@@ -106,10 +122,12 @@ class Evaluator:
 
     def __init__(self, state: TrainingState, data: DeviceBatches, dataset: str, settings: ReaderSettings):
         self._state, self._data, self._worker, self._train = state, data, data.worker, data.train
-        self._files = SplitFiles(dataset, data.manifest, data.train.evaluate_on, settings)
-        self._selection: SplitFiles | None = None
-        if data.train.final_network != "last":
-            self._selection = SplitFiles(dataset, data.manifest, data.train.select_on, settings)
+
+        def share_of(split: str) -> EvaluationSplit:
+            return EvaluationSplit(data.worker, dataset, data.manifest, split, data.train, settings)
+
+        self._split = share_of(data.train.evaluate_on)
+        self._selection = None if data.train.final_network == "last" else share_of(data.train.select_on)
         self._steps_per_epoch, parts = data.loader.steps_per_epoch, data.train.evaluations_per_epoch
         self._due = {self._steps_per_epoch * part // parts for part in range(1, parts + 1)}
         self.precise = state.average is not None or data.train.evaluation_statistics == "precise"
@@ -131,7 +149,8 @@ class Evaluator:
         with norm_statistics.preserve_buffers(model), as_averaged:
             if self.precise:
                 images = self._data.first_images(self._state.progress.step)
-                norm_statistics.precise(worker, model, self._with_signs_of_life(images))
+                with torch.autocast(worker.device.type, torch.bfloat16, enabled=self._train.bf16):
+                    norm_statistics.precise(worker, model, self._with_signs_of_life(images))
             else:
                 norm_statistics.of_all_ranks(worker, model, self._train.global_batch // worker.world_size)
             evaluation = self.measure(collector)
@@ -139,7 +158,7 @@ class Evaluator:
             evaluated_state = {name: buffer.clone() for name, buffer in model.named_buffers()}
             if average:
                 evaluated_state |= {name: weight.detach().clone() for name, weight in model.named_parameters()}
-        predictions = collector.gather(worker, self._ids()) if collector is not None else None
+        predictions = collector.gather(worker, self._split.ids()) if collector is not None else None
         return EvaluatedNetwork(evaluation, evaluated_state, predictions, selection)
 
     def run_selected(self, selected: SelectedNetwork) -> EvaluatedNetwork:
@@ -148,41 +167,31 @@ class Evaluator:
         model.load_state_dict(selected.tensors)
         collector = PredictionCollector(worker.device)
         evaluation = self.measure(collector)
-        return EvaluatedNetwork(evaluation, dict(selected.tensors), collector.gather(worker, self._ids()))
+        return EvaluatedNetwork(evaluation, dict(selected.tensors), collector.gather(worker, self._split.ids()))
 
     def measure(self, collector: PredictionCollector | None = None) -> Evaluation:
         """The scores of the network as it is, over the split that judges. Every rank calls it."""
-        return self._measure(self._files, collector)
+        return self._measure(self._split, collector)
 
-    def _select(self, files: SplitFiles) -> dict[str, float | None]:
+    def _select(self, split: EvaluationSplit) -> dict[str, float | None]:
         """Measure the network as it is on the split that chooses, and keep it if none before was as good."""
-        state, found = self._state, self._measure(files)
+        state, found = self._state, self._measure(split)
         score = score_on(found, self._train)
         if math.isfinite(score) and (state.selected is None or score > state.selected.score):
             state.selected = SelectedNetwork(state.progress.step, score, on_cpu(state.model.state_dict()))
         return {"accuracy": found.accuracy, "loss": found.loss, "balanced_accuracy": found.balanced_accuracy}
 
-    def _measure(self, files: SplitFiles, collector: PredictionCollector | None = None) -> Evaluation:
-        batches = reader.evaluation_blocks(
-            files,
-            rank=self._worker.rank,
-            world_size=self._worker.world_size,
-            batch_size=self._train.evaluation_batch_size,
-            pin=self._worker.device.type == "cuda",
-        )
-        with Prefetch(batches) as ready:
+    def _measure(self, split: EvaluationSplit, collector: PredictionCollector | None = None) -> Evaluation:
+        with split.batches() as batches:
             return evaluate(
                 self._worker,
                 self._state.model,
-                self._with_signs_of_life(ready),
+                self._with_signs_of_life(batches),
                 classes=len(self._data.manifest.classes),
-                split_rows=int(files.group_rows.sum()),
-                channels_last=self._train.channels_last,
+                split_rows=split.rows,
+                bf16=self._train.bf16,
                 collector=collector,
             )
-
-    def _ids(self) -> np.ndarray:
-        return reader.evaluation_ids(self._files, rank=self._worker.rank, world_size=self._worker.world_size)
 
     def _with_signs_of_life(self, batches: Iterable[T]) -> Iterator[T]:
         """The heartbeat sees that the rank gets on, batch by batch."""
@@ -191,6 +200,6 @@ class Evaluator:
             yield batch
 
     def close(self) -> None:
-        self._files.close()
+        self._split.close()
         if self._selection:
             self._selection.close()

@@ -65,9 +65,6 @@ def build_network(
     if hook:
         hook("network_built", model=network)
     network.to(memory_format=memory_format(train))  # type: ignore[call-overload]
-    if worker.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # all batches of a training have one size
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = train.tf32
     if model.norm_statistics == "lane" and lanes % parts:
         raise ValueError(f"train.accumulate {parts} does not divide a worker's {lanes} lanes")
     norm_statistics.connect(network, worker, lanes=lanes // parts)

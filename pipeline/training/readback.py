@@ -15,7 +15,7 @@ class Readback:
 
     Parameters
     ----------
-    count : float64 numbers that are read at once
+    count : float64 numbers that are read at once, at most
     """
 
     def __init__(self, device: torch.device, count: int):
@@ -26,7 +26,7 @@ class Readback:
             self._stream = torch.cuda.Stream(device)
 
     def begin(self, values: torch.Tensor, pending: dist.Work | None) -> None:
-        """Begin to read ``values``, float64 (count,), once ``pending`` (a sum over ranks, if there is one) is done."""
+        """Begin to read ``values``, float64, once ``pending`` (a sum over ranks, if there is one) is done."""
         self._values, self._pending = values, pending
         if not self._cuda:
             return
@@ -41,14 +41,14 @@ class Readback:
             values.record_stream(self._stream)
 
     def _copy(self, values: torch.Tensor) -> None:
-        self._host.copy_(values, non_blocking=True)
+        self._host[: len(values)].copy_(values, non_blocking=True)
         self._arrived.record()
 
     def wait(self) -> list[float]:
         """The numbers, once they are here."""
         if self._cuda:
             self._arrived.synchronize()
-            return self._host.tolist()
+            return self._host[: len(self._values)].tolist()
         if self._pending is not None:
             self._pending.wait()
         return self._values.tolist()

@@ -17,9 +17,10 @@ from pipeline.data.reader import Batch
 from pipeline.distributed.gradients import GradientExchange
 from pipeline.distributed.worker import Worker
 from pipeline.training import norm_statistics
-from pipeline.training.batch import DeviceBatches
+from pipeline.training.batch import DeviceBatches, Part
 from pipeline.training.diagnostics import Diagnostics
 from pipeline.training.event_log import EventLog
+from pipeline.training.graph import PassGraph, UpdateGraph
 from pipeline.training.hooks import CallHook
 from pipeline.training.optimizer import Schedule
 from pipeline.training.progress import TrainingState
@@ -96,15 +97,23 @@ class TrainStep:
     times: StepTimes
     hook: CallHook = None
     _readback: Readback = field(init=False)
+    _passes: PassGraph | None = field(init=False, default=None)
+    _update_graph: UpdateGraph | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._readback = Readback(self.worker.device, 2)
 
     def warm_up(self) -> None:
-        """Take what only the first pass of an attempt does, without consequence: see `GradientExchange.warm_up`."""
+        """Take what only the first pass of an attempt does, without consequence: see `GradientExchange.warm_up`.
+
+        With ``train.cuda_graphs`` the passes are recorded here.
+        """
         images, labels = self.data.blank()
         with norm_statistics.preserve_buffers(self.state.model):
-            self.exchange.warm_up(lambda: self.loss(images, labels, self.exchange.forward))
+            if self.train.cuda_graphs and self.worker.device.type == "cuda":
+                self._passes = PassGraph(self.state.model, self._loss, (images, labels))
+            else:
+                self.exchange.warm_up(lambda: self._loss(images, labels))
 
     def take(self, batches: Iterator[Batch]) -> bool:
         """Take the next batch and make one step. A loss that is not finite on any rank stops all before the update.
@@ -130,7 +139,8 @@ class TrainStep:
         rate, momentum = self.schedule.learning_rate(step), self.schedule.momentum(step)
         for group in optimizer.param_groups:
             group["lr"], group["momentum"] = rate, momentum
-        optimizer.zero_grad(set_to_none=True)
+        if not self._passes:  # their gradients stay where they were recorded
+            optimizer.zero_grad(set_to_none=True)
         loss, rank_loss, save = self.gradients(batch, step)
         if not math.isfinite(loss):
             self._diverge(step, rate, rank_loss)
@@ -138,19 +148,21 @@ class TrainStep:
         if self.diagnostics.is_due(step):
             times.leave_out(self.diagnostics.observe(step, rate, self.data.parts(batch, step)))
         self.worker.status.enter("optimizer step")
-        optimizer.step()
+        self._update(rate)
         self._count(loss, rate)
         return save
 
     def gradients(self, batch: Batch, step: int) -> Gradients:
         """Forward and backward: afterwards ``.grad`` of every parameter is that of the global batch."""
         enter, parts = self.worker.status.enter, self.data.parts(batch, step)
+        if self._passes:
+            return self._recorded(self._passes, parts[0], step)
         losses: list[torch.Tensor] = []
         for number, (images, labels) in enumerate(parts):
             last = number + 1 == len(parts)
             with contextlib.nullcontext() if last else self.exchange.local():
                 enter("forward")
-                loss = self.loss(images, labels, self.exchange.forward)
+                loss = self._loss(images, labels)
                 loss = loss if len(parts) == 1 else loss / len(parts)
                 losses.append(loss.detach().double())
                 if last:
@@ -164,8 +176,41 @@ class TrainStep:
         computed_at = self.exchange.ready_at or time.perf_counter()
         enter("all-reduce")
         loss_sum, save = self._readback.wait()
-        self.times.gradients_arrived(computed_at if self.worker.world_size > 1 else None)
+        self.times.gradients_arrived(self._waited(computed_at))
         return Gradients(loss_sum / self.worker.world_size, rank_loss, save > 0)
+
+    def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.loss(images, labels, self.exchange.forward)
+
+    def _recorded(self, passes: PassGraph, part: Part, step: int) -> Gradients:
+        """`gradients` by CUDA graphs, in a world of one."""
+        enter = self.worker.status.enter
+        enter("forward")
+        passes.forward(*part)
+        self._readback.begin(passes.loss, None)
+        enter("backward")
+        passes.backward()
+        save = self.save_is_due(step + 1)
+        (loss,) = self._readback.wait()
+        self.times.gradients_arrived(0.0)
+        return Gradients(loss, passes.loss, save)
+
+    def _waited(self, computed_at: float) -> float:
+        """Seconds that this rank waited for the gradients of the others."""
+        if self.worker.device.type == "cuda":
+            return self.exchange.waited_on_gpu()
+        return time.perf_counter() - computed_at if self.worker.world_size > 1 else 0.0
+
+    def _update(self, learning_rate: float) -> None:
+        optimizer = self.state.optimizer
+        # Only the learning rate of a recorded update can change; and its first step makes the momentum buffers.
+        varies = self.train.schedule == "one_cycle" or not optimizer.state
+        if self._passes is None or varies:
+            optimizer.step()
+            return
+        if self._update_graph is None:
+            self._update_graph = UpdateGraph(optimizer)
+        self._update_graph.step(learning_rate)
 
     def _count(self, loss: float, rate: float) -> None:
         """A step has changed the weights: what follows from that."""

@@ -17,7 +17,7 @@ class StepSeconds:
     """Seconds of ``steps`` optimizer steps of one rank, by what they were spent on.
 
     all_reduce_seconds : from this rank's last gradient to the sum over all; what overlaps the backward pass is free.
-        On CUDA the host runs ahead of the device, and these are times of the host.
+        A GPU's own time, of the step before: the host runs ahead of it.
     """
 
     steps: int = 0
@@ -54,9 +54,9 @@ class StepTimes:
     def data_arrived(self) -> None:
         self.last_data_wait_seconds = time.perf_counter() - self._begun
 
-    def gradients_arrived(self, computed_at: float | None) -> None:
-        """computed_at : time.perf_counter() at this rank's last gradient; None where no others are waited for"""
-        self._all_reduce = 0.0 if computed_at is None else time.perf_counter() - computed_at
+    def gradients_arrived(self, waited_seconds: float) -> None:
+        """waited_seconds : since this rank's last gradient, for those of the others"""
+        self._all_reduce = waited_seconds
 
     def end(self) -> None:
         self.steps += 1

@@ -41,6 +41,9 @@ SHARDS = 16
 BARE, GRAPHED = "bare loop", "bare loop, a CUDA graph"
 STAGED, READER = "sparknorm", "sparknorm, with its reader"
 COMPILED, BY_LANE = "sparknorm, compiled", "sparknorm, statistics of 16 lanes"
+RECORDED, RECORDED_READER = "sparknorm, CUDA graphs", "sparknorm, CUDA graphs, with its reader"
+RECORDED_BY_LANE = "sparknorm, CUDA graphs, statistics of 16 lanes"
+BY_LANE_AGAINST = ((BY_LANE, STAGED), (RECORDED_BY_LANE, RECORDED))
 EPOCHS = "sparknorm, whole epochs with evaluation and saves"
 
 Take = Callable[[], None]
@@ -63,7 +66,7 @@ class Case:
     steps: float = 1.0
 
     def job(self, dataset: str, folder: Path, *, epochs: int = 1000, **changes: Any) -> Job:
-        train: dict[str, Any] = {"compile": changes.pop("compile", False)}
+        train = {name: changes.pop(name) for name in ("compile", "cuda_graphs") if name in changes}
         return Job(
             str(Path(dataset).absolute()),
             str(folder.absolute()),
@@ -105,7 +108,8 @@ def run(work: Path) -> None:
             results += [Result(f"{case.name}: {name}", "images/s", passes) for name, passes in speeds.items()]
             results.append(Result(f"{case.name}: GPU memory held after the end", "MiB", [held]))
             against = [(name, BARE) for name in speeds if name != BARE]
-            against += [pair for pair in ((STAGED, GRAPHED), (BY_LANE, STAGED)) if set(pair) <= speeds.keys()]
+            graphed = [(name, GRAPHED) for name in (STAGED, RECORDED, RECORDED_READER)]
+            against += [pair for pair in (*graphed, *BY_LANE_AGAINST) if set(pair) <= speeds.keys()]
             pairs += [(f"{case.name}: {name}", f"{case.name}: {other}") for name, other in against]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -155,10 +159,17 @@ def _in_turn(case: Case, dataset: str, folder: Path) -> Speeds:
             READER: _ours(case, case.job(dataset, folder / "reader"), at_end, staged=False),
         }
         if case is LARGE:
-            by_lane = case.job(dataset, folder / "lanes", norm_statistics="lane")
-            contenders[BY_LANE] = _ours(case, by_lane, at_end)
+            for name, options in {
+                BY_LANE: {"norm_statistics": "lane"},
+                RECORDED: {"cuda_graphs": True},
+                RECORDED_BY_LANE: {"norm_statistics": "lane", "cuda_graphs": True},
+            }.items():
+                contenders[name] = _ours(case, case.job(dataset, folder / name, **options), at_end)
         elif case is SMALL and DEVICE == "cuda":
             contenders[COMPILED] = _ours(case, case.job(dataset, folder / "compiled", compile=True), at_end)
+            for name, staged in ((RECORDED, True), (RECORDED_READER, False)):
+                job = case.job(dataset, folder / f"recorded-{staged}", cuda_graphs=True)
+                contenders[name] = _ours(case, job, at_end, staged=staged)
             contenders[GRAPHED] = _bare(case, graphed=True)
         speeds: Speeds = {name: [] for name in contenders}
         for number, (name, take) in itertools.product(range(PASSES + 1), contenders.items()):

@@ -45,6 +45,7 @@ def main() -> None:
 def _alone(parts: Sequence[str]) -> None:
     """Those that have a session of their own, or none."""
     import gpu
+    import gpu_norms
     import ingest
     import manifest
     import norms
@@ -68,6 +69,7 @@ def _alone(parts: Sequence[str]) -> None:
         norms.run()
     if "gpu" in parts and gpu.is_there():
         gpu.run(WORK)
+        gpu_norms.run()
     if "verdicts" in parts:
         verdicts.run()
 

@@ -48,3 +48,28 @@ def test_a_process_joins_one_group_after_another(device):
         sums, backend = pool.apply_async(join_and_leave, (3, device.type)).get(timeout=120)
     assert sums == [4.0] * 3
     assert backend == ("nccl" if device.type == "cuda" else "gloo")
+
+
+def join_after_errors(times, device_type):
+    """Leave one group after another by an error, and join a last one: the notes of each error, and a sum."""
+    device, errors, total = torch.device(device_type, 0), [], 0.0
+    for attempt in range(times + 1):
+        store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timedelta(seconds=60))
+        try:
+            with process_group(store, 0, 1, device, timedelta(seconds=60)):
+                values = torch.ones(4, device=device)
+                dist.all_reduce(values)
+                if attempt < times:
+                    raise LookupError("of the caller")
+                total = values.sum().item()
+        except LookupError as error:
+            errors.append(error.__notes__)
+    return errors, total
+
+
+def test_a_process_joins_a_group_after_it_left_one_by_an_error(device):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        notes, total = pool.apply_async(join_after_errors, (2, device.type)).get(timeout=120)
+    assert total == 4.0
+    assert [len(each) for each in notes] == [1, 1]
+    assert all(each[0].startswith("raised on rank 0 of 1, ") for each in notes)

@@ -1,49 +1,18 @@
 """Whole trainings on the device: to the end, resumed, diverged; what they wait for, and what memory they leave."""
 
-import contextlib
 import gc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from gpu_jobs import AUGMENT, make_job, newest
 from ranks import fit_until, run_ranks
 
-from pipeline.config.training import AugmentSettings, CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.distributed.worker import alone
-from pipeline.training import checkpoint
 from pipeline.training.assembly import assemble
 from pipeline.training.augment import augment
-from pipeline.training.job import Job, identity
 from pipeline.training.loop import fit
-
-AUGMENT = AugmentSettings(flip=True, shift=1, cutout=3)
-
-
-def make_job(dataset, folder, model=None, **changes):
-    settings = {"epochs": 2, "batch_size": 32, "lanes": 4, "evaluate_on": "train", "evaluation_batch_size": 100,
-                "learning_rate": 0.05, "augment": AUGMENT}  # fmt: skip
-    model = {"network": "resnet", "depth": 8, "width": 8, **(model or {})}
-    return Job(
-        dataset, str(folder), ModelSettings(**model), TrainSettings(**{**settings, **changes}),
-        checkpoint=CheckpointSettings(every_steps=5),
-    )  # fmt: skip
-
-
-def newest(job):
-    return checkpoint.load_newest(f"{job.folder}/checkpoints", identity=identity(job), device=torch.device("cpu"))
-
-
-@contextlib.contextmanager
-def deterministic():
-    """Two trainings give the same bits only with kernels that add in a fixed order."""
-    benchmark = torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.backends.cudnn.benchmark = benchmark
 
 
 def test_changes_to_images_are_those_of_the_cpu(device):
@@ -68,12 +37,12 @@ def test_a_training_ends_where_the_cpu_does(options, shards, tmp_path, device):
 
 @pytest.mark.parametrize("with_dropout", [False, True], ids=["", "dropout"])
 def test_a_training_that_was_ended_goes_on_with_the_same_bits(with_dropout, shards, tmp_path, device):
-    whole, cut = (make_job(shards, tmp_path / name) for name in ("whole", "cut"))
-    with deterministic():
-        assert fit_until(alone(device.type), whole, None, with_dropout)
-        assert fit_until(alone(device.type), cut, 17, with_dropout) is None
-        assert newest(cut)["progress"]["step"] == 16  # the end of the first epoch
-        assert fit_until(alone(device.type), cut, None, with_dropout)
+    whole, cut = (make_job(shards, tmp_path / name, deterministic=True) for name in ("whole", "cut"))
+    assert fit_until(alone(device.type), whole, None, with_dropout)
+    assert fit_until(alone(device.type), cut, 17, with_dropout) is None
+    assert newest(cut)["progress"]["step"] == 16  # the end of the first epoch
+    assert fit_until(alone(device.type), cut, None, with_dropout)
+    assert not torch.are_deterministic_algorithms_enabled()  # of this process, whatever it does next
     one, other = newest(whole), newest(cut)
     for name, tensor in one["model"].items():
         assert torch.equal(tensor, other["model"][name]), name

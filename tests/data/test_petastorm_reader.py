@@ -19,7 +19,10 @@ def manifest_of(shards, shape, encoding="raw"):
     """Only what a reader of batches asks a manifest for."""
     split = Split.model_construct(rows=sum(shard.rows for shard in shards), shards=tuple(shards))
     return Manifest.model_construct(
-        name="numbers", image=Image(encoding=encoding, shape=shape), splits={"train": split}
+        name="numbers",
+        image=Image(encoding=encoding, shape=shape),
+        splits={"train": split},
+        classes=tuple("0123456789"),
     )
 
 
@@ -171,7 +174,9 @@ def test_only_listed_files_are_opened(copy):
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("shard", [0, 1])
-@pytest.mark.parametrize("damage", ["missing", "cut", "not parquet", "other rows", "other size", "null", "no column"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "cut", "not parquet", "other rows", "other size", "null", "no column", "label"]
+)
 def test_a_damaged_shard_is_named(copy, shard, damage):
     path = sorted((copy[0] / "train").iterdir())[shard]
     table = pq.read_table(path)
@@ -189,6 +194,10 @@ def test_a_damaged_shard_is_named(copy, shard, damage):
     elif damage == "no column":
         pq.write_table(table.drop_columns(["label"]), path, row_group_size=GROUP)
         reason = ".*has no column label"
+    elif damage == "label":
+        labels = pa.array([10, *table["label"].to_pylist()[1:]], pa.int32())
+        pq.write_table(table.set_column(1, "label", labels), path, row_group_size=GROUP)
+        reason = "row 0 has label 10, but the dataset has 10 classes, 0 to 9"
     else:
         images = table["image"].to_pylist()
         images[0] = images[0][:-1] if damage == "other size" else None

@@ -288,3 +288,23 @@ def test_a_stored_image_of_another_shape_is_named(tmp_path):
     name = change_shard(str(tmp_path), 0, shard_of(tmp_path / "wide").read_bytes())
     with pytest.raises(DatasetError, match=f"{name}, row group 0: an image is damaged: wrong_size"):
         open_files(str(tmp_path)).read(0)
+
+
+@pytest.mark.parametrize(("label", "labels", "more"), [
+    (3, pa.array([1] * 69 + [3], pa.int32()), ""),
+    (-1, pa.array([1] * 35 + [-1, 2, 255] + [0] * 32, pa.int64()), r" \(and 1 other rows\)"),
+    (200, pa.array([1] * 30 + [200] + [0] * 39, pa.uint8()), ""),
+])  # fmt: skip
+def test_a_label_without_a_class_is_named(tmp_path, label, labels, more):
+    write_dataset(str(tmp_path))
+    name = change_shard(str(tmp_path), 0, parquet_of(label=labels))
+    row = labels.to_pylist().index(label)
+    files = open_files(str(tmp_path))
+    files.read(0)
+    text = f"row {row % 30} has label {label}{more}, but the dataset has 3 classes, 0 to 2: ingest it again"
+    for number in range(1, 3):
+        if number == row // 30:
+            with pytest.raises(DatasetError, match=f"{name}, row group {number}: {text}"):
+                files.read(number)
+        else:
+            files.read(number)

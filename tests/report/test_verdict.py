@@ -220,12 +220,21 @@ def test_a_search_that_could_not_decide_is_said():
     line = verdict(with_arms(comparison_of(), {}, TIED))[0]
     assert line.text == (
         "The search of batch norm could not tell learning_rate 0.1 and learning_rate 0.5 apart; learning_rate 0.1 "
-        "was taken."
+        "was taken, the middle one."
     )
     assert line.grade == "search undecided"
     assert line.evidence["/arms/1/search_undecided"] == "tied"
     assert line.evidence["/arms/1/search_tied/1/train.learning_rate"] == 0.5
     assert verdict(with_arms(MANY, {}, TIED, *[{}] * 26))[1].text.startswith("The search of 1 of 28 arms could not")
+
+
+def test_a_search_that_could_not_decide_with_several_seeds_says_how_many():
+    line = verdict(with_arms(comparison_of(), {}, {**TIED, "search_seeds": 2}))[0]
+    assert line.text == (
+        "The search of batch norm could not tell learning_rate 0.1 and learning_rate 0.5 apart with 2 seeds; "
+        "learning_rate 0.1 was taken, the middle one of those near the best mean."
+    )
+    assert line.evidence["/arms/1/search_seeds"] == 2
 
 
 @pytest.mark.parametrize(

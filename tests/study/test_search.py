@@ -14,8 +14,10 @@ from pipeline.data import load_manifest
 from pipeline.distributed.worker import alone
 from pipeline.report.comparison import StudyRun
 from pipeline.study.arms import arms_of, candidates_of, with_final_network
-from pipeline.study.halving import units_of
-from pipeline.study.search import LEAST_STEPS, ArmSearch, plan_rungs, run_search, value_beyond
+from pipeline.study.candidates import value_beyond
+from pipeline.study.rung_plan import LEAST_STEPS, plan_rungs
+from pipeline.study.rung_scores import units_of
+from pipeline.study.search import ArmSearch, run_search
 from pipeline.training import fit
 from pipeline.training.job import Job
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pipeline.report.comparison import Comparison, by
+from pipeline.report.comparison import Comparison, SearchTrial, by
 from pipeline.report.figures.style import WIDTH, Drawing, heat, name_rows, row_height
-from pipeline.report.names import LEARNING_RATE, norm_words, values_words
+from pipeline.report.names import LEARNING_RATE, arm_name, norm_words, values_words
 
 # Errors below this have one colour.
 _LEAST_ERROR = 1e-4
@@ -55,15 +56,25 @@ def learning_rates(comparison: Comparison) -> Drawing | None:
 
 
 def _cells_of_search(comparison: Comparison) -> list[RateCell]:
-    """Of several trials with one rate, which differ in other tuned settings, the best counts."""
+    """The mean over seeds counts, of the trials that came furthest; of other tuned settings with one rate, the best."""
     cells = []
     for arm, trials in by(comparison.search, lambda trial: trial.arm).items():
         chosen = comparison.arm(arm).tuned.get(LEARNING_RATE)
         for rate, tried in sorted(by(trials, lambda trial: trial.learning_rate).items()):
-            best = max(tried, key=lambda trial: (not trial.diverged, trial.best_accuracy))
-            diverged = sum(trial.diverged for trial in tried) if best.diverged else 0
-            cells.append(RateCell(arm, rate, best.best_accuracy, diverged, len(tried), rate == chosen))
+            of_values = by(tried, lambda trial: arm_name(trial.tuned)).values()
+            accuracy, all_diverged = max(
+                (_mean_of_seeds(seeds) for seeds in of_values), key=lambda found: (not found[1], found[0])
+            )
+            diverged = sum(trial.diverged for trial in tried) if all_diverged else 0
+            cells.append(RateCell(arm, rate, accuracy, diverged, len(tried), rate == chosen))
     return cells
+
+
+def _mean_of_seeds(trials: Sequence[SearchTrial]) -> tuple[float, bool]:
+    """Mean accuracy of those that did not diverge, or of all that did, at the last rung; whether all diverged."""
+    sound = [trial for trial in trials if not trial.diverged]
+    furthest = max(trial.rungs for trial in sound or trials)
+    return fmean(trial.best_accuracy for trial in sound or trials if trial.rungs == furthest), not sound
 
 
 def _cells_of_runs(comparison: Comparison) -> list[RateCell]:
