@@ -25,8 +25,8 @@ from pyspark import daemon
 
 import pipeline.cluster.task  # noqa: F401 - no pyarrow and no pandas here: they start threads when they are imported
 
-# Spark's daemon collects garbage in a worker after each task: a fifth of a second of a core where all of torch is
-# looked through, of which 64 ranks have 64. What is here before the fork stays, and is looked through no more.
+# Spark's daemon collects garbage in a worker after each task: a fifth of a second of a core, to look through torch,
+# 64 times for 64 ranks. What is here before the fork stays, and is looked through no more.
 gc.collect()
 gc.freeze()
 

@@ -90,6 +90,10 @@ def host_of(task_address: str) -> str:
     return host
 
 
+# How long ranks wait for each other at least: some import torch from a cold disk, others have it.
+LEAST_WAIT_SECONDS = 120.0
+
+
 @dataclass(frozen=True)
 class Launch:
     """What a rank is launched with, as far as finding the others is concerned.
@@ -193,13 +197,14 @@ def _introduce_all(
 ) -> list[Introduction]:
     """The introductions of all ranks, none of which has an error."""
     if me.world_size > 1:
-        exchange = launch.address_exchange(context, workers.collective_timeout_seconds)
+        seconds = max(workers.collective_timeout_seconds, LEAST_WAIT_SECONDS)
+        exchange = launch.address_exchange(context, seconds)
         if own.error is not None and not _can_tell(exchange):
             raise GangBrokenError(f"{type(own.error).__name__}: {own.error}") from own.error
         if me.rank == 0:
             texts = _texts_on_first(me, own, exchange, RendezvousAddress(launch.id, first_task(context)))
         else:
-            texts = _texts_on_others(me, own, exchange, workers)
+            texts = _texts_on_others(me, own, exchange, seconds)
     if own.error is not None:
         raise FailedError(me.failure(own.error)) from own.error
     introductions = [Introduction.from_json(text) for text in texts] if me.world_size > 1 else [own.introduction]
@@ -242,9 +247,8 @@ def _texts_on_first(me: RankState, own: _Own, exchange: AddressExchange, address
         raise
 
 
-def _texts_on_others(me: RankState, own: _Own, exchange: AddressExchange, workers: WorkerSettings) -> Sequence[str]:
+def _texts_on_others(me: RankState, own: _Own, exchange: AddressExchange, seconds: float) -> Sequence[str]:
     at = str(own.introduction.endpoint or me.hosts[me.rank])
-    seconds = workers.collective_timeout_seconds
     try:
         return gather_from_first(exchange, me.rank, own.introduction.to_json(), me=at, seconds=seconds)
     except (FirstRankFailedError, ConnectionError) as error:
