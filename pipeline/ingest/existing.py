@@ -156,10 +156,8 @@ def only_new(spark: SparkSession, source: Source, dataset: str, base: Manifest |
         # A split of which nothing is new is one that the source has, still.
         rows = {split: counts.get(split, 0) for split in source.rows}
         already_there = sum(source.rows.values()) - sum(rows.values())
-        yield (
-            replace(source, items=_new_items(source.items, ids, sum(rows.values()), already_there), rows=rows),
-            already_there,
-        )
+        new = _new_items(source.items, ids, sum(rows.values()), already_there)
+        yield replace(source, items=new, rows=rows), already_there
 
 
 @contextmanager
