@@ -23,6 +23,7 @@ NEUTRAL: Mapping[str, Any] = {
     "reader.gpu_bytes": 1 << 30,
     "train.cuda_graphs": False,
     "train.deterministic": False,
+    "model.options": {},
 }
 
 

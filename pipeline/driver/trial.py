@@ -168,7 +168,7 @@ def _begin(settings: Settings, manifest: Manifest, name: str, parent: str | None
 
 def _new_job(settings: Settings, manifest: Manifest) -> tuple[Job, dict[str, Any]]:
     """A job that has no folder yet, and its identity."""
-    from pipeline.training.job import Job, identity
+    from pipeline.training.job import Job, identity, source_identity
 
     job = Job(
         storage.absolute(settings.dataset.path),
@@ -179,6 +179,7 @@ def _new_job(settings: Settings, manifest: Manifest) -> tuple[Job, dict[str, Any
         version=manifest.version,  # also after a restart, whatever is appended meanwhile
         token=uuid.uuid4().hex,
         checkpoint=settings.checkpoint,
+        source="".join(source_identity(settings.model.network).values()),
     )
     return job, identity(job, manifest)
 

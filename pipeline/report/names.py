@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.config.import_path import is_import_path, shown
+
 # A value of a setting that a study varies, and such values by the setting's dotted name.
 SettingValue = str | int | float | bool | None
 Values = dict[str, SettingValue]
@@ -25,6 +27,7 @@ _NORMS = {
     "switchable": "switchable norm",
     "weight_standardized_group": "group norm with weight standardization",
     "power": "power norm",
+    "keep": "the network's own norms",
 }
 
 
@@ -43,9 +46,13 @@ def arm_name(values: Values) -> str:
     that differ.
     """
     return ", ".join(
-        _text(value) if setting in _SPEAKING else f"{short_name(setting)} {_text(value)}"
+        _speaking_text(setting, value) if setting in _SPEAKING else f"{short_name(setting)} {_text(value)}"
         for setting, value in values.items()
     )
+
+
+def _speaking_text(setting: str, value: SettingValue) -> str:
+    return shown(_text(value)) if setting == "model.network" else _text(value)
 
 
 def short_name(setting: str) -> str:
@@ -65,12 +72,15 @@ def norm_words(norm: str) -> str:
 
 def values_words(values: Values) -> str:
     """Values of settings in words: ``batch norm, depth 20``."""
-    return ", ".join(
-        norm_words(str(value))
-        if setting == "model.norm"
-        else _VALUES.get((setting, str(value))) or arm_name({setting: value}).replace("_", " ")
-        for setting, value in values.items()
-    )
+    return ", ".join(_value_words(setting, value) for setting, value in values.items())
+
+
+def _value_words(setting: str, value: SettingValue) -> str:
+    if setting == "model.norm":
+        return norm_words(str(value))
+    if setting == "model.network" and is_import_path(str(value)):
+        return str(value)
+    return _VALUES.get((setting, str(value))) or arm_name({setting: value}).replace("_", " ")
 
 
 def arm_words(name: str, values: Values) -> str:

@@ -1,0 +1,100 @@
+"""A network of one's own (``model.network: mypackage.nets:build``) on the driver and on ranks: the same source, the
+same parameters, and tried before anything is launched."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pyarrow as pa
+import torch
+
+from models.build import build_own
+from models.imported import NetworkError, load, source_digest, source_place
+from models.trial_batch import check_trains
+from pipeline.config.import_path import is_import_path
+from pipeline.config.settings import OF_OUR_NETWORKS
+from pipeline.config.training import ModelSettings
+from pipeline.data.manifest import Manifest
+from pipeline.training.network import network_for
+
+# What was said of networks that were tried, by settings, source and dataset: a study asks before each of its trials.
+_TRIED: dict[tuple[str, str, str], list[str]] = {}
+
+
+def check_own_network(model: ModelSettings, manifest: Manifest) -> list[str]:
+    """Build a network, try it on one batch, and say what a person should know of it; nothing of a network of ours.
+
+    Raises
+    ------
+    ValueError
+        It cannot be imported, built, given the norm, or trained; the message names ``model.network``.
+    """
+    if not is_import_path(model.network):
+        return []
+    load(model.network)
+    key = (model.model_dump_json(), source_digest(model.network), manifest.digest)
+    if key not in _TRIED:
+        _TRIED[key] = _try(model, manifest)
+    return _TRIED[key]
+
+
+def _try(model: ModelSettings, manifest: Manifest) -> list[str]:
+    shape, classes, path = manifest.image.shape, len(manifest.classes), model.network
+    network = network_for(model, manifest)
+    again, kept = build_own(model, image_shape=shape, num_classes=classes)
+    notes = [f"{path}: {name} stays as it is: {reason}" for name, reason in kept.items()]
+    weights, others = list(network.parameters()), list(again.parameters())
+    if len(weights) != len(others) or any(not torch.equal(*pair) for pair in zip(weights, others, strict=True)):
+        notes.append(
+            f"{path} starts from other weights each time, whatever train.seed: arms of a comparison do not start alike"
+        )
+    check_trains(path, network, image_shape=shape, num_classes=classes)
+    unread = [name for name in OF_OUR_NETWORKS if getattr(model, name) != ModelSettings.model_fields[name].default]
+    if unread:
+        notes.append(f"model.{unread[0]} says nothing to {path}, which gets model.options alone")
+    return notes
+
+
+def check_source(network: str, expected: str) -> str:
+    """The digest of a network's source here.
+
+    Parameters
+    ----------
+    expected : the driver's; empty where nobody says
+
+    Raises
+    ------
+    NetworkError
+        It differs, or the network cannot be imported here.
+    """
+    try:
+        load(network)
+        found = source_digest(network)
+    except NetworkError as error:
+        raise type(error)(network, f"on {socket.gethostname()}: {error.problem}") from error
+    if expected and found != expected:
+        raise NetworkError(
+            network,
+            f"{socket.gethostname()} imports other source, from {source_place(network)}, than the driver: make the zip "
+            "of spark.py_files anew of the whole package, or install one version everywhere, in a new Spark session",
+        )
+    return found
+
+
+def network_facts(model: ModelSettings, manifest: Manifest, *, seed: int) -> dict[str, str]:
+    """What all ranks must build alike, by the names that a disagreement is told with."""
+    network = network_for(model, manifest, seed=seed)
+    parameters = list(network.parameters())
+    count = sum(parameter.numel() for parameter in parameters)
+    return {f"the parameters of model.network {model.network}": f"{count:,} in {len(parameters)} tensors"}
+
+
+def import_problems(batches: Iterator[pa.RecordBatch], network: str, expected: str) -> Iterator[pa.RecordBatch]:
+    """The body of a small Spark task that imports a network on an executor: a row with the problem, if there is one."""
+    for _ in batches:  # Spark keeps a Python worker, and the torch it has imported, only if its input is used up
+        pass
+    try:
+        check_source(network, expected)
+    except NetworkError as error:
+        yield pa.RecordBatch.from_pydict({"problem": pa.array([str(error)])})
