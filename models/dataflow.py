@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dis
 import inspect
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from types import CodeType, FrameType
 
 import torch
 from torch import fx, nn
@@ -15,7 +18,8 @@ from torch.nn import functional as F
 _TRACE_ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError)
 _FUNCTIONAL_BATCH_NORMS = (F.batch_norm, torch.batch_norm, torch.native_batch_norm)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-SOMEWHERE = ""  # a consumer that is no call of a layer with this value as its input
+Shapes = dict[str, set[tuple[int, ...]]]
+SOMEWHERE = "(elsewhere)"  # a consumer that is no call of a layer with this value as its one input
 
 
 class DataFlow:
@@ -37,7 +41,8 @@ class DataFlow:
     untraced : dict of str to str
         The names of modules whose forward pass is not known, with the reason for each.
     functional : tuple of str
-        The calls of batch norm as a function, each named by the module that makes it: ``"block.batch_norm"``.
+        The calls of batch norm as a function, each named by the module that makes it: ``"block.batch_norm"``. Of a
+        module without a trace, whose code mentions such a function, one.
     """
 
     def __init__(self, network: nn.Module, layers: tuple[type[nn.Module], ...]):
@@ -50,14 +55,19 @@ class DataFlow:
         self._consumers: dict[str, set[str]] = defaultdict(set)
         self._described: dict[str, str] = {}
         self._attributes: set[str] = set()
+        if isinstance(network, layers):
+            self.untraced[""] = "it is a single layer"
+            return
         with torch.random.fork_rng(devices=[]):
             for training in (True, False):
                 twin = _twin(network, training)
                 self._trace(twin, dict(twin.named_modules()), "")
 
     def uses_parameters_of(self, name: str) -> bool:
-        """Whether something other than the layer itself computes with its parameters or buffers."""
-        return any(attribute.rpartition(".")[0] == name for attribute in self._attributes)
+        """Whether something other than the layer itself computes, or may compute, with its parameters or buffers."""
+        if any(attribute.rpartition(".")[0] == name for attribute in self._attributes):
+            return True
+        return any(_batch_norm_of(owner) in self.functional for owner in self._owners(name) & self.untraced.keys())
 
     def sources(self, name: str) -> set[str]:
         """Return the layers whose outputs the calls of a layer take.
@@ -78,13 +88,15 @@ class DataFlow:
         return self._sources[name]
 
     def consumers(self, name: str) -> set[str]:
-        """Return the layers that take the outputs of a layer as their first input, and `SOMEWHERE` for anything else."""
+        """Return the layers that take the outputs of a layer as their one input, and `SOMEWHERE` for all else."""
         return {SOMEWHERE} if self._untraced_part(name) is not None else self._consumers[name]
 
     def _untraced_part(self, name: str) -> str | None:
         """Return the module without a trace from whose code this layer may be called, if there is one."""
-        owners = {self._first[alias.rpartition(".")[0]] for alias, first in self._first.items() if first == name}
-        return min(owners & self.untraced.keys(), default=None)
+        return min(self._owners(name) & self.untraced.keys(), default=None)
+
+    def _owners(self, name: str) -> set[str]:
+        return {self._first[alias.rpartition(".")[0]] for alias, first in self._first.items() if first == name}
 
     def _trace(self, module: nn.Module, modules: dict[str, nn.Module], name: str) -> None:
         """Trace a module and, where it or one within it cannot be traced, the children of that."""
@@ -106,6 +118,8 @@ class DataFlow:
 
     def _trace_children(self, modules: dict[str, nn.Module], name: str, reason: str) -> None:
         self.untraced[name] = reason
+        if _mentions_batch_norm(inspect.unwrap(type(modules[name]).forward).__code__):
+            self.functional = tuple(dict.fromkeys([*self.functional, _batch_norm_of(name)]))
         for child, module in modules[name].named_children():
             path = f"{name}.{child}" if name else child
             if not isinstance(module, self._layers) and any(True for _ in module.children()):
@@ -121,7 +135,7 @@ class DataFlow:
             elif node.op == "get_attr":
                 self._attributes.add(self._layer_of_attribute(prefix + str(node.target)))
             elif node.target in _FUNCTIONAL_BATCH_NORMS:
-                path = f"{prefix}{_path_of_caller(node)}batch_norm"
+                path = prefix + _batch_norm_of(_caller(node))
                 number[path] += 1
                 functional.append(path if number[path] == 1 else f"{path}_{number[path] - 1}")
         self.functional = tuple(dict.fromkeys(functional))
@@ -181,6 +195,10 @@ class _Tracer(fx.Tracer):
             self.unopened[module_qualified_name] = f"{type(m).__name__} is torch's own, and is not traced into"
         return is_leaf
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        # An assertion about a shape is no branch. Frames: this one, the proxy's __bool__, and the one that asks.
+        return _is_assertion(sys._getframe(2)) or super().to_bool(obj)
+
     def call_module(self, m, forward, args, kwargs):
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -189,6 +207,13 @@ class _Tracer(fx.Tracer):
             if self.failed is None and not self.is_leaf_module(m, name):
                 self.failed = name
             raise
+
+
+def _is_assertion(frame: FrameType) -> bool:
+    """Whether a frame is at the condition of ``assert condition``. torch's own `trace_asserts` does not know the
+    instructions of Python 3.11."""
+    after = [step for step in dis.get_instructions(frame.f_code) if step.offset >= frame.f_lasti][1:3]
+    return any(step.opname == "LOAD_ASSERTION_ERROR" or step.argval is AssertionError for step in after)
 
 
 def _twin(network: nn.Module, training: bool) -> nn.Module:
@@ -208,19 +233,52 @@ def _defaults(module: nn.Module) -> dict[str, object] | None:
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty} or None
 
 
-def _path_of_caller(node: fx.Node) -> str:
-    """Return the name of the module in whose forward pass a node was made, with a dot; "" for the traced one."""
-    stack = node.meta.get("nn_module_stack") or {}
-    names = [name for name, _ in stack.values()]
-    return f"{names[-1]}." if names and names[-1] else ""
+def _caller(node: fx.Node) -> str:
+    """Return the name of the module in whose forward pass a node was made; "" for the traced one."""
+    names = [name for name, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    return names[-1] if names else ""
+
+
+def _batch_norm_of(module: str) -> str:
+    return f"{module}.batch_norm" if module else "batch_norm"
+
+
+def _mentions_batch_norm(code: CodeType) -> bool:
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return any("batch_norm" in name for name in code.co_names) or any(_mentions_batch_norm(part) for part in inner)
 
 
 def _reason(error: Exception) -> str:
     return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
-def layers_with(network: nn.Module, parameter: nn.Parameter) -> Iterator[nn.Module]:
+def layers_with(network: nn.Module, parameter: torch.Tensor) -> Iterator[nn.Module]:
     """Yield the modules that hold this parameter themselves."""
     for module in network.modules():
         if any(own is parameter for own in module._parameters.values()):
             yield module
+
+
+def input_shapes(network: nn.Module, layers: tuple[type[nn.Module], ...], inputs: torch.Tensor) -> Shapes:
+    """Return the shapes of what reaches each layer of these types in evaluation, by name.
+
+    Raises
+    ------
+    ValueError
+        The network does not take these inputs.
+    """
+    twin = _twin(network, training=False)
+    shapes: Shapes = defaultdict(set)
+
+    def note(name: str):
+        return lambda module, arguments: shapes[name].add(tuple(arguments[0].shape))
+
+    for name, module in twin.named_modules():
+        if isinstance(module, layers):
+            module.register_forward_pre_hook(note(name))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            twin(inputs)
+        except (TypeError, ValueError, RuntimeError, LookupError) as error:
+            raise ValueError(f"the network does not take inputs of shape {tuple(inputs.shape)}: {error}") from error
+    return shapes

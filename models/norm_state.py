@@ -47,6 +47,7 @@ class NormState:
     mean: torch.Tensor | None
     variance: torch.Tensor | None
 
+    @torch.no_grad()
     def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the factor and the addend that the layer applies in evaluation, of shape (C,) and dtype float64.
 
@@ -63,6 +64,19 @@ class NormState:
         if self.mean is not None:
             addend = -self.mean.double() * factor
         return factor, addend if self.shift is None else addend + self.shift.double()
+
+    @torch.no_grad()
+    def shift_before(self) -> torch.Tensor:
+        """Return what, added before a norm without a shift, stands for the shift: ``shift * sqrt(var + eps) - mean``,
+        of shape (C,) and dtype float64.
+
+        It centers a channel and moves it by the shift, counted in the channel's standard deviations.
+        """
+        assert self.shift is not None
+        shift = self.shift.double()
+        if self.mean is None or self.variance is None:
+            return shift
+        return shift * (self.variance.double() + (self.eps or 0.0)).sqrt() - self.mean.double()
 
     def like(self) -> torch.Tensor | None:
         """Return a tensor that has the layer's dtype and device, if it holds any."""
@@ -81,7 +95,7 @@ def state_of(layer: nn.Module) -> NormState:
     kind = type(layer).__name__
     if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
         raise ValueError(f"{kind} normalizes the last axes, not channels at axis 1")
-    if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():  # type: ignore[misc]
+    if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
         raise ValueError(f"{kind} does not know its channels before it has seen a batch")
     if hasattr(layer, "parametrizations"):
         raise ValueError("its parameters are computed by torch.nn.utils.parametrize")
@@ -105,21 +119,25 @@ def _statistics(layer: nn.Module) -> tuple[torch.Tensor | None, torch.Tensor | N
     if isinstance(layer, RunningNorm):
         mean, square = layer.population()
         return mean, square - layer.eps
-    mean, variance = (_vector(layer, name) for name in ("running_mean", "running_var"))
-    return (None, None) if mean is None or variance is None else (mean, variance)
+    running_mean, running_var = (_vector(layer, name) for name in ("running_mean", "running_var"))
+    return (None, None) if running_mean is None or running_var is None else (running_mean, running_var)
 
 
 @torch.no_grad()
 def carry(state: NormState, layer: NormLayer) -> None:
-    """Give a new layer the scale, the shift and the running statistics of another, as far as it has them, and whether
-    they are trained."""
+    """Give a new layer the scale, the shift and the running statistics of another, as far as it has them."""
     for values, own in ((state.scale, layer.weight), (state.shift, layer.bias)):
         if values is not None and own is not None:
             own.copy_(values)
-            if isinstance(own, nn.Parameter):
-                own.requires_grad_(values.requires_grad)
     if isinstance(layer, RunningNorm) and state.mean is not None and state.variance is not None:
         layer.set_population(state.mean, state.variance)
+
+
+def carry_training(state: NormState, layer: NormLayer) -> None:
+    """Let scale and shift of a new layer require gradients where those of another do."""
+    for values, own in ((state.scale, layer.weight), (state.shift, layer.bias)):
+        if values is not None and isinstance(own, nn.Parameter):
+            own.requires_grad_(values.requires_grad)
 
 
 def carry_hooks(old: nn.Module, new: nn.Module) -> None:
