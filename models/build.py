@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from models.activations import initialization_gain
-from models.imported import build_imported
+from models.fold import by_reason
+from models.imported import NetworkError, build_imported, described
 from models.networks.cnn import PlainCNN
 from models.networks.inception import Inception
 from models.networks.recurrent import Recurrent, RecurrentLayer
@@ -103,7 +104,7 @@ def build_model(
 
 def build_own(
     settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int, seed: int = 0
-) -> tuple[nn.Module, dict[str, str]]:
+) -> tuple[nn.Module, list[str]]:
     """Return the network of an import path with the norm of the settings, from float images to logits.
 
     For one seed its function draws the same weights whatever the norm, which comes after.
@@ -111,27 +112,29 @@ def build_own(
     Returns
     -------
     network : Module
-    kept : dict of str to str
-        The names of the norm layers that `with_norm` has left as they were, with the reason for each, and of those
-        whose running statistics ranks cannot join. The norm ``keep`` leaves all layers, without a reason.
+    remarks : list of str
+        Which normalizations `with_norm` has left as they were and why, and which layers keep running statistics that
+        ranks cannot join. The norm ``keep`` leaves all layers as they are.
 
     Raises
     ------
     NetworkError
-        It cannot be imported or built; see `models.imported`.
-    ValueError
-        The norm is unknown, or does not fit the network.
+        It cannot be imported or built (see `models.imported`), or the norm does not fit it.
     """
-    network = build_imported(
-        settings.network, settings.options, image_shape=image_shape, num_classes=num_classes, seed=seed
-    )
-    kept: dict[str, str] = {}
+    path, remarks = settings.network, []
+    network = build_imported(path, settings.options, image_shape=image_shape, num_classes=num_classes, seed=seed)
     if settings.norm != KEEP:
-        swapped = with_norm(network, settings)
-        network, kept = swapped.network, dict(swapped.kept)
-    for name in join_statistics_of_torch(network):
-        kept[name] = f"{kept.get(name, f'model.norm is {KEEP}')}; each worker evaluates with its own statistics of it"
-    return network, kept
+        try:
+            swapped = with_norm(network, settings, inputs=torch.zeros(2, *image_shape))
+        except Exception as error:
+            if error.__cause__ is None and isinstance(error, ValueError):
+                raise NetworkError(path, str(error)) from error
+            raise NetworkError(path, f"evaluation raised {described(error.__cause__ or error, path)}") from error
+        network = swapped.network
+        remarks += [f"as they were: {by_reason(swapped.kept)}"] if swapped.kept else []
+    if not_joined := join_statistics_of_torch(network):
+        remarks.append(f"each worker evaluates with running statistics of its own in {', '.join(not_joined)}")
+    return network, remarks
 
 
 def _build_known(settings: ModelSettings, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

@@ -75,7 +75,8 @@ def build_imported(
     NetworkError
         There is nothing to import there, its signature does not take the options, it raises, or returns no module.
     """
-    build = load(path)
+    with _seeded(seed):  # a module may draw while it is imported
+        build = load(path)
     arguments = {"image_shape": tuple(image_shape), "num_classes": num_classes}
     arguments = _arguments(path, build, arguments, options)
     try:

@@ -42,8 +42,8 @@ def check_own_network(model: ModelSettings, manifest: Manifest) -> list[str]:
 def _try(model: ModelSettings, manifest: Manifest) -> list[str]:
     shape, classes, path = manifest.image.shape, len(manifest.classes), model.network
     network = network_for(model, manifest)
-    again, kept = build_own(model, image_shape=shape, num_classes=classes)
-    notes = [f"{path}: {name} stays as it is: {reason}" for name, reason in kept.items()]
+    again, remarks = build_own(model, image_shape=shape, num_classes=classes)
+    notes = [f"{path} with norm {model.norm}: {remark}" for remark in remarks]
     weights, others = list(network.parameters()), list(again.parameters())
     if len(weights) != len(others) or any(not torch.equal(*pair) for pair in zip(weights, others, strict=True)):
         notes.append(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from models import build_model
+from models.build import build_own
 from models.imported import NetworkError, load, source_digest
 from models.trial_batch import check_trains
 from pipeline.config.training import ModelSettings
@@ -120,13 +121,19 @@ def test_the_norm_comes_after_it_was_built_and_leaves_its_weights(folder):
 
 
 def test_one_seed_draws_the_same_weights_and_leaves_random_states_alone(folder):
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    def draw():
+        return torch.rand(3).tolist(), random.random(), np.random.rand()
+
+    def seed_all():
+        torch.manual_seed(7), random.seed(7), np.random.seed(7)
+
+    seed_all()
+    expected = draw()
+    seed_all()
     weights = [[p.clone() for p in make("own:draws", seed=seed).parameters()] for seed in (3, 3, 4)]
     assert all(map(torch.equal, weights[0], weights[1]))
     assert not any(map(torch.equal, weights[0], weights[2]))
-    assert torch.equal(states[0], torch.get_rng_state())
-    assert states[1] == random.getstate()
-    assert np.array_equal(states[2], np.random.get_state()[1])
+    assert draw() == expected
 
 
 @pytest.mark.parametrize(
@@ -150,13 +157,13 @@ def test_one_seed_draws_the_same_weights_and_leaves_random_states_alone(folder):
         ("own:needs", {}, "it needs size: set model.options.size"),
         ("own:by_position", {}, "it takes size by position, and is called with keywords alone"),
         ("own:nothing", {}, "it returned None, and must return a torch.nn.Module"),
-        ("own:any_option", {}, r"it raised KeyError: 'inputs' \(own.py, line 40\)"),
+        ("own:any_option", {}, r"it raised KeyError: 'inputs' \(own.py, line 36\)"),
         ("own:Net", {"mode": "raises"}, r"it raised RuntimeError: no such weights \(own.py, line 18\)"),
         ("own:Net", {"mode": "tuple"}, r"training on 4 images of 1 x 8 x 8 gave a tuple, and must give one tensor"),
         ("own:Net", {"mode": "shape"}, r"gave the shape \(4, 4\), and must give logits \(4, 5\)"),
         ("own:Net", {"mode": "argmax"}, "gave torch.int64, and logits are floats"),
         ("own:Net", {"mode": "nan"}, "gave logits that are not finite"),
-        ("own:Net", {"mode": "view"}, r"training on 4 images of 1 x 8 x 8 raised RuntimeError: .* \(own.py, line 31\)"),
+        ("own:Net", {"mode": "view"}, r"training on 4 images of 1 x 8 x 8 raised RuntimeError: .* \(own.py, line 30\)"),
         ("own:Net", {"mode": "one"}, r"evaluation on one image of 1 x 8 x 8 gave the shape \(5,\)"),
         ("own:Net", {"mode": "idle"}, "no gradient reaches idle.weight, idle.bias: use them in the forward pass"),
         ("own:Net", {"mode": "detached"}, "its logits depend on no parameter that is trained"),
@@ -178,6 +185,24 @@ def test_keep_is_for_a_network_of_ones_own():
         make("cnn")
     with pytest.raises(ValueError, match="one of your own is written as module:function"):
         make("own.build", norm="batch")
+
+
+def test_a_norm_that_does_not_fit_is_said_of_the_network(folder):
+    with pytest.raises(NetworkError, match=r"own:build: model\.norm 'nrm' is unknown; known are none, batch"):
+        make("own:build", "nrm")
+    with pytest.raises(NetworkError, match=r"own:Net: evaluation raised RuntimeError: shape .* \(own.py, line 30\)"):
+        make("own:Net", "group", mode="view")
+
+
+def test_what_of_a_strangers_network_stays_as_it_was_is_remarked(monkeypatch, folder):
+    monkeypatch.syspath_prepend(STRANGER)
+    settings = ModelSettings(network="photonets.nets:build", options={"head_norm": True}, norm="group", norm_groups=4)
+    network, remarks = build_own(settings, image_shape=SHAPE, num_classes=CLASSES)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert any("head_norm" in remark for remark in remarks)
+    kept, remarks = build_own(settings.model_copy(update={"norm": "keep"}), image_shape=SHAPE, num_classes=CLASSES)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in kept.modules()) == 5
+    assert remarks == []
 
 
 def zip_of(package, path):
