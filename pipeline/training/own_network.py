@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 import torch
+from torch import nn
 
 from models.build import build_own
 from models.imported import NetworkError, load, source_digest, source_place
@@ -98,3 +99,14 @@ def import_problems(batches: Iterator[pa.RecordBatch], network: str, expected: s
         check_source(network, expected)
     except NetworkError as error:
         yield pa.RecordBatch.from_pydict({"problem": pa.array([str(error)])})
+
+
+def export_problem(network: nn.Module, image_shape: tuple[int, int, int]) -> str:
+    """Why `torch.export` cannot follow a network in evaluation mode, in one line; empty where it can."""
+    example = torch.zeros(2, *image_shape, dtype=torch.uint8)
+    try:
+        torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # noqa: BLE001 - of many kinds, by whatever the network does
+        text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        return f"{type(error).__name__}: {text}"
+    return ""
