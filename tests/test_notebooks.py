@@ -82,9 +82,7 @@ def test_from_files_to_report(spark, idx_folder, tmp_path):
     assert shown[0].lstrip().startswith("<!doctype html>")
     # The fifth: an own network as it is and with two norms, its file sent by the session that is there already.
     own = {"model.norm": "'[keep, group]'", "compare.seeds": "'[0]'", "train.learning_rate": "'[0.1]'"}
-    chosen["overrides"] = " ".join(
-        f"{key}={value}" for key, value in {**overrides, **own}.items() if key != "model.width"
-    )
+    chosen["overrides"] = " ".join(f"{key}={value}" for key, value in {**overrides, **own}.items())
     chosen |= {"files": str(NOTEBOOKS / "networks" / "my_network.py"), "options": "{width: 8}"}
     names, shown = run("05_your_network.py", spark, chosen)
     assert {arm.arm for arm in names["comparison"].arms} == {"keep", "group"}

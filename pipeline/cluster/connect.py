@@ -94,10 +94,17 @@ def with_files(session: SparkSession, settings: SparkSettings) -> SparkSession:
         if path.name not in sent:
             session.addArtifacts(file, pyfile=True)
             sent[path.name] = digest
-        place = str(path.parent if path.suffix == ".py" else path)
-        if place not in sys.path:  # last, so that it hides nothing; executors have it first
-            sys.path.append(place)
+    import_from(settings)
     return session
+
+
+def import_from(settings: SparkSettings) -> None:
+    """Let this process import what is in the settings' ``py_files``, where nothing else has the same name."""
+    for file in settings.py_files:
+        path = Path(file).resolve()
+        place = str(path.parent if path.suffix == ".py" else path)
+        if place not in sys.path:
+            sys.path.append(place)
 
 
 def _wait_for_server(address: str) -> None:
