@@ -35,6 +35,7 @@ from pipeline.config.import_path import parts_of
 # What sparknorm gives itself.
 GIVEN = ("image_shape", "num_classes")
 _LISTED = 12  # names in a message
+_NOT_OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<frozen ")
 
 Build = Callable[..., Any]
 # The digest of the source that each top-level module or package was imported from, in this process.
@@ -148,7 +149,7 @@ def source_place(path: str) -> str:
 def described(error: BaseException, path: str) -> str:
     """An error in a network's own code: its type, the first line of its message, and its file and line there.
 
-    That is the innermost frame in the network's own package, or else the innermost of all.
+    That is the innermost frame in the network's own package, or else the innermost that is neither torch's nor ours.
     """
     text = str(error).strip().partition("\n")[0]
     words = type(error).__name__ + (f": {text}" if text else "")
@@ -157,8 +158,10 @@ def described(error: BaseException, path: str) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     folder = _folder_of(path)
     own = [frame for frame in frames if folder and frame.filename.startswith(folder)]
-    frame = (own or frames or [None])[-1]
-    return words if frame is None else f"{words} ({Path(frame.filename).name}, line {frame.lineno})"
+    # A layer of torch that does not fit, called by another one, has no line of the network's own.
+    others = [frame for frame in frames if not frame.filename.startswith(_NOT_OWN)]
+    place = [f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in (own or others)[-1:]]
+    return "".join([words, *place])
 
 
 def _import(path: str, name: str) -> ModuleType:
@@ -198,9 +201,9 @@ def _sources(package: ModuleType) -> Iterator[tuple[str, bytes]]:
         files = dict(_python_files(resources.files(package), ""))
         yield from ((name, files[name].read_bytes()) for name in sorted(files))
         return
-    loader, file = getattr(package, "__loader__", None), getattr(package, "__file__", None) or ""
-    if file.endswith(".py") and hasattr(loader, "get_data"):
-        yield Path(file).name, loader.get_data(file)
+    file, get_data = getattr(package, "__file__", None) or "", getattr(package.__loader__, "get_data", None)
+    if file.endswith(".py") and get_data is not None:
+        yield Path(file).name, get_data(file)
 
 
 def _python_files(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:

@@ -28,7 +28,7 @@ UNSEEDED = (
     + """
 def unseeded(num_classes):
     import os
-    linear = nn.Linear(64, num_classes)
+    linear = nn.Linear(144, num_classes)
     linear.bias.data[0] = int.from_bytes(os.urandom(2), "little")
     return nn.Sequential(nn.Flatten(), linear)
 """
@@ -84,8 +84,8 @@ def test_every_rank_compares_its_source_and_its_parameters(dataset, source, tmp_
     job = job_of(dataset, tmp_path / "job", width=6)
     job = replace(job, source=check_source("trained:build", ""))
     name = "the parameters of model.network trained:build"
-    assert facts(job) == {**identity(job), name: "319 in 5 tensors"}
-    assert facts(replace(job, model=job_of(dataset, "", width=4).model))[name] == "213 in 5 tensors"
+    assert facts(job) == {**identity(job), name: "141 in 5 tensors"}
+    assert facts(replace(job, model=job_of(dataset, "", width=4).model))[name] == "95 in 5 tensors"
     source.write_text(SOURCE + "# newer\n")
     with pytest.raises(ValueError, match=r"trained:build: \S+ imports other source, from .*trained.py, than"):
         facts(job)
