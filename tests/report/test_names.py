@@ -23,3 +23,9 @@ def test_ways_to_balance_classes_have_names():
     assert arm_name(values) == "class_weights balanced, sampling shuffled"
     assert values_words(values) == "balanced class weights, shuffled sampling"
     assert values_words({"train.class_weights": "none"}) == "no class weights"
+
+
+def test_an_own_network_and_its_norms_have_names():
+    values = {"model.network": "my_package.nets:build", "model.norm": "keep", "model.options.stem.width": 8}
+    assert arm_name(values) == "my_package.nets.build, keep, width 8"  # MLflow takes no colon
+    assert values_words(values) == "my_package.nets:build, the network's own norms, width 8"

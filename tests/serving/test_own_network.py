@@ -60,6 +60,9 @@ def test_it_is_exported_by_a_process_that_has_only_the_settings(spark, settings,
     assert done.returncode == 0, done.stderr
     assert "1 of 1 norm layers folded" in done.stderr
     assert Path(done.stdout.strip()).is_file()
+    Path(own["spark"]["py_files"][0]).write_text(SOURCE + "# edited\n")
+    with pytest.raises(ValueError, match="was changed since this Spark session got it, and Spark replaces no file"):
+        train(spark, type(settings).model_validate(own))
 
 
 def test_what_torch_export_cannot_follow_is_trained_and_the_rest_says_why_not(spark, settings, own, caplog, store_uri):
