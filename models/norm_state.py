@@ -89,14 +89,11 @@ def state_of(layer: nn.Module) -> NormState:
     Raises
     ------
     ValueError
-        It does not normalize channels at axis 1, has not seen a batch yet, or has parameters that are computed; the
-        message says so.
+        It does not normalize channels at axis 1, or has parameters that are computed; the message says so.
     """
     kind = type(layer).__name__
     if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
         raise ValueError(f"{kind} normalizes the last axes, not channels at axis 1")
-    if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
-        raise ValueError(f"{kind} does not know its channels before it has seen a batch")
     if hasattr(layer, "parametrizations"):
         raise ValueError("its parameters are computed by torch.nn.utils.parametrize")
     scale, shift = (_vector(layer, name) for name in ("weight", "bias"))

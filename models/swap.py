@@ -98,11 +98,15 @@ def with_norm(
     Raises
     ------
     ValueError
-        No norm has this name, or the network does not take the inputs.
+        No norm has this name, the network does not take the inputs, or it cannot be copied.
     """
+    _check_sizes(network)
     norm_types = (*replace, *_NORMS)
+    try:
+        network = copy.deepcopy(network)
+    except (RuntimeError, TypeError) as error:  # tensors of a graph, locks, open files
+        raise ValueError(f"the network cannot be copied: {error}") from error
     shapes = {} if inputs is None else input_shapes(network, norm_types, inputs)
-    network = copy.deepcopy(network)
     flow = DataFlow(network, norm_types)
     swap = _Swap(network, settings, replace, flow, LayersBefore(network, flow, shapes))
     swap.make_layers()
@@ -112,6 +116,14 @@ def with_norm(
     replacements = {modules[name]: layer for name, layer in swap.new.items()}
     replace_modules(network, replacements)
     return Swapped(replacements.get(network, network), tuple(swap.new), swap.kept, swap.notes)
+
+
+def _check_sizes(network: nn.Module) -> None:
+    """Check that no lazy layer waits for its first batch."""
+    lazy = ((name, one) for name, one in network.named_modules() if isinstance(one, nn.modules.lazy.LazyModuleMixin))
+    waiting = [name for name, module in lazy if module.has_uninitialized_params()]  # type: ignore[misc]
+    if waiting:
+        raise ValueError(f"{', '.join(waiting)} do not know their sizes yet: give the network a batch first")
 
 
 class _Swap:
