@@ -98,12 +98,12 @@ def check_network(settings: Settings, manifest: Manifest) -> int:
 
     One of your own is also tried on a batch.
     """
-    from pipeline.training.network import network_for
-
     if is_import_path(settings.model.network):
         from pipeline.training.own_network import check_own_network
 
-        check_own_network(settings.model, manifest)
+        return check_own_network(settings.model, manifest).parameters
+    from pipeline.training.network import network_for
+
     network = network_for(settings.model, manifest)
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -114,7 +114,7 @@ def network_notes(settings: Settings, manifest: Manifest) -> list[str]:
         return []
     from pipeline.training.own_network import check_own_network
 
-    return check_own_network(settings.model, manifest)
+    return list(check_own_network(settings.model, manifest).notes)
 
 
 def check_slots(spark: SparkSession, settings: Settings) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
@@ -13,26 +14,35 @@ from torch import nn
 from models.build import build_own
 from models.imported import NetworkError, load, source_digest, source_place
 from models.trial_batch import check_trains
-from pipeline.config.import_path import is_import_path
 from pipeline.config.settings import OF_OUR_NETWORKS
 from pipeline.config.training import ModelSettings
 from pipeline.data.manifest import Manifest
 from pipeline.training.network import network_for
 
-# What was said of networks that were tried, by settings, source and dataset: a study asks before each of its trials.
-_TRIED: dict[tuple[str, str, str], list[str]] = {}
+
+class TriedNetwork(NamedTuple):
+    """A network that can be trained.
+
+    parameters : their number
+    notes : what a person should know of it, as sentences
+    """
+
+    parameters: int
+    notes: tuple[str, ...]
 
 
-def check_own_network(model: ModelSettings, manifest: Manifest) -> list[str]:
-    """Build a network, try it on one batch, and say what a person should know of it; nothing of a network of ours.
+# What was tried, by settings, source and dataset: a study asks before each of its trials.
+_TRIED: dict[tuple[str, str, str], TriedNetwork] = {}
+
+
+def check_own_network(model: ModelSettings, manifest: Manifest) -> TriedNetwork:
+    """Build a network of an import path, and try it on one batch.
 
     Raises
     ------
     ValueError
         It cannot be imported, built, given the norm, or trained; the message names ``model.network``.
     """
-    if not is_import_path(model.network):
-        return []
     load(model.network)
     key = (model.model_dump_json(), source_digest(model.network), manifest.digest)
     if key not in _TRIED:
@@ -40,7 +50,7 @@ def check_own_network(model: ModelSettings, manifest: Manifest) -> list[str]:
     return _TRIED[key]
 
 
-def _try(model: ModelSettings, manifest: Manifest) -> list[str]:
+def _try(model: ModelSettings, manifest: Manifest) -> TriedNetwork:
     shape, classes, path = manifest.image.shape, len(manifest.classes), model.network
     network = network_for(model, manifest)
     again, remarks = build_own(model, image_shape=shape, num_classes=classes)
@@ -54,7 +64,7 @@ def _try(model: ModelSettings, manifest: Manifest) -> list[str]:
     unread = [name for name in OF_OUR_NETWORKS if getattr(model, name) != ModelSettings.model_fields[name].default]
     if unread:
         notes.append(f"model.{unread[0]} says nothing to {path}, which gets model.options alone")
-    return notes
+    return TriedNetwork(sum(parameter.numel() for parameter in weights), tuple(notes))
 
 
 def check_source(network: str, expected: str) -> str:

@@ -99,14 +99,12 @@ def test_what_a_person_should_know_is_said_before(dataset, source):
     source.write_text(UNSEEDED)
     manifest = load_manifest(dataset)
     model = ModelSettings(network="trained:build", norm="keep")
-    assert check_own_network(model, manifest) == []
+    assert check_own_network(model, manifest) == (95, ())
     deeper = model.model_copy(update={"depth": 7})
-    assert check_own_network(deeper, manifest) == [
-        "model.depth says nothing to trained:build, which gets model.options alone"
-    ]
+    (note,) = check_own_network(deeper, manifest).notes
+    assert note == "model.depth says nothing to trained:build, which gets model.options alone"
     unseeded = model.model_copy(update={"network": "trained:unseeded"})
-    assert "trained:unseeded starts from other weights each time" in check_own_network(unseeded, manifest)[0]
-    assert check_own_network(ModelSettings(), manifest) == []
+    assert "trained:unseeded starts from other weights each time" in check_own_network(unseeded, manifest).notes[0]
 
 
 def test_facts_of_a_network_of_ours_are_its_identity(dataset, tmp_path):
