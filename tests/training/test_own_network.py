@@ -8,6 +8,7 @@ import torch
 from ranks import fit_until
 from small_training import equal
 
+from pipeline.cluster.rendezvous import check_agreement
 from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.data import load_manifest
 from pipeline.distributed.worker import alone
@@ -112,3 +113,17 @@ def test_facts_of_a_network_of_ours_are_its_identity(dataset, tmp_path):
     assert facts(job) == identity(job)
     assert not any("source" in name for name in identity(job))
     assert network_facts(job.model, load_manifest(dataset), seed=0)
+
+
+def test_ranks_that_build_other_parameters_are_named_before_step_one(dataset, source, tmp_path, monkeypatch):
+    source.write_text(SOURCE.replace("width=4):", "width=4):\n    import os\n    width = int(os.environ['WIDTH'])"))
+    job, of_ranks = job_of(dataset, tmp_path / "job"), []
+    for width in ("4", "6"):  # as on two hosts
+        monkeypatch.setenv("WIDTH", width)
+        of_ranks.append(facts(job))
+    words = (
+        r"ranks disagree about the parameters of model.network trained:build: rank 0 on a has 95 in 5 tensors, "
+        r"rank 1 on b has 141 in 5 tensors"
+    )
+    with pytest.raises(ValueError, match=words):
+        check_agreement(of_ranks, ["a", "b"])
