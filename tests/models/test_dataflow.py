@@ -81,6 +81,51 @@ class Assertive(nn.Module):
         return self.norm(self.conv(x)).reshape(n, c, h * w)
 
 
+class ComplaintError(Exception):
+    pass
+
+
+class Complaining(nn.Module):
+    """Uses its layers before it raises what no library knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.gain = nn.BatchNorm2d(3), nn.Parameter(torch.ones(()))
+
+    def forward(self, x, other):
+        x = self.norm(x) * self.gain
+        if not isinstance(other, torch.Tensor):
+            raise ComplaintError("tensors only")
+        return x * self.gain + other
+
+
+class Complained(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.inner, self.after, self.norm = (
+            nn.Conv2d(3, 3, 1),
+            Complaining(),
+            nn.Conv2d(3, 3, 1),
+            nn.BatchNorm2d(3),
+        )
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.norm(
+            self.after(F.batch_norm(self.inner(y, y), None, None, self.inner.gain.expand(3), training=True))
+        )
+
+
+def test_a_module_that_raises_leaves_the_rest_known():
+    flow = flow_of(Complained())
+    assert flow.untraced == {"inner": "tensors only"}
+    assert flow.sources("norm") == {"after"}
+    assert flow.consumers("conv") == {"inner"}
+    assert flow.functional == ("batch_norm",)  # it is the outer module that calls it
+    with pytest.raises(LookupError, match=r"^the calls within inner are not known: tensors only$"):
+        flow.sources("inner.norm")
+
+
 def test_assertions_about_shapes_are_no_branches():
     flow = flow_of(Assertive())
     assert flow.untraced == {}
