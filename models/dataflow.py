@@ -14,8 +14,6 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-# What the code of a network may raise on symbolic values.
-_TRACE_ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError)
 _FUNCTIONAL_BATCH_NORMS = (F.batch_norm, torch.batch_norm, torch.native_batch_norm)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 Shapes = dict[str, set[tuple[int, ...]]]
@@ -100,20 +98,15 @@ class DataFlow:
 
     def _trace(self, module: nn.Module, modules: dict[str, nn.Module], name: str) -> None:
         """Trace a module and, where it or one within it cannot be traced, the children of that."""
+        tracer = _Tracer(self._layers)
+        try:
+            graph = tracer.trace(module, _defaults(module))
+        except Exception as error:  # noqa: BLE001 whatever a network raises on symbolic values
+            self._trace_children(modules, name, _reason(error))
+            return
         prefix = f"{name}." if name else ""
-        opaque: dict[str, str] = {}
-        graph = None
-        while graph is None:
-            tracer = _Tracer(self._layers, frozenset(opaque))
-            try:
-                graph = tracer.trace(module, _defaults(module))
-            except _TRACE_ERRORS as error:
-                if tracer.failed is None:
-                    self._trace_children(modules, name, _reason(error))
-                    return
-                opaque[tracer.failed] = _reason(error)
-        self._read(graph, dict(module.named_modules()), prefix)
-        for inner, reason in {**tracer.unopened, **opaque}.items():
+        self._read(graph, tracer, prefix)
+        for inner, reason in tracer.unopened.items():
             self._trace_children(modules, self._first[prefix + inner], reason)
 
     def _trace_children(self, modules: dict[str, nn.Module], name: str, reason: str) -> None:
@@ -125,25 +118,27 @@ class DataFlow:
             if not isinstance(module, self._layers) and any(True for _ in module.children()):
                 self._trace(module, modules, self._first[path])
 
-    def _read(self, graph: fx.Graph, modules: dict[str, nn.Module], prefix: str) -> None:
+    def _read(self, graph: fx.Graph, tracer: _Tracer, prefix: str) -> None:
         """Take up what one graph shows: who follows whom, parameters that are used directly, functional norms."""
         number: dict[str, int] = defaultdict(int)
         functional = list(self.functional)
         for node in graph.nodes:
-            if node.op == "call_module":
-                self._read_call(node, modules, prefix)
-            elif node.op == "get_attr":
+            if node.op == "get_attr":
                 self._attributes.add(self._layer_of_attribute(prefix + str(node.target)))
+            elif node in tracer.abandoned:
+                continue
+            elif node.op == "call_module":
+                self._read_call(node, tracer, prefix)
             elif node.target in _FUNCTIONAL_BATCH_NORMS:
                 path = prefix + _batch_norm_of(_caller(node))
                 number[path] += 1
                 functional.append(path if number[path] == 1 else f"{path}_{number[path] - 1}")
         self.functional = tuple(dict.fromkeys(functional))
 
-    def _read_call(self, node: fx.Node, modules: dict[str, nn.Module], prefix: str) -> None:
+    def _read_call(self, node: fx.Node, tracer: _Tracer, prefix: str) -> None:
         name = self._first[prefix + str(node.target)]
-        for user in node.users:
-            is_input = user.op == "call_module" and user.all_input_nodes[0] is node and len(user.all_input_nodes) == 1
+        for user in node.users.keys() - tracer.abandoned:
+            is_input = user.op == "call_module" and user.all_input_nodes == [node]
             self._consumers[name].add(self._first[prefix + str(user.target)] if is_input else SOMEWHERE)
         if not node.all_input_nodes:
             return
@@ -152,7 +147,7 @@ class DataFlow:
             self._sources[name].add(self._first[prefix + str(source.target)])
         else:
             key = f"{prefix}({source.name})"  # no name of a module
-            self._described[key] = describe(source, modules)
+            self._described[key] = describe(source)
             self._sources[name].add(key)
 
     def _layer_of_attribute(self, path: str) -> str:
@@ -160,35 +155,33 @@ class DataFlow:
         return f"{self._first[module]}.{attribute}"
 
 
-def describe(node: fx.Node, modules: dict[str, nn.Module]) -> str:
-    """Return what a node of a graph computes, for people: "a sum", "relu", "flatten of a sum"."""
+def describe(node: fx.Node) -> str:
+    """Return what a node of a graph that is no call of a module computes, for people: "a sum", "a call of relu"."""
     if node.op == "placeholder":
         return "an input"
-    if node.op == "call_module":
-        return f"{node.target} ({type(modules[str(node.target)]).__name__})"
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return "a sum" if name in ("add", "iadd") else f"a call of {name}"
 
 
 class _Tracer(fx.Tracer):
-    """Traces into all modules but single layers and those that are ``opaque``.
+    """Traces into all modules but single layers and those that cannot be traced.
 
     Attributes
     ----------
-    failed : str or None
-        The innermost module whose forward pass raised an error.
     unopened : dict of str to str
-        The modules of torch.nn with layers of their own that the trace shows as one, with the reason.
+        The modules with layers of their own that the trace shows as one node, with the reason.
+    abandoned : set of Node
+        The nodes of modules that turned out to be untraceable.
     """
 
-    def __init__(self, layers: tuple[type[nn.Module], ...], opaque: frozenset[str]):
+    def __init__(self, layers: tuple[type[nn.Module], ...]):
         super().__init__()
-        self._layers, self._opaque = layers, opaque
-        self.failed: str | None = None
+        self._layers = layers
         self.unopened: dict[str, str] = {}
+        self.abandoned: set[fx.Node] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, self._layers) or module_qualified_name in self._opaque:
+        if isinstance(m, self._layers):
             return True
         is_leaf = super().is_leaf_module(m, module_qualified_name)
         if is_leaf and any(True for _ in m.children()):
@@ -200,13 +193,17 @@ class _Tracer(fx.Tracer):
         return _is_assertion(sys._getframe(2)) or super().to_bool(obj)
 
     def call_module(self, m, forward, args, kwargs):
+        name = self.path_of_module(m)
+        nodes, stack = len(self.graph.nodes), self.module_stack.copy()
         try:
             return super().call_module(m, forward, args, kwargs)
-        except _TRACE_ERRORS:
-            name = self.path_of_module(m)
-            if self.failed is None and not self.is_leaf_module(m, name):
-                self.failed = name
-            raise
+        except Exception as error:  # whatever the network raises
+            if self.is_leaf_module(m, name):
+                raise
+            self.module_stack = stack
+            self.abandoned.update(list(self.graph.nodes)[nodes:])
+            self.unopened[name] = _reason(error)
+            return self.create_proxy("call_module", name, args, kwargs)
 
 
 def _is_assertion(frame: FrameType) -> bool:

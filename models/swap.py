@@ -22,6 +22,7 @@ from models.norms.affine import ChannelAffine
 from models.norms.base import NormLayer, RunningNorm
 from models.norms.batch import BatchNorm
 from models.norms.batch_renorm import BatchRenorm
+from models.norms.group import GroupNorm
 from models.norms.instance import InstanceNorm
 from models.norms.registry import make_norm
 from pipeline.config.training import ModelSettings
@@ -146,14 +147,17 @@ class _Swap:
         self.notes: dict[str, str] = {}
 
     def make_layers(self) -> None:
-        """Make the new layers, or say why the old ones are kept."""
+        """Make the new layers, or say why the old ones are kept. Groups of one channel are instance norm."""
         for name, old in self._network.named_modules():
             if not isinstance(old, (*self._replace, *_NORMS)) and "running_mean" not in old._buffers:
                 continue
             try:
                 self._check(name, old)
                 state = self._states[name] = state_of(old)
-                self.new[name] = self._layer(old, state)
+                layer = self._layer(old, state)
+                if isinstance(layer, GroupNorm) and layer.groups == state.channels:
+                    self._check_positions(name)
+                self.new[name] = layer
             except ValueError as error:
                 self.kept[name] = str(error).partition(";")[0]
         self.kept |= dict.fromkeys(self._flow.functional, "it is a call of a function, not a layer")
@@ -167,7 +171,11 @@ class _Swap:
             raise ValueError(f"{kind.__name__} is a {family.__name__} with a forward pass of its own")
         if self._flow.uses_parameters_of(name):
             raise ValueError("its parameters or statistics are used outside of it, too")
-        if self._norm.needs_positions and self._before.may_have_one_position(name):
+        if self._norm.needs_positions:
+            self._check_positions(name)
+
+    def _check_positions(self, name: str) -> None:
+        if self._before.may_have_one_position(name):
             raise ValueError(f"{self._settings.norm} norm needs several positions of a channel, and may get one here")
 
     def _layer(self, old: nn.Module, state: NormState) -> nn.Module:

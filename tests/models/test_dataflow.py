@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from strangers_network import StrangersNet
 from torch import nn
 from torch.nn import functional as F
 
@@ -70,21 +71,56 @@ def test_children_of_what_cannot_be_traced_are_traced_by_themselves():
             flow.sources(name)
 
 
-class Assertive(nn.Module):
+class ComplaintError(Exception):
+    pass
+
+
+class Complaining(nn.Module):
+    """Uses its layers before it raises what no library knows."""
+
     def __init__(self):
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.norm, self.gain = nn.BatchNorm2d(3), nn.Parameter(torch.ones(()))
+
+    def forward(self, x, other):
+        x = self.norm(x) * self.gain
+        if not isinstance(other, torch.Tensor):
+            raise ComplaintError("tensors only")
+        return x * self.gain + other
+
+
+class Complained(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.inner, self.after, self.norm = (
+            nn.Conv2d(3, 3, 1),
+            Complaining(),
+            nn.Conv2d(3, 3, 1),
+            nn.BatchNorm2d(3),
+        )
 
     def forward(self, x):
-        assert x.shape[1] == 3, f"{x.shape} has no three channels"
-        n, c, h, w = x.shape
-        return self.norm(self.conv(x)).reshape(n, c, h * w)
+        y = self.conv(x)
+        return self.norm(
+            self.after(F.batch_norm(self.inner(y, y), None, None, self.inner.gain.expand(3), training=True))
+        )
+
+
+def test_a_module_that_raises_leaves_the_rest_known():
+    flow = flow_of(Complained())
+    assert flow.untraced == {"inner": "tensors only"}
+    assert flow.sources("norm") == {"after"}
+    assert flow.consumers("conv") == {"inner"}
+    assert flow.functional == ("batch_norm",)  # it is the outer module that calls it
+    with pytest.raises(LookupError, match=r"^the calls within inner are not known: tensors only$"):
+        flow.sources("inner.norm")
 
 
 def test_assertions_about_shapes_are_no_branches():
-    flow = flow_of(Assertive())
-    assert flow.untraced == {}
-    assert flow.sources("norm") == {"conv"}
+    """A stranger's network asserts; here pytest would write the assertion anew."""
+    flow = flow_of(StrangersNet())
+    assert flow.untraced == {"branching": BRANCH}
+    assert flow.sources("stem.1") == {"stem.0"}
 
 
 class ByMode(nn.Module):

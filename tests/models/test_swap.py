@@ -109,11 +109,11 @@ def test_a_strangers_network_evaluates_as_before(norm):
 
 
 def test_what_a_strangers_network_keeps_is_said():
-    network = StrangersNet(width=8)
+    network = StrangersNet(width=16)
     function = {"hand.batch_norm": "it is a call of a function, not a layer"}
     swapped = with_norm(network, settings("group", norm_groups=8))
     assert swapped.kept == {
-        "odd.1": "model.norm_groups 8 does not divide 12 channels",
+        "odd.1": "model.norm_groups 8 does not divide 20 channels",
         **function,
     }
     assert layers(swapped.network, torch_norms) == ["odd.1"]
@@ -517,6 +517,14 @@ def test_inputs_tell_how_many_positions_there_are():
     assert with_norm(sequence, settings("instance"), inputs=torch.randn(2, 4, 5)).replaced == ("1",)
     with pytest.raises(ValueError, match=r"^the network does not take inputs of shape \(2, 1, 5, 5\): "):
         with_norm(flat, settings("instance"), inputs=torch.randn(2, 1, 5, 5))
+
+
+def test_groups_of_one_channel_need_positions_as_instance_norm_does():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    assert with_norm(network, settings("group", norm_groups=2)).kept == {}
+    reason = "group norm needs several positions of a channel, and may get one here"  # else every output is the shift
+    assert with_norm(network, settings("group", norm_groups=4)).kept == {"1": reason}
+    assert with_norm(pair(), settings("group", norm_groups=4)).kept == {}
 
 
 def test_a_linear_layer_whose_outputs_are_not_the_channels_is_left_alone():

@@ -58,7 +58,6 @@ class Leaking(nn.Module):
         self.conv, self.norm = conv, norm
 
     def forward(self, x):
-        assert x.shape[1] == C
         y = self.conv(x)
         return torch.relu(self.norm(y)) + y
 
