@@ -18,7 +18,7 @@ from models.dataflow import DataFlow, input_shapes
 from models.fold import replace_modules
 from models.layers_before import LayersBefore, set_bias, take_up
 from models.norm_state import NormState, carry, carry_hooks, carry_training, state_of
-from models.norms.affine import ChannelAffine
+from models.norms.affine import ScaleAndShift
 from models.norms.base import NormLayer, RunningNorm
 from models.norms.batch import BatchNorm
 from models.norms.batch_renorm import BatchRenorm
@@ -149,7 +149,8 @@ class _Swap:
     def make_layers(self) -> None:
         """Make the new layers, or say why the old ones are kept. Groups of one channel are instance norm."""
         for name, old in self._network.named_modules():
-            if not isinstance(old, (*self._replace, *_NORMS)) and "running_mean" not in old._buffers:
+            is_norm = isinstance(old, (*self._replace, *_NORMS)) or "running_mean" in old._buffers
+            if not is_norm or isinstance(old, ScaleAndShift):  # which normalizes nothing
                 continue
             try:
                 self._check(name, old)
@@ -228,7 +229,7 @@ class _Swap:
             before, layer = self._before.exclusive(name, state.channels)
         except LookupError as reason:
             trained = ["fixed" if values is None else "learned" for values in (state.scale, state.shift)]
-            affine = ChannelAffine(state.channels, scale=trained[0], shift=trained[1])  # type: ignore[arg-type]
+            affine = ScaleAndShift(state.channels, scale=trained[0], shift=trained[1])  # type: ignore[arg-type]
             self.new[name] = self._in_place_of(self.new[name], affine, state)
             carry(changed(state, scale=factor, shift=addend), affine)
             self.notes[name] = f"a factor and an addend of each channel stay: {reason.args[0]}"

@@ -1,4 +1,4 @@
-"""A scale and a shift for each channel, without any statistics: what stays of a norm that is taken away."""
+"""A scale and a shift for each channel without any statistics: what norms share, or what stays of one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from models.norms.base import NormLayer
 
 
-class ChannelAffine(NormLayer):
+class ScaleAndShift(NormLayer):
     """The layer computes ``y = weight * x + bias`` for each channel. Input and output have shape (N, C, ...)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

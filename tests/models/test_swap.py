@@ -3,13 +3,14 @@
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from small_networks import KINDS, make
 from strangers_network import StrangersNet
 from torch import nn
 from torch.nn import functional as F
 from torchvision_resnet import ResNet50
 
 from models import NORMS, with_norm
-from models.norms.affine import ChannelAffine
+from models.norms.affine import ScaleAndShift
 from models.norms.base import NormLayer, RunningNorm
 from models.norms.batch import BatchNorm
 from models.norms.batch_renorm import BatchRenorm
@@ -106,6 +107,17 @@ def test_a_strangers_network_evaluates_as_before(norm):
     assert difference(network, swapped.network, rows(3, 3, 8, 8)) <= 1e-9
     assert swapped.kept == {"hand.batch_norm": "it is a call of a function, not a layer"}
     assert layers(swapped.network, torch_norms) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_networks_of_this_package_evaluate_as_before(kind, norm):
+    network = learned(make(kind, "batch"))
+    swapped = with_norm(network, settings(norm))
+    x = torch.randint(0, 256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    assert difference(network, swapped.network, x) <= 1e-9 * float(network(x).detach().abs().max())
+    assert swapped.kept == {}
+    assert layers(swapped.network, BatchNorm) == (layers(network, BatchNorm) if norm == "batch" else [])
 
 
 def test_what_a_strangers_network_keeps_is_said():
@@ -326,7 +338,7 @@ def test_a_layer_that_serves_others_stays_as_it_is(how, norm):
     assert torch.equal(swapped.network.conv.weight, network.conv.weight)
     assert (swapped.network.conv.bias is None) == (how != "bias")
     if norm == "none":
-        assert isinstance(swapped.network.norm, ChannelAffine)
+        assert isinstance(swapped.network.norm, ScaleAndShift)
         assert swapped.notes["norm"] == f"a factor and an addend of each channel stay: {USES[how]}"
         assert swapped.network.norm.weight.requires_grad
         assert swapped.network.norm.bias.requires_grad
@@ -342,7 +354,7 @@ def test_hooks_on_a_convolution_keep_it_as_it_is():
     network = pair()
     network[0].register_forward_hook(lambda module, given, result: result * 2)
     swapped = with_norm(network, settings("none"))
-    assert isinstance(swapped.network[1], ChannelAffine)
+    assert isinstance(swapped.network[1], ScaleAndShift)
     assert difference(network, swapped.network, rows(2, 3, 5, 5)) <= 1e-12
 
 
@@ -531,7 +543,7 @@ def test_a_linear_layer_whose_outputs_are_not_the_channels_is_left_alone():
     network = learned(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)))  # of (N, 4, 5): 4 by 4, but not the same 4
     x = rows(3, 4, 5)
     swapped = with_norm(network, settings("none"), inputs=x)
-    assert isinstance(swapped.network[1], ChannelAffine)
+    assert isinstance(swapped.network[1], ScaleAndShift)
     assert difference(network, swapped.network, x) <= 1e-12
 
 
