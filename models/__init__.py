@@ -3,5 +3,6 @@
 from models.build import NETWORKS, build_model
 from models.fold import fold
 from models.norms.registry import NORMS
+from models.swap import Swapped, with_norm
 
-__all__ = ["NETWORKS", "NORMS", "build_model", "fold"]
+__all__ = ["NETWORKS", "NORMS", "Swapped", "build_model", "fold", "with_norm"]

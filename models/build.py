@@ -12,13 +12,18 @@ import torch
 from torch import nn
 
 from models.activations import initialization_gain
+from models.fold import by_reason
+from models.imported import NetworkError, build_imported, described
 from models.networks.cnn import PlainCNN
 from models.networks.inception import Inception
 from models.networks.recurrent import Recurrent, RecurrentLayer
 from models.networks.resnet import ResNet
 from models.networks.vision_transformer import VisionTransformer
 from models.networks.wide_resnet import WideResNet
-from models.norms.registry import make_norm
+from models.norms.kept import join_statistics_of_torch
+from models.norms.registry import NORMS, make_norm
+from models.swap import with_norm
+from pipeline.config.import_path import KEEP, is_import_path
 from pipeline.config.training import ModelSettings
 
 # Each is called as network(settings, image_shape=(C, H, W), num_classes=..., norm=...).
@@ -67,6 +72,7 @@ def build_model(
     (N, num_classes).
 
     For one seed the weights that two norms share start equal, so that arms of a comparison differ in the norm alone.
+    A network of one's own (`build_own`) keeps the initial weights that its function gives it.
 
     Parameters
     ----------
@@ -87,14 +93,65 @@ def build_model(
         No network or norm has this name (the message lists those that are known), or a setting does not fit the
         network, the norm or the images.
     """
-    if settings.network not in NETWORKS:
-        raise ValueError(f"model.network {settings.network!r} is unknown; known are {', '.join(sorted(NETWORKS))}")
     channels = image_shape[0]
-    network = NETWORKS[settings.network](
+    if is_import_path(settings.network):
+        network, _ = build_own(settings, image_shape=image_shape, num_classes=num_classes, seed=seed)
+    else:
+        network = _build_known(settings, image_shape, num_classes)
+        _initialize(network, settings, seed)
+    return nn.Sequential(Normalize(mean or [0.5] * channels, std or [0.25] * channels), network)
+
+
+def build_own(
+    settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int, seed: int = 0
+) -> tuple[nn.Module, list[str]]:
+    """Return the network of an import path with the norm of the settings, from float images to logits.
+
+    For one seed its function draws the same weights whatever the norm, which comes after.
+
+    Returns
+    -------
+    network : Module
+    remarks : list of str
+        Which normalizations `with_norm` has left as they were and why, and which layers keep running statistics that
+        ranks cannot join. The norm ``keep`` leaves all layers as they are.
+
+    Raises
+    ------
+    NetworkError
+        It cannot be imported or built (see `models.imported`), or the norm does not fit it.
+    """
+    path, remarks = settings.network, []
+    network = build_imported(path, settings.options, image_shape=image_shape, num_classes=num_classes, seed=seed)
+    if settings.norm != KEEP:
+        try:
+            swapped = with_norm(network, settings, inputs=torch.zeros(2, *image_shape))
+        except Exception as error:
+            if error.__cause__ is None and isinstance(error, ValueError):
+                raise NetworkError(path, str(error)) from error
+            raise NetworkError(path, f"evaluation raised {described(error.__cause__ or error, path)}") from error
+        network = swapped.network
+        remarks += [f"as they were: {by_reason(swapped.kept)}"] if swapped.kept else []
+    if not_joined := join_statistics_of_torch(network):
+        remarks.append(f"each worker evaluates with running statistics of its own in {', '.join(not_joined)}")
+    return network, remarks
+
+
+def _build_known(settings: ModelSettings, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Return a network of `NETWORKS`, its weights not drawn yet."""
+    if settings.network not in NETWORKS:
+        raise ValueError(
+            f"model.network {settings.network!r} is unknown; known are {', '.join(sorted(NETWORKS))}; one of your own "
+            "is written as module:function"
+        )
+    if settings.norm == KEEP:
+        raise ValueError(
+            f"model.norm {KEEP} leaves the norm layers of a network of your own as they are, and {settings.network} "
+            f"has those that model.norm names: {', '.join(NORMS)}"
+        )
+    return NETWORKS[settings.network](
         settings, image_shape=image_shape, num_classes=num_classes, norm=make_norm(settings)
     )
-    _initialize(network, settings, seed)
-    return nn.Sequential(Normalize(mean or [0.5] * channels, std or [0.25] * channels), network)
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ def fold(model: nn.Module, *, partial: bool = False) -> Folded:
             replacements |= {layer: _scaled(layer, *affine), norm: nn.Identity()}
     if left and not partial:
         raise FoldError(f"{len(left)} of {len(names)} norm layers cannot be folded: {by_reason(left)}")
-    _replace(folded, replacements)
+    replace_modules(folded, replacements)
     if graph:
         for relu in graph.relus_with_exclusive_inputs(replacements.keys()):
             relu.inplace = True
@@ -218,7 +218,7 @@ def _scaled(layer: nn.Module, factor: torch.Tensor, addend: torch.Tensor) -> nn.
     return plain.eval()
 
 
-def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
     """Put modules in the place of others, under every name by which the model has them."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):

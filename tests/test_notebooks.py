@@ -80,6 +80,14 @@ def test_from_files_to_report(spark, idx_folder, tmp_path):
     names, shown = run("03_compare.py", spark, chosen)
     assert {arm.arm for arm in names["comparison"].arms} == {"none", "batch"}
     assert shown[0].lstrip().startswith("<!doctype html>")
+    # The fifth: an own network as it is and with two norms, its file sent by the session that is there already.
+    own = {"model.norm": "'[keep, group]'", "compare.seeds": "'[0]'", "train.learning_rate": "'[0.1]'"}
+    chosen["overrides"] = " ".join(f"{key}={value}" for key, value in {**overrides, **own}.items())
+    chosen |= {"files": str(NOTEBOOKS / "networks" / "my_network.py"), "options": "{width: 8}"}
+    names, shown = run("05_your_network.py", spark, chosen)
+    assert {arm.arm for arm in names["comparison"].arms} == {"keep", "group"}
+    assert not any(run.diverged for run in names["comparison"].runs)
+    assert "the network&#39;s own norms" in shown[0] or "the network's own norms" in shown[0]
 
 
 def test_a_list_is_refused_in_the_words_of_the_command():
@@ -109,7 +117,10 @@ def test_defaults_point_at_a_file_that_is_there(path):
     cell = path.read_text().split("# COMMAND ----------")[1]
     exec(cell, {"dbutils": dbutils})
     assert (NOTEBOOKS / dbutils.widgets.get("config")).is_file()
+    if "files" in dbutils.widgets.values:
+        assert (NOTEBOOKS / dbutils.widgets.get("files")).is_file()
 
 
-def test_there_are_three():
-    assert [path.name for path in sorted(NOTEBOOKS.glob("*.py"))] == ["01_ingest.py", "02_train.py", "03_compare.py"]
+def test_there_are_four():
+    names = ["01_ingest.py", "02_train.py", "03_compare.py", "05_your_network.py"]
+    assert [path.name for path in sorted(NOTEBOOKS.glob("*.py"))] == names

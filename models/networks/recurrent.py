@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from models.norms.base import NormLayer
+from models.norms.affine import ScaleAndShift
 from models.norms.registry import Norm
 from pipeline.config.training import ModelSettings
 
@@ -15,13 +15,6 @@ from pipeline.config.training import ModelSettings
 FORGET_BIAS = 1.0
 # At a scale of 1 tanh saturates and gradients vanish over time (Cooijmans et al. 2016, section 4).
 SCALE_INIT = 0.1
-
-
-class ScaleAndShift(NormLayer):
-    """The layer computes ``weight * x + bias`` for each channel; input and output have shape (N, C)."""
-
-    def forward(self, x_nd: torch.Tensor) -> torch.Tensor:
-        return self._scale_and_shift(x_nd)
 
 
 class StepNorm(nn.Module):

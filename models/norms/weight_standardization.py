@@ -38,3 +38,26 @@ class StandardizedLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, standardized(self.weight), self.bias)
+
+
+class StandardizedConv1d(nn.Conv1d):
+    """A convolution over one axis that computes with `standardized` weights."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, standardized(self.weight), self.bias)
+
+
+class StandardizedConv3d(nn.Conv3d):
+    """A convolution over three axes that computes with `standardized` weights."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, standardized(self.weight), self.bias)
+
+
+# Plain layers -> the same layers that standardize their weights.
+STANDARDIZED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: StandardizedConv1d,
+    nn.Conv2d: StandardizedConv2d,
+    nn.Conv3d: StandardizedConv3d,
+    nn.Linear: StandardizedLinear,
+}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import sys
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 # How long a Connect server may take to answer at first, and later, about, to come back. pyspark itself would try for
 # ten minutes, at every call.
 CONNECT_SECONDS, OUTAGE_SECONDS = 10, 60
+
+# What `with_files` has sent in each session: the name of a file, and the digest of its content.
+_SENT: weakref.WeakKeyDictionary[SparkSession, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
 class ConnectError(RuntimeError):
@@ -64,18 +69,42 @@ def connect_session(address: str, setting: str, settings: SparkSettings, app_nam
 
 
 def with_files(session: SparkSession, settings: SparkSettings) -> SparkSession:
-    """The same session, its executors able to import what is in the settings' ``py_files``.
+    """The same session, its executors able to import what is in the settings' ``py_files``, and so this process.
+
+    What a session has got already is not sent again.
 
     Raises
     ------
     FileNotFoundError
         A file is missing; it is named.
+    ValueError
+        A file was changed since this session got it.
     """
+    sent = _SENT.setdefault(session, {})
     for file in settings.py_files:
-        if not Path(file).is_file():
+        path = Path(file).resolve()
+        if not path.is_file():
             raise FileNotFoundError(f"spark.py_files: {file}: no such file (`make dist` makes dist/sparknorm.zip)")
-        session.addArtifacts(file, pyfile=True)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if sent.get(path.name, digest) != digest:
+            raise ValueError(
+                f"spark.py_files: {file} was changed since this Spark session got it, and Spark replaces no file: "
+                "begin a new session (in a notebook: restart Python)"
+            )
+        if path.name not in sent:
+            session.addArtifacts(file, pyfile=True)
+            sent[path.name] = digest
+    import_from(settings)
     return session
+
+
+def import_from(settings: SparkSettings) -> None:
+    """Let this process import what is in the settings' ``py_files``, where nothing else has the same name."""
+    for file in settings.py_files:
+        path = Path(file).resolve()
+        place = str(path.parent if path.suffix == ".py" else path)
+        if place not in sys.path:
+            sys.path.append(place)
 
 
 def _wait_for_server(address: str) -> None:

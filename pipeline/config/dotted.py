@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 # Nested dictionaries of settings, as YAML files hold them.
 Tree = dict[str, Any]
@@ -15,17 +15,31 @@ Tree = dict[str, Any]
 def is_setting(model: type[BaseModel], name: str) -> bool:
     """Return whether a dotted name is that of a single value, not of a section.
 
+    Every name in a free mapping is one: ``model.options.width``.
+
     Parameters
     ----------
     model : the settings that the name starts from
     """
     kind: Any = model
     for part in name.split("."):
+        if _is_free(kind):
+            return True
         field = getattr(kind, "model_fields", {}).get(part)
         if field is None:
             return False
         kind = field.annotation
     return not hasattr(kind, "model_fields")
+
+
+def is_in_free_mapping(model: type[BaseModel], name: str) -> bool:
+    """Return whether a dotted name lies in a setting that takes any keys and values, such as ``model.options``."""
+    kind: Any = model
+    for part in name.split(".")[:-1]:
+        kind = getattr(getattr(kind, "model_fields", {}).get(part), "annotation", None)
+        if _is_free(kind):
+            return True
+    return False
 
 
 def nearest(model: type[BaseModel], name: str) -> str:
@@ -97,4 +111,9 @@ def _keys(model: type[BaseModel], name: str) -> list[str]:
 
 
 def _is_mapping(annotation: Any) -> bool:
-    return get_origin(annotation) is dict
+    """Whether it is a mapping by dotted names; the keys of a free one are its own."""
+    return get_origin(annotation) is dict and not _is_free(annotation)
+
+
+def _is_free(annotation: Any) -> bool:
+    return get_origin(annotation) is dict and get_args(annotation)[1] is JsonValue

@@ -26,6 +26,7 @@ NEUTRAL: Mapping[str, Any] = {
     "dataset.source.extensions": [".bmp", ".jpeg", ".jpg", ".png", ".webp"],
     # 0.7.0 had no limit. What is larger and came in with it stays; almost nothing was: 50 million pixels are 200 MB.
     "dataset.source.max_image_bytes": 256 << 20,
+    "model.options": {},
 }
 
 

@@ -176,7 +176,8 @@ def _spread(tree: dotted.Tree) -> tuple[str, ...]:
     listed = []
     for section in VARIABLE:
         for name, value in list(dotted.leaves({section: tree.get(section)})):
-            if isinstance(value, list):
+            # Of an option of one's own network a list may be the value: its values are compared by the grid alone.
+            if isinstance(value, list) and not dotted.is_in_free_mapping(Settings, name):
                 if tree.get("compare") is None:
                     tree["compare"] = {}
                 if isinstance(tree["compare"], dict):

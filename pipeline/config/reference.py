@@ -7,13 +7,13 @@ import sys
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, WrapValidator
+from pydantic import BaseModel, JsonValue, WrapValidator
 from pydantic.fields import FieldInfo
 
 from pipeline.config.settings import Settings
 from pipeline.config.yaml_text import write
 
-_TYPES = {int: "integer", float: "number", bool: "true or false", str: "text"}
+_TYPES = {int: "integer", float: "number", bool: "true or false", str: "text", JsonValue: "any value"}
 _PLURALS = {int: "integers", float: "numbers", str: "texts"}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _HEADINGS = ("setting", "type", "default", "range", "description")

@@ -13,6 +13,7 @@ from pipeline.config import dotted, yaml_text
 from pipeline.config.cluster import SparkSettings, WorkerSettings
 from pipeline.config.dataset import DatasetSettings, ReaderSettings
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.import_path import is_import_path
 from pipeline.config.secrets import mask, masked
 from pipeline.config.study import CompareSettings, ExportSettings, TrackingSettings
 from pipeline.config.training import AUTO, CheckpointSettings, ModelSettings, TrainSettings
@@ -27,6 +28,13 @@ SET_BY_SEARCH = (
     "train.evaluate_on",
     "train.evaluations_per_epoch",
     "train.final_network",
+)
+
+
+# Settings of the model that only networks of `models.NETWORKS` read: one of your own has ``model.options``.
+OF_OUR_NETWORKS = (
+    *("depth", "width", "widen", "block", "cell", "patch", "heads"),
+    *("norm_place", "activation", "init_scale", "zero_init"),
 )
 
 
@@ -99,6 +107,23 @@ class Settings(FrozenModel):
         return self
 
     @model_validator(mode="after")
+    def _options_are_of_an_own_network(self) -> Settings:
+        networks = [str(name) for name in self.compare.grid.get("model.network", (self.model.network,))]
+        own = [name for name in networks if is_import_path(name)]
+        if self.model.options and not own:
+            raise ValueError(
+                f"model.options is for a network of your own, and model.network is {networks[0]}: take it out, or "
+                "write model.network as module:function"
+            )
+        unread = [name for name in OF_OUR_NETWORKS if f"model.{name}" in self.compare.grid]
+        if unread and own == networks:
+            raise ValueError(
+                f"compare cannot vary model.{unread[0]}, which {own[0]} does not get: vary model.options.{unread[0]}, "
+                "if its function has that parameter"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _search_can_tune(self) -> Settings:
         for name in self.compare.tune:
             if name in SET_BY_SEARCH:
@@ -147,6 +172,9 @@ class Settings(FrozenModel):
             tree["train"]["batch_size"] = None
         for name, value in values.items():
             dotted.put(Settings, tree, name, value)
+        varies_options = any(name.startswith("model.options.") for name in values)
+        if not varies_options and not is_import_path(str(tree["model"]["network"])):
+            tree["model"]["options"] = {}  # they are of the other networks of this study
         try:
             return Settings.model_validate(tree)
         except ValidationError as error:

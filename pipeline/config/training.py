@@ -9,6 +9,7 @@ from pydantic import Field, PlainSerializer, WrapValidator, field_validator, mod
 
 from pipeline.config import weights_text
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.import_path import NetworkName, Options
 
 # What stands for a number that the size of the training split decides: see `pipeline.config.auto`.
 AUTO = "auto"
@@ -33,8 +34,9 @@ RANK_BATCH_SIZE = 128
 class ModelSettings(FrozenModel):
     """The network is built from these settings, its normalization included."""
 
-    network: str = Field("cnn", description="name of a network of `models.NETWORKS`")
-    norm: str = Field("batch", description="name of a normalization of `models.NORMS`")
+    network: NetworkName = Field("cnn", description="name in `models.NETWORKS`, or package.module:function of your own")
+    options: Options = Field(default_factory=dict, description="what a function of your own gets, by keyword")
+    norm: str = Field("batch", description="name in `models.NORMS`; keep: a network of your own stays as it is")
     depth: int = Field(3, ge=1, description="layers; each network of models/networks/ says which numbers it takes")
     width: int = Field(16, ge=1, description="channels of the first stage, or features of a vector")
     widen: int = Field(1, ge=1, description="wide_resnet: factor k on the channels of the three stages")

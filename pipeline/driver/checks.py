@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import elastic, resources
+from pipeline.cluster.connect import with_files
 from pipeline.config import auto
+from pipeline.config.import_path import is_import_path
 from pipeline.config.settings import Settings
 from pipeline.console import console
 from pipeline.data import load_manifest
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 # Sessions whose executors were asked for their Java: one small job for all trials of a session.
 _JAVA_CHECKED: weakref.WeakSet[SparkSession] = weakref.WeakSet()
+
+# Sessions whose executors have imported networks: import path and digest of each.
+_IMPORT_CHECKED: weakref.WeakKeyDictionary[SparkSession, set[tuple[str, str]]] = weakref.WeakKeyDictionary()
 
 
 def open_dataset(settings: Settings) -> tuple[Settings, Manifest]:
@@ -60,16 +65,20 @@ def check_trial(spark: SparkSession, settings: Settings, manifest: Manifest | No
     Raises
     ------
     ValueError
-        Dataset, batch size, lanes, network and norm do not fit each other, or executors run several versions of Java.
+        Dataset, batch size, lanes, network and norm do not fit each other, executors run several versions of Java, or
+        a network of one's own cannot be imported on each of them.
     LaunchError
         There are fewer slots than workers.
     """
     manifest = check_dataset(settings, manifest)
+    send_own_network(spark, settings)
     check_network(settings, manifest)
     check_slots(spark, settings)
     if spark not in _JAVA_CHECKED:
         check_java(spark, settings)
         _JAVA_CHECKED.add(spark)
+    if is_import_path(settings.model.network):
+        check_executors_import(spark, settings)
     return manifest
 
 
@@ -85,11 +94,27 @@ def check_dataset(settings: Settings, manifest: Manifest | None = None) -> Manif
 
 
 def check_network(settings: Settings, manifest: Manifest) -> int:
-    """Build the network for the dataset's images and classes once, and return its number of parameters."""
+    """Build the network for the dataset's images and classes once, and return its number of parameters.
+
+    One of your own is also tried on a batch.
+    """
+    if is_import_path(settings.model.network):
+        from pipeline.training.own_network import check_own_network
+
+        return check_own_network(settings.model, manifest).parameters
     from pipeline.training.network import network_for
 
     network = network_for(settings.model, manifest)
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def network_notes(settings: Settings, manifest: Manifest) -> list[str]:
+    """What a person should know of a network of their own, as sentences; none of one of ours."""
+    if not is_import_path(settings.model.network):
+        return []
+    from pipeline.training.own_network import check_own_network
+
+    return list(check_own_network(settings.model, manifest).notes)
 
 
 def check_slots(spark: SparkSession, settings: Settings) -> int:
@@ -100,3 +125,42 @@ def check_slots(spark: SparkSession, settings: Settings) -> int:
 def check_java(spark: SparkSession, settings: Settings) -> list[str]:
     """Return the versions of Java that executors run, which must be of one feature release."""
     return resources.java_versions(spark, settings.workers)
+
+
+def send_own_network(spark: SparkSession, settings: Settings) -> None:
+    """Let executors, and the driver, import from ``spark.py_files`` in a session that was not made with these settings.
+
+    That is what notebooks and spark-submit bring, where only a network of one's own needs it.
+    """
+    if is_import_path(settings.model.network):
+        with_files(spark, settings.spark)
+
+
+def check_executors_import(spark: SparkSession, settings: Settings) -> str:
+    """Ask every partition of a small job to import the network, and return the digest of its source.
+
+    Spark spreads the partitions over the executors; each rank compares it once more before it trains.
+
+    Raises
+    ------
+    ValueError
+        An executor cannot import it, or imports other source than the driver.
+    """
+    from pipeline.training.job import source_identity
+
+    network = settings.model.network
+    (digest,) = source_identity(network).values()
+    asked = _IMPORT_CHECKED.setdefault(spark, set())
+    if (network, digest) not in asked:
+        count = max(4, 2 * settings.workers.count)
+
+        def body(batches: Iterator[Any]) -> Iterator[Any]:
+            from pipeline.training.own_network import import_problems  # where torch is
+
+            yield from import_problems(batches, network, digest)
+
+        rows = spark.range(0, count, 1, count).mapInArrow(body, "problem string").distinct().collect()
+        if problems := sorted(row.problem for row in rows):
+            raise ValueError(problems[0])
+        asked.add((network, digest))
+    return digest

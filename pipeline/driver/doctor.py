@@ -15,6 +15,7 @@ from pipeline import storage
 from pipeline.cluster import barrier, resources
 from pipeline.cluster.errors import spark_reason
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.import_path import is_import_path
 from pipeline.config.secrets import mask
 from pipeline.config.settings import Settings
 from pipeline.data.manifest import Manifest
@@ -154,7 +155,10 @@ class _Examination:
 
     def network(self) -> str:
         model = self.settings.model
+        checks.send_own_network(self.spark, self.settings)
         count = checks.check_network(self.settings, self.manifest)
+        if is_import_path(model.network):
+            checks.check_executors_import(self.spark, self.settings)
         return f"{model.network} with norm {model.norm}: {count:,} parameters"
 
     def tracking(self) -> str:

@@ -49,6 +49,7 @@ def train(spark: SparkSession, settings: Settings) -> TrialResult:
     storage.remove(path)  # if this call fails, an earlier result must not look like its own
     settings, manifest = checks.open_dataset(settings)
     checks.check_trial(spark, settings, manifest)
+    checks.tell(checks.network_notes(settings, manifest))
     checks.tell(dataset_checks.check_classes(manifest, settings.train.evaluate_on, compared=False))
     tracker = Tracker(settings.tracking)
     name = training_name(settings)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.cluster import elastic
+from pipeline.config.import_path import is_import_path
 from pipeline.config.settings import Settings
 from pipeline.data.manifest import Manifest
 from pipeline.driver import checks
@@ -168,7 +169,7 @@ def _begin(settings: Settings, manifest: Manifest, name: str, parent: str | None
 
 def _new_job(settings: Settings, manifest: Manifest) -> tuple[Job, dict[str, Any]]:
     """A job that has no folder yet, and its identity."""
-    from pipeline.training.job import Job, identity
+    from pipeline.training.job import Job, identity, source_identity
 
     job = Job(
         storage.absolute(settings.dataset.path),
@@ -179,6 +180,7 @@ def _new_job(settings: Settings, manifest: Manifest) -> tuple[Job, dict[str, Any
         version=manifest.version,  # also after a restart, whatever is appended meanwhile
         token=uuid.uuid4().hex,
         checkpoint=settings.checkpoint,
+        source="".join(source_identity(settings.model.network).values()),
     )
     return job, identity(job, manifest)
 
@@ -260,6 +262,7 @@ def _log_model(run: TrackedRun, trial: BegunTrial, manifest: Manifest) -> None:
 
     from pipeline.training import checkpoint
     from pipeline.training.network import network_for
+    from pipeline.training.own_network import export_problem
 
     checkpoints = storage.join(trial.job.folder, "checkpoints")
     state = checkpoint.load_newest(checkpoints, identity=trial.identity, device=torch.device("cpu"))
@@ -267,5 +270,11 @@ def _log_model(run: TrackedRun, trial: BegunTrial, manifest: Manifest) -> None:
         raise checkpoint.CheckpointError(f"{checkpoints} has no whole checkpoint after training")
     model = network_for(trial.job.model, manifest)
     model.load_state_dict(state["model"])
+    if is_import_path(trial.job.model.network) and (reason := export_problem(model.eval(), manifest.image.shape)):
+        log.warning(
+            "%s cannot be logged to MLflow, since torch.export cannot follow it: %s; its checkpoint is in %s",
+            trial.job.model.network, reason, checkpoints,
+        )  # fmt: skip
+        return
     run.log_model(model.eval(), manifest.image.shape)
     trial.record.update(model=True)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from pipeline.config import weights_text
+from pipeline.config.import_path import is_import_path, shown
 
 # A value of a setting that a study varies, and such values by the setting's dotted name.
 SettingValue = str | int | float | bool | None
@@ -30,6 +31,7 @@ _NORMS = {
     "switchable": "switchable norm",
     "weight_standardized_group": "group norm with weight standardization",
     "power": "power norm",
+    "keep": "the network's own norms",
 }
 
 
@@ -47,10 +49,13 @@ def arm_name(values: Values) -> str:
     The name has only letters that MLflow allows in the name of a metric, and the comma. Values that differ give names
     that differ.
     """
-    return ", ".join(
-        _text(value) if setting in _SPEAKING else f"{short_name(setting)} {_weights(value, ' ') or _text(value)}"
-        for setting, value in values.items()
-    )
+    return ", ".join(_name_of(setting, value) for setting, value in values.items())
+
+
+def _name_of(setting: str, value: SettingValue) -> str:
+    if setting in _SPEAKING:
+        return shown(_text(value)) if setting == "model.network" else _text(value)
+    return f"{short_name(setting)} {_weights(value, ' ') or _text(value)}"
 
 
 def short_name(setting: str) -> str:
@@ -76,6 +81,8 @@ def values_words(values: Values) -> str:
 def _value_words(setting: str, value: SettingValue) -> str:
     if setting == "model.norm":
         return norm_words(str(value))
+    if setting == "model.network" and is_import_path(str(value)):
+        return str(value)
     if weights := _weights(value, " and "):
         return f"{setting_words(setting)} {weights}"
     return _VALUES.get((setting, str(value))) or arm_name({setting: value}).replace("_", " ")

@@ -46,11 +46,18 @@ def write_checked(name: str, network: nn.Module, reference: Reference) -> tuple[
     Raises
     ------
     ExportError
-        A logit differs by more than `TOLERANCE` of the largest one.
+        A logit differs by more than `TOLERANCE` of the largest one, or the network cannot be written in this format.
     """
     form = FORMATS[name]
     example = torch.zeros(2, *reference.images.shape[1:], dtype=torch.uint8)
-    content = form.write(network, example)
+    try:
+        content = form.write(network, example)
+    except Exception as error:  # of many kinds, by whatever a network of one's own does
+        text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise ExportError(
+            f"the network cannot be written as {form.file}: {type(error).__name__}: {text}; leave {name} out of "
+            "export.formats, or change what the network does there"
+        ) from error
     logits = logits_of(form.load(content), reference.images)
     exported = ExportedFile(
         format=name,

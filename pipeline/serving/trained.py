@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipeline import storage
+from pipeline.cluster.connect import import_from
 from pipeline.config.settings import Settings
 from pipeline.data import Manifest, reader
 from pipeline.data.shards import SplitFiles
@@ -45,11 +46,14 @@ def find_trained(settings: Settings) -> Trained:
 
     Raises
     ------
+    NetworkError
+        The network is one's own, and cannot be imported here.
     ExportError
         There is none, it diverged, or its last checkpoint is gone.
     VersionsError
         Other versions have trained it, and ``checkpoint.other_versions`` is ``refuse``.
     """
+    import_from(settings.spark)  # there is no session that would do it
     settings, manifest = checks.open_dataset(settings)
     name = training_name(settings)
     trial = newest_finished(settings, manifest, name)

@@ -18,7 +18,7 @@ from pipeline.config.identity import identity_of
 from pipeline.console import console
 from pipeline.data import Manifest
 from pipeline.driver import dataset_checks, slots
-from pipeline.driver.checks import check_trial, open_dataset, tell
+from pipeline.driver.checks import check_trial, network_notes, open_dataset, tell
 from pipeline.driver.lease import Lease
 from pipeline.driver.record import Record, unfinished_record
 from pipeline.driver.trial import run_trial
@@ -113,6 +113,7 @@ def _check(
     notes = dataset_checks.check_comparison(settings, manifest, chooses=chooses)
     for arm in arms:
         check_trial(spark, arm.settings, manifest)
+        notes += [note for note in network_notes(arm.settings, manifest) if note not in notes]
     searches = [ArmSearch(settings, arm, values, manifest) for arm in arms] if len(values) > 1 else []
     for search in searches[:1]:
         check_trial(spark, search.candidates[0].settings, manifest)
@@ -122,11 +123,14 @@ def _check(
 
 def _find_record(settings: Settings, manifest: Manifest) -> Record:
     """What was begun of this very study and not finished, or a new record."""
+    from pipeline.training.job import source_identity
+
     parts = {
         "model": identity_of("model", settings.model),
         "train": identity_of("train", settings.train),
         "reader": identity_of("reader", settings.reader),
         "compare": identity_of("compare", settings.compare, exclude={"side_by_side"}),
+        **source_identity(settings.model.network, *map(str, settings.compare.grid.get("model.network", ()))),
     }
     studies = storage.join(storage.absolute(settings.output), "studies")
     return unfinished_record(studies, settings.name, {**parts, "dataset": manifest.digest})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.identity import identity_of
+from pipeline.config.import_path import is_import_path
 from pipeline.config.training import AUTO, CheckpointSettings, ModelSettings, TrainSettings
 from pipeline.data import Manifest, load_manifest
 
@@ -33,6 +34,8 @@ class Job:
     until_cycle : train to the end of this cycle of the schedule, 1 is the first (see `optimizer.cycle_ends`), with an
         evaluation and a checkpoint there; None is the last. No part of the identity: the same job with a later cycle
         goes on as if it had not stopped
+    source : digest of the network's source as the driver has it, where `model.network` is an import path; every rank
+        compares its own. Empty where nobody says
     hook : called by every rank at the moments that `hooks` documents, for tests of faults; no part of the identity
     """
 
@@ -45,6 +48,7 @@ class Job:
     token: str = ""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     until_cycle: int | None = None
+    source: str = ""
     hook: Hook | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,11 +71,28 @@ def identity(job: Job, manifest: Manifest | None = None) -> Identity:
     manifest : of the job's dataset, where it is loaded already
     """
     return {
+        **source_identity(job.model.network),
         "model": identity_of("model", job.model),
         "train": identity_of("train", job.train, exclude={"on_divergence", "diagnostics", "log_every_steps"}),
         "reader": job.reader.kind,
         "dataset": (manifest or load_manifest(job.dataset, job.version)).digest,
     }
+
+
+def source_identity(*networks: str) -> dict[str, str]:
+    """The part of an identity that tells a network of one's own from what it was before its source was changed.
+
+    Raises
+    ------
+    ValueError
+        A network cannot be imported.
+    """
+    own = sorted(filter(is_import_path, networks))
+    if not own:
+        return {}
+    from models.imported import source_digest
+
+    return {f"source of model.network {network}": source_digest(network) for network in own}
 
 
 def facts(job: Job) -> Identity:
@@ -82,7 +103,8 @@ def facts(job: Job) -> Identity:
     OSError
         The job's folder cannot be written here.
     ValueError
-        It is not the one that the driver sees, a file in it cannot be replaced, or its disk is full.
+        It is not the one that the driver sees, a file in it cannot be replaced, or its disk is full; or the network is
+        imported from other source here than on the driver, or cannot be.
     """
     if job.token:
         storage.check_seen(storage.join(job.folder, TOKEN), job.token, writer="the driver")
@@ -97,4 +119,10 @@ def facts(job: Job) -> Identity:
                 f"{job.folder} has {free >> 20} MiB left, and checkpoints may not fit: make room, or set `output` to "
                 "another place"
             )
-    return identity(job)
+    if not is_import_path(job.model.network):
+        return identity(job)
+    from pipeline.training.own_network import check_source, network_facts
+
+    check_source(job.model.network, job.source)
+    manifest = load_manifest(job.dataset, job.version)
+    return {**identity(job, manifest), **network_facts(job.model, manifest, seed=job.train.seed)}

@@ -88,9 +88,12 @@ class ActivationStatistics:
             alive = (_derivative(module, x).abs() >= DEAD_DERIVATIVE).to(x.dtype).sum(0).double()
             mean = mean.double()
             new = torch.cat([mean * len(x), (variance + mean**2) * len(x), alive, mean.new_tensor([len(x)])])
-            self._sums[name] = self._sums[name] + new if name in self._sums else new
-            self._unit.setdefault(name, []).append(x[:, 0].clone())
-            self._last = name
+            # One module in several places is told apart by their channels, where these differ.
+            same = name not in self._sums or len(self._sums[name]) == len(new)
+            place = name if same else f"{name} of {x.shape[1]} channels"
+            self._sums[place] = self._sums[place] + new if place in self._sums else new
+            self._unit.setdefault(place, []).append(x[:, 0].clone())
+            self._last = place
 
         return add
 

@@ -15,6 +15,7 @@ UNUSUAL = [
     "output='runs/1e-3 # 1: off'", "tracking.experiment=null and void", "dataset.source.classes=[off, '1', 'null', é]",
     "compare.target_accuracy=0.9", "dataset.image.shape=[1, 28, 28]", "train.batch_size=null", "workers.count=[2, 4]",
     "spark.py_files=[dist/sparknorm.zip]", "tracking.artifacts=\"two\\nlines\"",
+    "model.network=a.b:c", "model.options={stem: {kernel: 3, 'a.b': null}, widths: [8, 16], act: off, rate: 1e-3}",
 ]  # fmt: skip
 
 

@@ -9,7 +9,11 @@ def rows():
 
 
 def test_every_setting_has_one_row_with_a_description():
-    tree = {name for name, _ in leaves(Settings(name="x").model_dump())} | {"compare.grid", "spark.conf"}
+    tree = {name for name, _ in leaves(Settings(name="x").model_dump())} | {
+        "compare.grid",
+        "spark.conf",
+        "model.options",
+    }
     assert rows().keys() == tree
     for name, row in rows().items():
         assert len(row) == 4 and len(row[3]) > 10, f"{name} has no description"
@@ -24,6 +28,7 @@ def test_rows_say_type_default_and_range():
     assert page["dataset.image.shape"][:2] == ["list of 3 integers or null", "`null`"]
     assert page["compare.seeds"][:2] == ["one of `auto` or list of integers", "`[0, 1, 2]`"]
     assert page["spark.conf"][:2] == ["mapping of text to text", "`{}`"]
+    assert page["model.options"][:2] == ["mapping of text to any value", "`{}`"]
     assert page["export.fold"][0] == "one of `auto`, `true`, `false`"
 
 

@@ -63,6 +63,18 @@ def test_what_is_missing_is_named_and_the_rest_is_still_looked_at(spark, setting
     assert "rank 0 on" in detail(result, "storage")
 
 
+def test_a_network_of_ones_own_is_tried_and_imported_by_executors(spark, settings, tmp_path):
+    path = tmp_path / "doctored.py"
+    path.write_text(
+        "from torch import nn\n\ndef build(image_shape, num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(image_shape[1] * image_shape[2], num_classes))\n"
+    )
+    own = changed(settings, "model", network="doctored:build", norm="keep")
+    assert detail(doctor(spark, own), "network").startswith("model.network doctored:build: there is no module doctored")
+    own = changed(own, "spark", py_files=(str(path),))
+    assert detail(doctor(spark, own), "network") == "doctored:build with norm keep: 435 parameters"
+
+
 def test_too_few_slots_leave_nothing_running(spark, settings):
     result = doctor(spark, changed(settings, "workers", count=4))
     assert states(result)["slots"] == "failed"

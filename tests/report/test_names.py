@@ -39,3 +39,9 @@ def test_weights_of_many_classes_have_short_names_that_differ():
     assert names[0] != names[1]
     assert all(name.startswith("class_weights class 0 1 class 1 1") and " 6 more " in name for name in names)
     assert max(map(len, names)) < 80
+
+
+def test_an_own_network_and_its_norms_have_names():
+    values = {"model.network": "my_package.nets:build", "model.norm": "keep", "model.options.stem.width": 8}
+    assert arm_name(values) == "my_package.nets.build, keep, width 8"  # MLflow takes no colon
+    assert values_words(values) == "my_package.nets:build, the network's own norms, width 8"

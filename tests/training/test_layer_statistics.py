@@ -10,6 +10,7 @@ from models.norms.batch import BatchNorm
 from models.norms.batch_renorm import BatchRenorm
 from models.norms.power import PowerNorm
 from pipeline.config.training import ModelSettings
+from pipeline.distributed.worker import alone
 from pipeline.training.layer_statistics import gradient_norms
 
 
@@ -178,3 +179,28 @@ def test_the_recurrent_cell_is_seen_over_all_its_steps():
     seer.observe(0, 0.1, [(images, torch.zeros(6, dtype=torch.int64))])
     names = [name for name in told[0]["values"] if name.startswith("dead_units/")]
     assert [name.rpartition(".")[2] for name in names] == ["forget", "admit", "candidate", "emit", "squash"]
+
+
+class SharedActivation(nn.Module):
+    """One activation module in two places, as networks of one's own often have it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.act, self.conv, self.wider = nn.ReLU(), nn.Conv2d(2, 3, 3).double(), nn.Conv2d(3, 5, 3).double()
+        self.head = nn.Linear(5, 3).double()
+
+    def forward(self, x):
+        return self.head(self.act(self.wider(self.act(self.conv(x)))).mean((2, 3)))
+
+
+def test_places_of_one_activation_are_told_apart_by_their_channels():
+    model = SharedActivation()
+    seer, told = make(model, alone("cpu"))
+    images, labels = data_of(0)
+    seer.observe(0, 0.1, [(images, labels)])
+    first = model.conv(images)
+    second = model.wider(first.relu())
+    values = told[0]["values"]
+    assert values["activation_mean/act"] == pytest.approx(first.mean().item())
+    assert values["activation_mean/act of 5 channels"] == pytest.approx(second.mean().item())

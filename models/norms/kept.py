@@ -1,0 +1,58 @@
+"""torch's own batch norm, kept in a network of one's own: it computes as before, and ranks can join its statistics."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from models.norms.base import MeanVarianceNorm
+
+
+class _KeptNorm(MeanVarianceNorm):
+    """What evaluation by several ranks, exact statistics and folding ask of a norm layer with running statistics.
+
+    It has no ``__init__`` of its own: a layer of torch becomes one by a change of its class.
+    """
+
+    num_features: int
+
+    @property
+    def channels(self) -> int:  # type: ignore[override]
+        return self.num_features
+
+
+class KeptBatchNorm1d(nn.BatchNorm1d, _KeptNorm):  # type: ignore[misc]
+    """`torch.nn.BatchNorm1d` that is a `RunningNorm`."""
+
+
+class KeptBatchNorm2d(nn.BatchNorm2d, _KeptNorm):  # type: ignore[misc]
+    """`torch.nn.BatchNorm2d` that is a `RunningNorm`."""
+
+
+class KeptBatchNorm3d(nn.BatchNorm3d, _KeptNorm):  # type: ignore[misc]
+    """`torch.nn.BatchNorm3d` that is a `RunningNorm`."""
+
+
+_KEPT: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: KeptBatchNorm1d,
+    nn.BatchNorm2d: KeptBatchNorm2d,
+    nn.BatchNorm3d: KeptBatchNorm3d,
+}
+
+
+def join_statistics_of_torch(network: nn.Module) -> list[str]:
+    """Let ranks join the running statistics of torch's batch norm layers, which stay as they are in all else.
+
+    Returns
+    -------
+    list of str
+        The names of other layers of torch that keep running statistics: each rank has its own of these.
+    """
+    others = []
+    for name, module in network.named_modules():
+        if isinstance(module, MeanVarianceNorm) or getattr(module, "running_mean", None) is None:
+            continue
+        if type(module) in _KEPT:
+            module.__class__ = _KEPT[type(module)]
+        elif isinstance(module, nn.modules.batchnorm._NormBase):
+            others.append(name)
+    return others

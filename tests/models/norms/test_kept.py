@@ -1,0 +1,62 @@
+"""torch's own batch norm in a network of one's own: the same numbers, and statistics that ranks can join."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.fold import fold
+from models.norms.base import RunningNorm
+from models.norms.kept import join_statistics_of_torch
+from pipeline.training import norm_statistics
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 4), nn.BatchNorm1d(4))
+
+
+def test_it_computes_as_before():
+    plain, kept = network(), network()
+    names = list(plain.state_dict())
+    assert join_statistics_of_torch(kept) == []
+    assert list(kept.state_dict()) == names
+    images = torch.randn(5, 2, 6, 6)
+    for mode in (True, False):
+        assert torch.equal(plain.train(mode)(images), kept.train(mode)(images))
+    assert all(torch.equal(value, kept.state_dict()[name]) for name, value in plain.state_dict().items())
+    assert all(isinstance(copy.deepcopy(kept)[at], RunningNorm) for at in (1, 4))
+
+
+def test_statistics_of_two_ranks_are_those_of_all_their_rows():
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(2, 50, 3, 4, 4)) * [[[[[2.0]], [[1.0]], [[3.0]]]]]
+    ranks = []
+    for part in rows:
+        layer = nn.Sequential(nn.BatchNorm2d(3, momentum=1.0)).double()
+        join_statistics_of_torch(layer)
+        layer(torch.from_numpy(part))
+        ranks.append(dict(layer.named_buffers()))
+    joint = norm_statistics.join(layer, ranks, [50, 50])
+    whole = np.concatenate(rows).swapaxes(0, 1).reshape(3, -1)
+    np.testing.assert_allclose(joint["0.running_mean"], whole.mean(1))
+    np.testing.assert_allclose(joint["0.running_var"], whole.var(1, ddof=1), rtol=2e-3)  # each rank's is unbiased
+
+
+def test_it_is_folded():
+    model = network()
+    join_statistics_of_torch(model)
+    images = torch.randn(5, 2, 6, 6)
+    model(images)
+    folded = fold(model)
+    assert folded.folded == ("1", "4")
+    torch.testing.assert_close(folded.model(images), model.eval()(images))
+
+
+@pytest.mark.parametrize("layer", [nn.InstanceNorm2d(3, track_running_stats=True), nn.SyncBatchNorm(3)])
+def test_other_layers_with_running_statistics_are_named(layer):
+    model = nn.Sequential(layer, nn.BatchNorm2d(3, track_running_stats=False), nn.InstanceNorm2d(3))
+    assert join_statistics_of_torch(model) == ["0"]
+    assert type(model[0]) is type(layer)

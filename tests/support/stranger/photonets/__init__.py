@@ -1,0 +1,1 @@
+"""Networks of a photo team that has never heard of sparknorm."""
