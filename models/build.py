@@ -13,6 +13,7 @@ from torch import nn
 
 from models.activations import initialization_gain
 from models.networks.cnn import PlainCNN
+from models.networks.imagenet import IMAGENET_NETWORKS
 from models.networks.inception import Inception
 from models.networks.recurrent import Recurrent, RecurrentLayer
 from models.networks.resnet import ResNet
@@ -29,6 +30,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "wide_resnet": WideResNet,
     "recurrent": Recurrent,
     "vit": VisionTransformer,
+    **IMAGENET_NETWORKS,
 }
 
 

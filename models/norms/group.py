@@ -25,6 +25,9 @@ class GroupNorm(NormLayer):
         C.
     groups : int
         The number of groups, a divisor of C.
+    per_position : bool
+        Whether the statistics are those of one position by itself, over the channels of a group alone, for activations
+        of shape (N, C, H, W). With one group it is the layer norm of Liu et al. (2022).
     affine
         The other parameters of `NormLayer`.
 
@@ -34,19 +37,27 @@ class GroupNorm(NormLayer):
         The groups do not divide the channels.
     """
 
-    def __init__(self, channels: int, *, groups: int, **affine):
+    def __init__(self, channels: int, *, groups: int, per_position: bool = False, **affine):
         super().__init__(channels, **affine)
         if channels % groups:
             raise ValueError(f"{groups} groups do not divide {channels} channels")
-        self.groups = groups
+        self.groups, self.per_position = groups, per_position
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.per_position:
+            return self._at_positions(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         group_channels = self.channels // self.groups
         if x.ndim == 4 and are_fast(x, group_channels):  # torch's kernel would convert channels_last
             return normalize_segments(
                 x, self.weight, self.bias, self.eps, segments=len(x), group_channels=group_channels
             ).y
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+
+    def _at_positions(self, x_nhwc: torch.Tensor) -> torch.Tensor:
+        if self.groups == 1:
+            return F.layer_norm(x_nhwc, (self.channels,), self.weight, self.bias, self.eps)
+        rows = x_nhwc.reshape(-1, self.channels)
+        return F.group_norm(rows, self.groups, self.weight, self.bias, self.eps).view(x_nhwc.shape)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={self.groups}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,6 +52,15 @@ class Norm:
         and a norm that needs positions over one sample's feature in all its tokens.
         """
         return TokenNorm(self.layer(features), over_tokens=self.needs_positions)
+
+    def at_positions(self, channels: int) -> nn.Module:
+        """Return a new layer for activations of shape (N, C, H, W), C = ``channels``.
+
+        Group and layer norm take their statistics over the channels at one position; the other norms, which have a mean
+        and a variance for each channel, are as ever.
+        """
+        over_channels = not self.keeps_statistics and not self.needs_positions
+        return self.layer(channels, per_position=True) if over_channels else self.layer(channels)
 
 
 class TokenNorm(nn.Module):
@@ -115,8 +125,8 @@ def _group(settings: ModelSettings) -> Norm:
     def layer(channels: int, **changes) -> nn.Module:
         if channels % groups:
             raise ValueError(
-                f"model.norm_groups {groups} does not divide {channels} channels; "
-                f"use a divisor of model.width {settings.width}"
+                f"model.norm_groups {groups} does not divide {channels} channels; use a number that divides those of "
+                f"every layer, such as {math.gcd(groups, channels)}"
             )
         return make_layer(channels, **changes)
 
