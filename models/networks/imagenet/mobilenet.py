@@ -65,8 +65,8 @@ class InvertedResidual(nn.Module):
 
 class MobileNetV2(nn.Module):
     """The network is a 3x3 convolution with stride 2 to 32 channels, seven stages of inverted residuals, a 1x1
-    convolution to 1,280 channels, global average pooling, dropout of 0.2, and a linear layer (Sandler et al. 2018, table
-    2).
+    convolution to 1,280 channels, global average pooling, dropout of 0.2, and a linear layer (Sandler et al. 2018,
+    table 2).
 
     The input has shape (N, C, H, W) with H and W at least 32, the output (N, num_classes); both are float.
 
