@@ -34,13 +34,18 @@ class GroupNorm(NormLayer):
     Raises
     ------
     ValueError
-        The groups do not divide the channels.
+        The groups do not divide the channels, or statistics would be those of a single number.
     """
 
     def __init__(self, channels: int, *, groups: int, per_position: bool = False, **affine):
         super().__init__(channels, **affine)
         if channels % groups:
             raise ValueError(f"{groups} groups do not divide {channels} channels")
+        if per_position and groups == channels > 1:
+            raise ValueError(
+                f"{groups} groups of {channels} channels: one channel at one position is normalized to 0; use fewer "
+                "groups (model.norm_groups)"
+            )
         self.groups, self.per_position = groups, per_position
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ NARROW = {
 
 def make(kind, norm="batch", *, side=SIDE, seed=0, **changes):
     """A network of `NARROW` or of the package, with its initial weights."""
-    settings = ModelSettings(network=kind, norm=norm, **changes)
+    settings = ModelSettings(network=kind, norm=norm, **{"norm_groups": 4, **changes})
     with mock.patch.dict(NETWORKS, NARROW):  # two more names for `model.network`
         return build_model(settings, image_shape=(3, side, side), num_classes=CLASSES, seed=seed)
 

@@ -91,23 +91,22 @@ def test_every_network_can_be_made_with_every_norm(network, norm):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", NARROW)
 def test_every_kind_with_every_norm_trains(kind, norm):
-    torch.manual_seed(0)  # of dropout
-    model, x, labels = make(kind, norm), images(10), torch.arange(10) % CLASSES
+    model, x, labels = make(kind, norm), images(6), torch.arange(6) % CLASSES
     before = {name: values.clone() for name, values in model.named_parameters()}
-    for module in model.modules():  # for the loss to go down at every step; that dropout is there is another test
+    for module in model.modules():  # for the loss to go down at every step; for dropout there are other tests
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(module, StochasticDepth):
             module.probability = 0.0
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)  # without norms more is too much
     losses = []
-    for _ in range(4):
+    for _ in range(3):
         loss = nn.functional.cross_entropy(model(x), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    assert losses[2] < losses[1] < losses[0]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert not torch.equal(
         before["1." + first_convolution(model)], model.get_parameter("1." + first_convolution(model))
@@ -117,10 +116,18 @@ def test_every_kind_with_every_norm_trains(kind, norm):
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(x), logits)
     assert logits.std(0).max() > 1e-4  # images are told apart
+
+
+@pytest.mark.parametrize(("kind", "norm"), [*((kind, "batch") for kind in NARROW), ("convnext", "layer")])
+def test_channels_last_bf16_and_any_batch(kind, norm):
+    model, x = perturbed(make(kind, norm)), images(3)
+    logits = model(x)
+    torch.testing.assert_close(torch.cat([model(row[None]) for row in x]), logits, rtol=1e-4, atol=1e-4)
     model.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), logits, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), logits, rtol=1e-4, atol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(model(x).float(), logits, rtol=0.1, atol=0.1)
+        nn.functional.cross_entropy(model.train()(x), torch.arange(3)).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def first_convolution(model):
@@ -175,7 +182,7 @@ def test_every_place_has_an_activation_module_of_its_own(kind, counts, name, exp
 
 def test_mobilenet_has_relu6_and_no_activation_where_channels_are_few():
     blocks = [m for m in make("mobilenet").modules() if isinstance(m, InvertedResidual)]
-    assert [sum(isinstance(m, nn.ReLU6) for m in block.modules()) for block in blocks] == [1, 2, 2, 2, 2, 2, 2, 2]
+    assert [sum(isinstance(m, nn.ReLU6) for m in block.modules()) for block in blocks] == [1, 2, 2, 2, 2, 2, 2]
     assert all(not isinstance(block.conv[-1], nn.ReLU6) for block in blocks)
 
 

@@ -124,6 +124,13 @@ def test_at_positions(norm):
     np.testing.assert_allclose(number(other), want, rtol=0, atol=1e-10)
 
 
+def test_groups_of_one_channel_at_positions_are_refused():
+    with pytest.raises(
+        ValueError, match=r"6 groups of 6 channels: one channel at one position is normalized to 0; use"
+    ):
+        make_norm(ModelSettings(norm="group", norm_groups=6)).at_positions(6)
+
+
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_gradient_at_positions(norm):
     made = make_norm(ModelSettings(norm=norm, norm_groups=3)).at_positions(6).double()
