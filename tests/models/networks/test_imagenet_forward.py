@@ -207,19 +207,19 @@ def test_what_of_convnext_can_be_folded():
         fold(model)
 
 
-FORMATS = [
+# A few of the pairs: each takes seconds, and `tests/serving` has all formats with the small networks.
+FILES = [
+    *(("torchscript", kind, "batch") for kind in ("bottleneck", "vgg", "mobilenet")),
+    *(("torchscript", "convnext", "layer"), ("pt2", "vgg", "none"), ("pt2", "convnext", "layer")),
     pytest.param(
-        name, marks=pytest.mark.skipif(name == "onnx" and not HAS_ONNX, reason="needs pip install 'sparknorm[onnx]'")
-    )
-    for name in formats.FORMATS
+        *("onnx", "mobilenet", "batch"),
+        marks=pytest.mark.skipif(not HAS_ONNX, reason="needs pip install 'sparknorm[onnx]'"),
+    ),
 ]
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize(
-    ("kind", "norm"), [("bottleneck", "batch"), ("vgg", "none"), ("mobilenet", "batch"), ("convnext", "layer")]
-)
-def test_files_that_serve_them_take_any_batch_size(kind, norm, form):
+@pytest.mark.parametrize(("form", "kind", "norm"), FILES)
+def test_files_that_serve_them_take_any_batch_size(form, kind, norm):
     model = fold(perturbed(make(kind, norm)), partial=True).model
     chosen = formats.FORMATS[form]
     run = chosen.load(chosen.write(model, torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)))
