@@ -55,11 +55,7 @@ class NormLayer(nn.Module):
             self.register_parameter(name, nn.Parameter(initial) if kind == "learned" else None)
 
     def _scale_and_shift(self, x_nc: torch.Tensor) -> torch.Tensor:
-        if self.weight is not None:
-            x_nc = x_nc * per_channel(self.weight, x_nc)
-        if self.bias is not None:
-            x_nc = x_nc + per_channel(self.bias, x_nc)
-        return x_nc
+        return multiply_add(x_nc, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, eps={self.eps}"
@@ -171,6 +167,21 @@ class MeanVarianceNorm(RunningNorm):
 def per_channel(values_c: torch.Tensor, like_nc: torch.Tensor) -> torch.Tensor:
     """Return ``values_c``, of shape (C,), as a view of shape (1, C, 1, ...) that broadcasts over (N, C, ...)."""
     return values_c.view(1, -1, *(1,) * (like_nc.ndim - 2))
+
+
+def multiply_add(x_nc: torch.Tensor, factor_c: torch.Tensor | None, addend_c: torch.Tensor | None) -> torch.Tensor:
+    """Return ``factor * x + addend`` for each channel in the dtype of x, in one pass where both are there.
+
+    Parameters
+    ----------
+    factor_c, addend_c : Tensor of shape (C,), or None for 1 and 0
+    """
+    factor, addend = (
+        None if values is None else per_channel(values, x_nc).to(x_nc.dtype) for values in (factor_c, addend_c)
+    )
+    if factor is None:
+        return x_nc if addend is None else x_nc + addend
+    return x_nc * factor if addend is None else torch.addcmul(addend, x_nc, factor)
 
 
 def total_variance(

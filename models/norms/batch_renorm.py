@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional as F
 
-from models.norms.base import RunningNorm, per_channel, total_variance
+from models.norms.base import RunningNorm, multiply_add, per_channel, total_variance
 
 
 class BatchRenorm(RunningNorm):
@@ -59,7 +59,7 @@ class BatchRenorm(RunningNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             factor, addend = self.evaluation_affine()
-            return x * per_channel(factor, x) + per_channel(addend, x)
+            return (x * per_channel(factor, x) + per_channel(addend, x)).to(x.dtype)  # the sum may nearly cancel
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_mean)
         # A momentum of 1 leaves the batch's own mean and unbiased variance in the buffers.
         x_hat = F.batch_norm(x, mean, variance, None, None, True, 1.0, self.eps)
@@ -72,7 +72,9 @@ class BatchRenorm(RunningNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_std.lerp_(std, self.momentum)
             self.steps += 1
-        return self._scale_and_shift(x_hat * per_channel(r, x) + per_channel(d, x))
+        if self.weight is not None:
+            r, d = r * self.weight, d * self.weight
+        return multiply_add(x_hat, r, d if self.bias is None else d + self.bias)
 
     def join(self, running: Mapping[str, torch.Tensor], shares: torch.Tensor) -> dict[str, torch.Tensor]:
         mean, variance = total_variance(running["running_mean"], running["running_std"] ** 2, shares)

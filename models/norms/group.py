@@ -56,7 +56,8 @@ class GroupNorm(NormLayer):
             return normalize_segments(
                 x, self.weight, self.bias, self.eps, segments=len(x), group_channels=group_channels
             ).y
-        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        # Autocast on CUDA makes it float32.
+        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps).to(x.dtype)
 
     def _at_positions(self, x_nhwc: torch.Tensor) -> torch.Tensor:
         if self.groups == 1:

@@ -52,7 +52,7 @@ class PowerNorm(RunningNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
-            return self._scale_and_shift(x * per_channel((self.running_square + self.eps).rsqrt(), x))
+            return self._scale_and_shift((x * per_channel((self.running_square + self.eps).rsqrt(), x)).to(x.dtype))
         x_hat, square = _Normalized.apply(
             x, self.running_square.clone(), self.running_nu, self.steps < self.warmup_steps, self.momentum, self.eps
         )

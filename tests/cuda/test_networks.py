@@ -80,7 +80,9 @@ def test_a_norm_keeps_dtype_and_layout(norm, dtype, layout, device):
     x = torch.randn(6, 8, 4, 4).to(device, dtype).contiguous(memory_format=layout).requires_grad_()
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         y = layer(x)
+        evaluated = layer.eval()(x)
     assert y.shape == x.shape
+    assert y.dtype == evaluated.dtype == dtype
     assert y.is_contiguous(memory_format=layout) or norm in CONVERTING[device.type]
     y.float().square().sum().backward()
     assert x.grad.dtype == dtype
