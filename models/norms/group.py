@@ -61,9 +61,11 @@ class GroupNorm(NormLayer):
 
     def _at_positions(self, x_nhwc: torch.Tensor) -> torch.Tensor:
         if self.groups == 1:
-            return F.layer_norm(x_nhwc, (self.channels,), self.weight, self.bias, self.eps)
-        rows = x_nhwc.reshape(-1, self.channels)
-        return F.group_norm(rows, self.groups, self.weight, self.bias, self.eps).view(x_nhwc.shape)
+            y = F.layer_norm(x_nhwc, (self.channels,), self.weight, self.bias, self.eps)
+        else:
+            rows = x_nhwc.reshape(-1, self.channels)
+            y = F.group_norm(rows, self.groups, self.weight, self.bias, self.eps).view(x_nhwc.shape)
+        return y.to(x_nhwc.dtype)  # autocast makes it float32
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={self.groups}"

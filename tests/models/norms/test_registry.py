@@ -124,6 +124,14 @@ def test_at_positions(norm):
     np.testing.assert_allclose(number(other), want, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_at_positions_dtypes_stay(norm):
+    made, x = make_norm(ModelSettings(norm=norm, norm_groups=3)).at_positions(6), torch.from_numpy(X)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert made(x.bfloat16()).dtype == torch.bfloat16
+        assert made(x.float()).dtype == torch.float32
+
+
 def test_groups_of_one_channel_at_positions_are_refused():
     with pytest.raises(
         ValueError, match=r"6 groups of 6 channels: one channel at one position is normalized to 0; use"
