@@ -8,6 +8,7 @@ from torch import nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
     "gelu": nn.GELU,
@@ -33,6 +34,6 @@ def make_activation(name: str | None, *, default: str = "relu") -> nn.Module:
 def initialization_gain(name: str | None) -> Literal["relu", "sigmoid", "tanh"]:
     """Return the nonlinearity whose gain `torch.nn.init` takes for the initial weights.
 
-    gelu and silu approach relu for large inputs, so they take its gain.
+    relu6 is relu up to 6, and gelu and silu approach relu for large inputs, so they take its gain.
     """
     return "sigmoid" if name == "sigmoid" else "tanh" if name == "tanh" else "relu"

@@ -15,6 +15,7 @@ from models.activations import initialization_gain
 from models.fold import by_reason
 from models.imported import NetworkError, build_imported, described
 from models.networks.cnn import PlainCNN
+from models.networks.imagenet import IMAGENET_NETWORKS
 from models.networks.inception import Inception
 from models.networks.recurrent import Recurrent, RecurrentLayer
 from models.networks.resnet import ResNet
@@ -34,6 +35,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "wide_resnet": WideResNet,
     "recurrent": Recurrent,
     "vit": VisionTransformer,
+    **IMAGENET_NETWORKS,
 }
 
 

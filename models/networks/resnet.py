@@ -67,7 +67,7 @@ def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:
     return nn.Sequential(convolution(norm, inputs, outputs, 1, rest), norm.layer(outputs))
 
 
-def _last_norm(channels: int, norm: Norm, settings: ModelSettings) -> nn.Module:
+def last_norm(channels: int, norm: Norm, settings: ModelSettings) -> nn.Module:
     """Return the norm of a branch's end. A scale of 0 lets a block start as its shortcut (Goyal et al. 2017, section
     5.1)."""
     if settings.zero_init and settings.norm_scale == "learned":
@@ -102,7 +102,7 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, channels: int, stride: int, norm: Norm, settings: ModelSettings):
         super().__init__()
         self.conv1, self.norm1 = convolution(norm, inputs, channels, 3, stride), norm.layer(channels)
-        self.conv2, self.norm2 = convolution(norm, channels, channels, 3), _last_norm(channels, norm, settings)
+        self.conv2, self.norm2 = convolution(norm, channels, channels, 3), last_norm(channels, norm, settings)
         self.shortcut, self.apart = _shortcut(inputs, channels, stride, norm), pixels_apart(inputs, stride)
         self.activation1, self.activation2 = (make_activation(settings.activation) for _ in range(2))
 
@@ -125,7 +125,7 @@ class Bottleneck(nn.Module):
         outputs = channels * self.expansion
         self.conv1, self.norm1 = convolution(norm, inputs, channels, 1), norm.layer(channels)
         self.conv2, self.norm2 = convolution(norm, channels, channels, 3, stride), norm.layer(channels)
-        self.conv3, self.norm3 = convolution(norm, channels, outputs, 1), _last_norm(outputs, norm, settings)
+        self.conv3, self.norm3 = convolution(norm, channels, outputs, 1), last_norm(outputs, norm, settings)
         self.shortcut, self.apart = _shortcut(inputs, outputs, stride, norm), pixels_apart(inputs, stride)
         self.activation1, self.activation2, self.activation3 = (make_activation(settings.activation) for _ in range(3))
 

@@ -141,6 +141,12 @@ class MeanVarianceNorm(RunningNorm):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
+    def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
+        # torch's batch norm layers keep a count of batches, which is in every published file and of which nothing here
+        # makes use. The mapping is a copy that `load_state_dict` has made.
+        state_dict.pop(f"{prefix}num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     @torch.no_grad()
     def _update(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)

@@ -25,22 +25,32 @@ class GroupNorm(NormLayer):
         C.
     groups : int
         The number of groups, a divisor of C.
+    per_position : bool
+        Whether the statistics are those of one position by itself, over the channels of a group alone, for activations
+        of shape (N, C, H, W). With one group it is the layer norm of Liu et al. (2022).
     affine
         The other parameters of `NormLayer`.
 
     Raises
     ------
     ValueError
-        The groups do not divide the channels.
+        The groups do not divide the channels, or statistics would be those of a single number.
     """
 
-    def __init__(self, channels: int, *, groups: int, **affine):
+    def __init__(self, channels: int, *, groups: int, per_position: bool = False, **affine):
         super().__init__(channels, **affine)
         if channels % groups:
             raise ValueError(f"{groups} groups do not divide {channels} channels")
-        self.groups = groups
+        if per_position and groups == channels > 1:
+            raise ValueError(
+                f"{groups} groups of {channels} channels: one channel at one position is normalized to 0; use fewer "
+                "groups (model.norm_groups)"
+            )
+        self.groups, self.per_position = groups, per_position
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.per_position:
+            return self._at_positions(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         group_channels = self.channels // self.groups
         if x.ndim == 4 and are_fast(x, group_channels):  # torch's kernel would convert channels_last
             return normalize_segments(
@@ -48,6 +58,14 @@ class GroupNorm(NormLayer):
             ).y
         # Autocast on CUDA makes it float32.
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps).to(x.dtype)
+
+    def _at_positions(self, x_nhwc: torch.Tensor) -> torch.Tensor:
+        if self.groups == 1:
+            y = F.layer_norm(x_nhwc, (self.channels,), self.weight, self.bias, self.eps)
+        else:
+            rows = x_nhwc.reshape(-1, self.channels)
+            y = F.group_norm(rows, self.groups, self.weight, self.bias, self.eps).view(x_nhwc.shape)
+        return y.to(x_nhwc.dtype)  # autocast makes it float32
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={self.groups}"

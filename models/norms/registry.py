@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -35,6 +36,8 @@ class Norm:
         Whether a channel has to have several positions, so that vectors of shape (N, C) cannot be normalized.
     keeps_statistics : bool
         Whether the layer evaluates with statistics gathered in training (`models.norms.base.RunningNorm`).
+    over_channels : bool
+        Whether the statistics are over several channels, so that ``layer`` takes the change ``per_position``.
     """
 
     layer: Callable[..., nn.Module]
@@ -43,6 +46,7 @@ class Norm:
     linear: type[nn.Linear] = nn.Linear
     needs_positions: bool = False
     keeps_statistics: bool = False
+    over_channels: bool = False
 
     def tokens(self, features: int) -> nn.Module:
         """Return a new layer for sequences of shape (N, T, D), D = ``features``.
@@ -51,6 +55,13 @@ class Norm:
         and a norm that needs positions over one sample's feature in all its tokens.
         """
         return TokenNorm(self.layer(features), over_tokens=self.needs_positions)
+
+    def at_positions(self, channels: int) -> nn.Module:
+        """Return a new layer for activations of shape (N, C, H, W), C = ``channels``.
+
+        Group and layer norm take their statistics over the channels at one position; the other norms are as ever.
+        """
+        return self.layer(channels, per_position=True) if self.over_channels else self.layer(channels)
 
 
 class TokenNorm(nn.Module):
@@ -115,16 +126,17 @@ def _group(settings: ModelSettings) -> Norm:
     def layer(channels: int, **changes) -> nn.Module:
         if channels % groups:
             raise ValueError(
-                f"model.norm_groups {groups} does not divide {channels} channels; "
-                f"use a divisor of model.width {settings.width}"
+                f"model.norm_groups {groups} does not divide {channels} channels; use a number that divides those of "
+                f"every layer, such as {math.gcd(groups, channels)}"
             )
         return make_layer(channels, **changes)
 
-    return Norm(layer, replaces_bias=settings.norm_shift == "learned")
+    return Norm(layer, replaces_bias=settings.norm_shift == "learned", over_channels=True)
 
 
 def _layer(settings: ModelSettings) -> Norm:
-    return Norm(_layer_factory(GroupNorm, settings, groups=1), replaces_bias=settings.norm_shift == "learned")
+    layer = _layer_factory(GroupNorm, settings, groups=1)
+    return Norm(layer, replaces_bias=settings.norm_shift == "learned", over_channels=True)
 
 
 def _instance(settings: ModelSettings) -> Norm:
@@ -137,8 +149,7 @@ def _switchable(settings: ModelSettings) -> Norm:
 
 
 def _weight_standardized_group(settings: ModelSettings) -> Norm:
-    group = _group(settings)
-    return Norm(group.layer, replaces_bias=group.replaces_bias, conv=StandardizedConv2d, linear=StandardizedLinear)
+    return replace(_group(settings), conv=StandardizedConv2d, linear=StandardizedLinear)
 
 
 def _power(settings: ModelSettings) -> Norm:

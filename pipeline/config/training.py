@@ -45,8 +45,9 @@ class ModelSettings(FrozenModel):
     patch: int = Field(4, ge=1, description="vit: side of the square patches, in pixels")
     heads: int = Field(4, ge=1, description="vit: attention heads; they divide the width")
     norm_place: Literal["pre", "post"] = Field("pre", description="vit: norm before each branch, or after each sum")
-    activation: Literal["relu", "sigmoid", "tanh", "gelu", "silu"] | None = Field(
-        None, description="null: relu, in the vit gelu"
+    activation: Literal["relu", "relu6", "sigmoid", "tanh", "gelu", "silu"] | None = Field(
+        None,
+        description="null: that of the paper: gelu in vit and convnext_tiny, relu6 in mobilenet_v2, relu in others",
     )
     init_scale: float = Field(1.0, gt=0, description="factor on the initial weights of convolutions and linear layers")
     zero_init: bool = Field(True, description="the last norm scale of each residual branch starts at 0, if learned")

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from small_networks import KINDS, make, settings_of
+from small_networks import KINDS, SMALL, make, settings_of
 from torch import nn
 
 from models import NETWORKS, NORMS, build_model
+from models.networks.imagenet import IMAGENET_NETWORKS
 from models.norms.batch import BatchNorm
 from pipeline.config.training import ModelSettings
 from pipeline.training import checkpoint
@@ -26,6 +27,11 @@ def make_arm(kind, arm, **options):
         if isinstance(layer, BatchNorm):
             layer.lanes, layer.sum_over_ranks = 2, lambda values: values
     return model
+
+
+def test_no_network_is_left_out_of_these_tests():
+    """Those for ImageNet are in tests/models/networks/test_imagenet*.py."""
+    assert set(NETWORKS) == {*SMALL, *IMAGENET_NETWORKS}
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -66,7 +72,7 @@ def test_channels_last_and_float64(kind):
     torch.testing.assert_close(doubled.float(), logits)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", SMALL)
 def test_exports_with_any_batch_size(kind):
     model = make(kind).eval()
     exported = torch.export.export(model, (IMAGES,), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -137,7 +143,7 @@ def test_every_place_has_an_activation_module_of_its_own(kind, name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"network": "vgg"}, "model.network 'vgg' is unknown; known are cnn, inception, recurrent, resnet, vit, wide_"),
+        ({"network": "vgg"}, "model.network 'vgg' is unknown; known are cnn, convnext_tiny, inception, mob"),
         ({"network": "cnn", "depth": 2}, "model.depth 2: the cnn has 3 stages"),
         ({"network": "inception", "depth": 2}, "model.depth 2: the inception network has 3 stages, so at least 3"),
         ({"network": "resnet", "depth": 9}, r"model.depth 9: a resnet of basic blocks has 6n \+ 2 layers: 8, 14, 20"),

@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from small_networks import SMALL
 from torch import nn
 
-from models import NETWORKS, build_model
+from models import build_model
 from models.fold import FoldError, by_reason, fold
 from models.norms.base import NormLayer
 from models.norms.batch import BatchNorm
@@ -81,7 +82,7 @@ def test_a_folded_network_gives_the_same_and_has_no_norm_layers(network, norm, a
 
 
 @pytest.mark.parametrize("norm", FOLDABLE)
-@pytest.mark.parametrize("network", sorted(NETWORKS))
+@pytest.mark.parametrize("network", SMALL)
 def test_a_part_of_any_network_is_folded_and_the_rest_is_said(network, norm):
     model = make(network, norm)
     folded = fold(model, partial=True)

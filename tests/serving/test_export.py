@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from small_data import CLASSES, make_images
+from small_networks import SMALL
 from small_training import make_job
 
-from models import NETWORKS, build_model
+from models import build_model
 from models.fold import FoldError
 from models.norms.base import NormLayer
 from pipeline.__main__ import app
@@ -41,7 +42,7 @@ DEPTHS = {"cnn": 3, "recurrent": 1, "resnet": 8, "vit": 1, "wide_resnet": 10}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("network", sorted(NETWORKS))
+@pytest.mark.parametrize("network", SMALL)
 def test_every_network_is_written_and_read_back_for_any_batch_size(network, kind):
     depth = {"depth": DEPTHS[network]} if network in DEPTHS else {}
     settings = ModelSettings(network=network, norm="batch", width=4, **depth)

@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import NETWORKS, build_model
+from models import build_model
 from pipeline.config.training import ModelSettings
 
 DEPTHS = {"cnn": 3, "inception": 3, "resnet": 8, "wide_resnet": 10, "recurrent": 1, "vit": 2}
+SMALL = tuple(DEPTHS)  # the networks for small images; for the others see `small_imagenet`
 KINDS = {
-    **{name: {"network": name, "depth": DEPTHS[name]} for name in NETWORKS},
+    **{name: {"network": name, "depth": depth} for name, depth in DEPTHS.items()},
     "bottleneck": {"network": "resnet", "depth": 11, "block": "bottleneck"},
     "gru": {"network": "recurrent", "depth": 2, "cell": "gru"},
     "post": {"network": "vit", "depth": 2, "norm_place": "post"},

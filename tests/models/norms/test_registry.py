@@ -108,11 +108,54 @@ def test_tokens(norm, positions):
     torch.testing.assert_close(registered.tokens(6).double()(x), want, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("norm", sorted(NORMS))
+def test_at_positions(norm):
+    """Group and layer norm over the channels at one position (Liu et al. 2022); the other norms as ever."""
+    registered = make_norm(ModelSettings(norm=norm, norm_groups=3, norm_eps=EPS))
+    made, x = registered.at_positions(6).double(), torch.from_numpy(X)
+    if norm == "layer":
+        want = standardized(X, (1,))
+    elif norm in ("group", "weight_standardized_group"):
+        want = standardized(X.reshape(4, 3, 2, 5, 3), (2,)).reshape(X.shape)
+    else:
+        want = number(registered.layer(6).double()(x))
+    np.testing.assert_allclose(number(made(x)), want, rtol=0, atol=1e-10)
+    other = registered.at_positions(6).double()(x.contiguous(memory_format=torch.channels_last))
+    np.testing.assert_allclose(number(other), want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_at_positions_dtypes_stay(norm):
+    made, x = make_norm(ModelSettings(norm=norm, norm_groups=3)).at_positions(6), torch.from_numpy(X)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert made(x.bfloat16()).dtype == torch.bfloat16
+        assert made(x.float()).dtype == torch.float32
+
+
+def test_groups_of_one_channel_at_positions_are_refused():
+    with pytest.raises(
+        ValueError, match=r"6 groups of 6 channels: one channel at one position is normalized to 0; use"
+    ):
+        make_norm(ModelSettings(norm="group", norm_groups=6)).at_positions(6)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_gradient_at_positions(norm):
+    made = make_norm(ModelSettings(norm=norm, norm_groups=3)).at_positions(6).double()
+    with torch.no_grad():
+        made.weight.copy_(torch.arange(1, 7))
+        made.bias.copy_(torch.arange(6))
+    x = torch.from_numpy(X[:2, :, :2, :2].copy()).requires_grad_()
+    torch.autograd.gradcheck(lambda x, *_: made(x), (x, *made.parameters()))
+
+
 def test_an_unknown_norm_lists_the_known():
     with pytest.raises(ValueError, match=r"model.norm 'bacth' is unknown; known are none, batch, batch_renorm, group"):
         make_norm(ModelSettings(norm="bacth"))
 
 
 def test_groups_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match=r"model.norm_groups 4 does not divide 6 channels"):
+    with pytest.raises(
+        ValueError, match=r"model.norm_groups 4 does not divide 6 channels; use .* every layer, such as 2$"
+    ):
         make_norm(ModelSettings(norm="group", norm_groups=4, width=6)).layer(6)
