@@ -1,6 +1,6 @@
 """Networks by name, from images to logits, with their initial weights.
 
->>> from pipeline.config.training import ModelSettings
+>>> from pipeline.config.model import ModelSettings
 >>> model = build_model(ModelSettings(network="cnn", norm="batch"), image_shape=(1, 28, 28), num_classes=10)
 """
 
@@ -25,7 +25,7 @@ from models.norms.kept import join_statistics_of_torch
 from models.norms.registry import NORMS, make_norm
 from models.swap import with_norm
 from pipeline.config.import_path import KEEP, is_import_path
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 # Each is called as network(settings, image_shape=(C, H, W), num_classes=..., norm=...).
 NETWORKS: dict[str, Callable[..., nn.Module]] = {

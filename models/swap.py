@@ -1,6 +1,6 @@
 """Normalization layers by name in the place of a network's own.
 
->>> from pipeline.config.training import ModelSettings
+>>> from pipeline.config.model import ModelSettings
 >>> swapped = with_norm(network, ModelSettings(norm="group"))
 >>> swapped.network, swapped.replaced, swapped.kept
 """
@@ -25,7 +25,7 @@ from models.norms.batch_renorm import BatchRenorm
 from models.norms.group import GroupNorm
 from models.norms.instance import InstanceNorm
 from models.norms.registry import make_norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 BATCH_NORMS: tuple[type[nn.Module], ...] = (
     nn.BatchNorm1d,

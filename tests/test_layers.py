@@ -62,7 +62,8 @@ def test_the_driver_starts_without_torch():
 
 
 BARE_TRAINING = """
-from pipeline.config.training import ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import TrainSettings
 from pipeline.training.loop import Job, fit
 from pipeline.distributed.worker import alone
 dataset, folder = sys.argv[1:]

@@ -8,7 +8,7 @@ from torch import nn
 
 from models.activations import make_activation
 from models.norms.registry import Norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 STAGES = 3
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from models.norms.affine import ScaleAndShift
 from models.norms.registry import Norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 # Added to what the forget gate sees (Jozefowicz et al. 2015), so that an LSTM begins by remembering.
 FORGET_BIAS = 1.0

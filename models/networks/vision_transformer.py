@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from models.activations import make_activation
 from models.norms.registry import Norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 # Features inside the multilayer perceptron, for each of the width (Dosovitskiy et al. 2021, table 1).
 MLP_RATIO = 4

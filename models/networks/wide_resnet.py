@@ -8,7 +8,7 @@ from torch import nn
 from models.activations import make_activation
 from models.networks.resnet import STAGES, blocks_per_stage, check_positions, convolution, every, pixels_apart
 from models.norms.registry import Norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 
 class PreActivationBlock(nn.Module):

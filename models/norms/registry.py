@@ -16,7 +16,7 @@ from models.norms.instance import InstanceNorm
 from models.norms.power import PowerNorm
 from models.norms.switchable import SwitchableNorm
 from models.norms.weight_standardization import StandardizedConv2d, StandardizedLinear
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from pipeline.config.cluster import SparkSettings, WorkerSettings
 from pipeline.config.dataset import DatasetSettings, ReaderSettings
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.import_path import is_import_path
+from pipeline.config.model import ModelSettings
 from pipeline.config.secrets import mask, masked
 from pipeline.config.study import CompareSettings, ExportSettings, TrackingSettings
-from pipeline.config.training import AUTO, CheckpointSettings, ModelSettings, TrainSettings
+from pipeline.config.training import AUTO, CheckpointSettings, TrainSettings
 
 # Sections whose settings may have several values in one study.
 VARIABLE = ("model", "train", "reader", "workers")

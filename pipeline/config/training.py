@@ -1,4 +1,4 @@
-"""Settings of one training: the network, its normalization, how it is trained, observed and saved."""
+"""Settings of one training: how a network is trained, observed and saved."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pydantic import Field, PlainSerializer, WrapValidator, field_validator, mod
 
 from pipeline.config import weights_text
 from pipeline.config.frozen import FrozenModel
-from pipeline.config.import_path import NetworkName, Options
 
 # What stands for a number that the size of the training split decides: see `pipeline.config.auto`.
 AUTO = "auto"
@@ -29,50 +28,6 @@ OtherVersions = Literal["warn", "refuse"]
 
 # Images of one step for each worker where neither rank_batch_size nor batch_size is set.
 RANK_BATCH_SIZE = 128
-
-
-class ModelSettings(FrozenModel):
-    """The network is built from these settings, its normalization included."""
-
-    network: NetworkName = Field("cnn", description="name in `models.NETWORKS`, or package.module:function of your own")
-    options: Options = Field(default_factory=dict, description="what a function of your own gets, by keyword")
-    norm: str = Field("batch", description="name in `models.NORMS`; keep: a network of your own stays as it is")
-    depth: int = Field(3, ge=1, description="layers; each network of models/networks/ says which numbers it takes")
-    width: int = Field(16, ge=1, description="channels of the first stage, or features of a vector")
-    widen: int = Field(1, ge=1, description="wide_resnet: factor k on the channels of the three stages")
-    block: Literal["basic", "bottleneck"] = Field("basic", description="resnet: two 3x3 convolutions, or 1x1 3x3 1x1")
-    cell: Literal["lstm", "gru"] = Field("lstm", description="recurrent: what reads an image row by row")
-    patch: int = Field(4, ge=1, description="vit: side of the square patches, in pixels")
-    heads: int = Field(4, ge=1, description="vit: attention heads; they divide the width")
-    norm_place: Literal["pre", "post"] = Field("pre", description="vit: norm before each branch, or after each sum")
-    activation: Literal["relu", "relu6", "sigmoid", "tanh", "gelu", "silu"] | None = Field(
-        None,
-        description="null: that of the paper: gelu in vit and convnext_tiny, relu6 in mobilenet_v2, relu in others",
-    )
-    init_scale: float = Field(1.0, gt=0, description="factor on the initial weights of convolutions and linear layers")
-    zero_init: bool = Field(True, description="the last norm scale of each residual branch starts at 0, if learned")
-    norm_statistics: Literal["rank", "lane", "world"] = Field(
-        "rank",
-        description="rows over which `batch` takes its statistics: those of a worker; of each lane (ghost batch norm, "
-        "the same for any number of workers); or of all workers (synchronized)",
-    )
-    norm_groups: int = Field(8, ge=1, description="groups of the `group` and `weight_standardized_group` norms")
-    norm_eps: float = Field(1e-5, gt=0, description="added to a variance before its square root is taken")
-    norm_momentum: float = Field(
-        0.1, gt=0, le=1, description="weight of the new batch in the running statistics (torch's sense)"
-    )
-    norm_scale: Literal["learned", "fixed", "off"] = Field(
-        "learned", description="factor on each normalized channel; fixed: at norm_scale_init; off: none"
-    )
-    norm_shift: Literal["learned", "fixed", "off"] = Field(
-        "learned", description="what is added to each normalized channel; fixed: at 0; off: nothing"
-    )
-    norm_scale_init: float = Field(1.0, description="initial value of the norms' scale")
-    norm_r_max: float = Field(3.0, ge=1, description="batch_renorm: bound on r once training is under way")
-    norm_d_max: float = Field(5.0, ge=0, description="batch_renorm: bound on d once training is under way")
-    norm_warmup_steps: int | None = Field(
-        None, ge=0, description="steps in which batch_renorm and power use the batch alone; null: 5000 and 4000"
-    )
 
 
 class AugmentSettings(FrozenModel):

@@ -11,7 +11,8 @@ from pipeline import storage
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.identity import identity_of
 from pipeline.config.import_path import is_import_path
-from pipeline.config.training import AUTO, CheckpointSettings, ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import AUTO, CheckpointSettings, TrainSettings
 from pipeline.data import Manifest, load_manifest
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from models import build_model
-from pipeline.config.training import ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import TrainSettings
 from pipeline.data.manifest import Manifest
 from pipeline.distributed.worker import Worker
 from pipeline.training import norm_statistics

@@ -14,8 +14,8 @@ from torch import nn
 from models.build import build_own
 from models.imported import NetworkError, load, source_digest, source_place
 from models.trial_batch import check_trains
+from pipeline.config.model import ModelSettings
 from pipeline.config.settings import OF_OUR_NETWORKS
-from pipeline.config.training import ModelSettings
 from pipeline.data.manifest import Manifest
 from pipeline.training.network import network_for
 

@@ -28,7 +28,8 @@ sys.path.append(str(Path(__file__).parents[1] / "support"))
 from small_shards import write_dataset
 
 from models import build_model
-from pipeline.config.training import ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import TrainSettings
 from pipeline.data import load_manifest, manifest, reader, versions
 from pipeline.distributed.worker import alone
 from pipeline.training.job import Job

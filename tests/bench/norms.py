@@ -18,7 +18,7 @@ from torch import nn
 from models import build_model
 from models.fold import fold
 from models.norms.batch import BatchNorm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 PASSES = int(os.environ.get("BENCH_PASSES", "35"))
 # Time of a pass, of which as much again goes before the first one and is not counted. Many short turns: noise that

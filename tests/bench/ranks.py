@@ -18,7 +18,8 @@ from results import Result, compare, leave
 from pipeline.cluster import barrier
 from pipeline.config.cluster import SparkSettings, WorkerSettings
 from pipeline.config.dataset import DatasetSettings, SourceSettings
-from pipeline.config.training import ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import TrainSettings
 from pipeline.ingest.job import ingest_dataset
 from pipeline.training.job import Job, facts
 

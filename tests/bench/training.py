@@ -26,7 +26,8 @@ from results import Result, compare, leave
 from pipeline.cluster import barrier
 from pipeline.config.cluster import SparkSettings, WorkerSettings
 from pipeline.config.dataset import ReaderSettings
-from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import CheckpointSettings, TrainSettings
 from pipeline.data import load_manifest
 from pipeline.data.shards import SplitFiles
 from pipeline.telemetry.events import EventReader

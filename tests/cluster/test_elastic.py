@@ -18,7 +18,8 @@ from standalone_cluster import WorkerOffer, run_driver, standalone_cluster
 
 from pipeline.cluster import WorkerError, elastic
 from pipeline.cluster.errors import LaunchError, ShortageError
-from pipeline.config.training import ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import TrainSettings
 from pipeline.driver.trial import run_trial
 from pipeline.tracking.tracker import Tracker
 

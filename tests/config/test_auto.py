@@ -5,7 +5,8 @@ import pytest
 from pipeline.config import SettingsError, load_settings
 from pipeline.config.auto import batch_size_for, epochs_for, is_undecided, resolve, words
 from pipeline.config.dataset import ReaderSettings
-from pipeline.config.training import ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import TrainSettings
 from pipeline.training.job import Job
 
 FOLDER = "conf/folder.yaml"

@@ -12,7 +12,8 @@ import torch
 from ranks import outcomes_of_ranks
 from small_shards import change_shard, write_dataset
 
-from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import CheckpointSettings, TrainSettings
 from pipeline.distributed.device import try_device
 from pipeline.distributed.leave import AFTER_ERROR_SECONDS
 from pipeline.training.job import Job

@@ -74,7 +74,7 @@ def test_average_pooling_has_the_gradient_of_the_cpu(layout, cuda):
 @pytest.mark.parametrize("norm", sorted(NORMS))
 def test_a_norm_keeps_dtype_and_layout(norm, dtype, layout, device):
     from models.norms.registry import make_norm
-    from pipeline.config.training import ModelSettings
+    from pipeline.config.model import ModelSettings
 
     layer = make_norm(ModelSettings(norm=norm, norm_groups=2)).layer(8).to(device)
     x = torch.randn(6, 8, 4, 4).to(device, dtype).contiguous(memory_format=layout).requires_grad_()

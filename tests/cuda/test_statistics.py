@@ -7,7 +7,7 @@ import torch
 from ranks import run_ranks
 
 from models.norms.registry import make_norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 from pipeline.distributed.gradients import GradientExchange
 from pipeline.training import norm_statistics
 

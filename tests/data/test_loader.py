@@ -4,7 +4,8 @@ import pytest
 from ranks import run_ranks
 
 from pipeline.config.dataset import ReaderSettings
-from pipeline.config.training import ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import TrainSettings
 from pipeline.data import load_manifest, loader
 from pipeline.distributed.worker import alone
 from pipeline.training.loop import Job, fit

@@ -16,7 +16,7 @@ import dataclasses, json, sys
 from pathlib import Path
 from pipeline.cluster.session import get_session
 from pipeline.config.cluster import SparkSettings, WorkerSettings
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 from pipeline.training.job import Job
 from small_training import equal, events, final_state, launch, make_job, seconds_lost, steps_not_told
 

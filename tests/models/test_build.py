@@ -9,7 +9,7 @@ from torch import nn
 from models import NETWORKS, NORMS, build_model
 from models.networks.imagenet import IMAGENET_NETWORKS
 from models.norms.batch import BatchNorm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 from pipeline.training import checkpoint
 
 ARMS = {

@@ -14,7 +14,7 @@ from models.norms.base import NormLayer
 from models.norms.batch import BatchNorm
 from models.norms.registry import NORMS
 from models.norms.weight_standardization import StandardizedConv2d, StandardizedLinear
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 FOLDABLE = ("batch", "batch_renorm", "power")
 # Networks in which every norm follows a convolution of its own.

@@ -14,7 +14,7 @@ from models import build_model
 from models.build import build_own
 from models.imported import NetworkError, load, source_digest
 from models.trial_batch import check_trains
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 STRANGER = Path(__file__).parents[1] / "support" / "stranger"
 SHAPE, CLASSES = (1, 8, 8), 5

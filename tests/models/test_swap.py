@@ -25,7 +25,7 @@ from models.norms.weight_standardization import (
     StandardizedLinear,
 )
 from models.swap import BATCH_NORMS
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 torch_norms = nn.modules.batchnorm._BatchNorm
 

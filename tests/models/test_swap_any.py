@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from models import NORMS, with_norm
 from models.norms.base import NormLayer
 from models.norms.weight_standardization import standardized
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 C = 4
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

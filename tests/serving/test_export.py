@@ -19,9 +19,9 @@ from models import build_model
 from models.fold import FoldError
 from models.norms.base import NormLayer
 from pipeline.__main__ import app
+from pipeline.config.model import ModelSettings
 from pipeline.config.settings import Settings
 from pipeline.config.study import ExportSettings
-from pipeline.config.training import ModelSettings
 from pipeline.driver import train
 from pipeline.driver.record import Record
 from pipeline.driver.trial import BegunTrial

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.config.training import AugmentSettings, CheckpointSettings, ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import AugmentSettings, CheckpointSettings, TrainSettings
 from pipeline.training import checkpoint
 from pipeline.training.job import Job, identity
 

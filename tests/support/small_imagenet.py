@@ -11,7 +11,7 @@ from models.networks.imagenet.mobilenet import MobileNetV2
 from models.networks.imagenet.resnet import BasicBlock, Bottleneck, ResNet
 from models.networks.imagenet.vgg import VGG
 from models.norms.registry import make_norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 SIDE, CLASSES = 64, 5
 NARROW = {

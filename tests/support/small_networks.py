@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models import build_model
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 DEPTHS = {"cnn": 3, "inception": 3, "resnet": 8, "wide_resnet": 10, "recurrent": 1, "vit": 2}
 SMALL = tuple(DEPTHS)  # the networks for small images; for the others see `small_imagenet`

@@ -5,7 +5,7 @@ import torch
 
 from models import NORMS
 from models.norms.registry import make_norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 EPS, MOMENTUM = 1e-3, 0.25
 X = np.random.default_rng(0).normal(2.0, 3.0, size=(4, 6, 5, 3))

@@ -9,7 +9,8 @@ from ranks import run_ranks
 from small_shards import write_dataset
 
 from pipeline.config import SettingsError, load_settings
-from pipeline.config.training import ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import TrainSettings
 from pipeline.data import load_manifest
 from pipeline.distributed.worker import alone
 from pipeline.training.assembly import assemble

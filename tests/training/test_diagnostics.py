@@ -9,7 +9,8 @@ from torch import nn
 
 from models import build_model
 from models.norms.batch import BatchNorm
-from pipeline.config.training import ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import TrainSettings
 from pipeline.distributed.gradients import GradientExchange
 from pipeline.telemetry.events import metric_values
 from pipeline.training import norm_statistics

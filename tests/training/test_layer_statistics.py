@@ -9,7 +9,7 @@ from models import build_model
 from models.norms.batch import BatchNorm
 from models.norms.batch_renorm import BatchRenorm
 from models.norms.power import PowerNorm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 from pipeline.distributed.worker import alone
 from pipeline.training.layer_statistics import gradient_norms
 

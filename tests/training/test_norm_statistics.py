@@ -10,7 +10,8 @@ from torch import nn
 
 from models import build_model
 from models.norms.registry import NORMS, make_norm
-from pipeline.config.training import AugmentSettings, ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import AugmentSettings, TrainSettings
 from pipeline.distributed.worker import alone
 from pipeline.training import checkpoint, norm_statistics
 from pipeline.training.assembly import assemble

@@ -9,7 +9,8 @@ from ranks import fit_until
 from small_training import equal
 
 from pipeline.cluster.rendezvous import check_agreement
-from pipeline.config.training import CheckpointSettings, ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import CheckpointSettings, TrainSettings
 from pipeline.data import load_manifest
 from pipeline.distributed.worker import alone
 from pipeline.training import checkpoint

@@ -7,7 +7,8 @@ import pytest
 import torch
 from ranks import fit_until, run_ranks
 
-from pipeline.config.training import ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import TrainSettings
 from pipeline.distributed.worker import alone
 from pipeline.training import checkpoint
 from pipeline.training.job import Job, identity

@@ -10,7 +10,8 @@ import torch
 from last_network import evaluated_directly, weights_after
 from ranks import Killed, run_ranks
 
-from pipeline.config.training import AugmentSettings, CheckpointSettings, ModelSettings, TrainSettings
+from pipeline.config.model import ModelSettings
+from pipeline.config.training import AugmentSettings, CheckpointSettings, TrainSettings
 from pipeline.data.manifest import DatasetError
 from pipeline.distributed.worker import alone
 from pipeline.telemetry.events import EventReader, metric_values

@@ -14,7 +14,7 @@ from torch import nn
 from models.activations import make_activation
 from models.networks.imagenet.layers import REDUCTION, StochasticDepth, check_images
 from models.norms.registry import Norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 # The initial factor on each channel of a block (Touvron et al. 2021; Liu et al. 2022, appendix A.1).
 LAYER_SCALE = 1e-6

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.norms.registry import Norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 # All of these networks halve the images five times.
 REDUCTION = 32

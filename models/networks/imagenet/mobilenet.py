@@ -11,7 +11,7 @@ from models.activations import make_activation
 from models.networks.imagenet.layers import REDUCTION, check_images
 from models.networks.resnet import last_norm
 from models.norms.registry import Norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 # Expansion, output channels, number of blocks, and stride of the first (Sandler et al. 2018, table 2).
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))

@@ -15,7 +15,7 @@ from models.activations import make_activation
 from models.networks.imagenet.layers import REDUCTION, check_images
 from models.networks.resnet import convolution, last_norm
 from models.norms.registry import Norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 
 def _downsample(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:

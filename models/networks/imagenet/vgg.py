@@ -13,7 +13,7 @@ from torch import nn
 from models.activations import make_activation
 from models.networks.imagenet.layers import AdaptivePool, check_images
 from models.norms.registry import Norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 # What five poolings leave of 224 pixels.
 SIDE = 7

@@ -14,7 +14,7 @@ from models.networks.imagenet.convnext import Block
 from models.networks.imagenet.layers import AdaptivePool, StochasticDepth
 from models.networks.imagenet.mobilenet import InvertedResidual
 from models.networks.imagenet.resnet import BasicBlock, Bottleneck
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 PUBLISHED = Path(__file__).parent / "published"
 # As torchvision publishes them, with 1,000 classes: weight file, network, norm, number of parameters.

@@ -4,7 +4,7 @@ import torch
 
 from models.networks.inception import InceptionModule
 from models.norms.registry import make_norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 
 def test_branches_of_an_inception_module_see_their_neighbourhoods():

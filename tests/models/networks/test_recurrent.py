@@ -8,7 +8,7 @@ from torch import nn
 
 from models.networks.recurrent import GRU, LSTM
 from models.norms.registry import make_norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 
 @pytest.mark.parametrize(("cell", "kind"), [(nn.LSTM, LSTM), (nn.GRU, GRU)])

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[3]
 BACKWARD = """
 import sys, torch
 from models import build_model
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 network, depth, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from small_norms import EPS, RUNNING, X, make, number, scaled, standardized, swi
 
 from models import NORMS
 from models.norms.registry import make_norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 
 def expected(norm, made):

@@ -6,7 +6,7 @@ import torch
 from small_norms import number
 
 from models.norms.registry import make_norm
-from pipeline.config.training import ModelSettings
+from pipeline.config.model import ModelSettings
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
