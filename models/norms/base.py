@@ -143,8 +143,9 @@ class MeanVarianceNorm(RunningNorm):
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
         # torch's batch norm layers keep a count of batches, which is in every published file and of which nothing here
-        # makes use. The mapping is a copy that `load_state_dict` has made.
-        state_dict.pop(f"{prefix}num_batches_tracked", None)
+        # makes use; one of torch's own that is kept has it. The mapping is a copy that `load_state_dict` has made.
+        if "num_batches_tracked" not in self._buffers:
+            state_dict.pop(f"{prefix}num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @torch.no_grad()

@@ -85,7 +85,9 @@ def test_a_killed_worker_changes_nothing_but_the_time(spark, settings):
 def test_an_output_that_workers_do_not_see_is_refused_before_step_one(spark, settings, monkeypatch):
     publish = trial.storage.publish
     monkeypatch.setattr(
-        trial.storage, "publish", lambda path, data: None if path.endswith(job.TOKEN) else publish(path, data)
+        trial.storage,
+        "publish",
+        lambda path, data, **how: None if path.endswith(job.TOKEN) else publish(path, data, **how),
     )
     with pytest.raises(WorkerError, match="written by the driver, is not seen here: set `output` to a place"):
         run_trial(spark, settings, Tracker(settings.tracking), name="unshared")

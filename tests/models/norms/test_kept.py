@@ -45,6 +45,16 @@ def test_statistics_of_two_ranks_are_those_of_all_their_rows():
     np.testing.assert_allclose(joint["0.running_var"], whole.var(1, ddof=1), rtol=2e-3)  # each rank's is unbiased
 
 
+def test_its_state_is_loaded_with_its_count_of_batches():
+    one, other = network(), network()
+    for model in (one, other):
+        join_statistics_of_torch(model)
+    one(torch.randn(5, 2, 6, 6))
+    other.load_state_dict(one.state_dict())
+    for name, value in one.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
 def test_it_is_folded():
     model = network()
     join_statistics_of_torch(model)
