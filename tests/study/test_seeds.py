@@ -62,7 +62,8 @@ class Trainings:
             arm=arm, values=trial.arm.values, tuned=trial.tuned, learning_rate=0.1, global_batch=256, seed=seed,
             best_accuracy=point.accuracy, final_accuracy=point.accuracy, steps=100, images_per_second=1.0,
             data_wait_share=0.0, diverged=False, world_size=1, attempts=1, curve=(point,), train_loss=(0.5,),
-            train_seconds=(1.0,), checkpoint="", ranks=(), recall=(), predictions=path, run_id=path, **final,
+            train_seconds=(1.0,), checkpoint="", ranks=(), predictions=path, run_id=path,
+            recall=tuple(right[labels == label].mean() for label in (0, 1)), **final,
         )  # fmt: skip
 
 
