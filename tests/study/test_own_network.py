@@ -75,6 +75,7 @@ def config(dataset, store_uri, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_strangers_network_is_compared_goes_on_and_is_not_taken_for_a_changed_one(config, store_uri, tmp_path):
     died = run(config, "dies")
     assert died.returncode == -9, died.stderr[-3000:]

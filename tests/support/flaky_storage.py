@@ -45,6 +45,10 @@ class FlakyFileSystem(LocalFileSystem):
         self._fail(path)
         super().rm(path, recursive=recursive, maxdepth=maxdepth)
 
+    def rm_file(self, path: Any) -> None:
+        self._fail(path)
+        super().rm_file(path)
+
     def _fail(self, path: str) -> None:
         if _is_due(self.failures, path):
             raise ThrottledError("503 SlowDown")

@@ -156,13 +156,12 @@ def test_evaluation_is_not_weighted(noise, tmp_path):
     with assemble(alone("cpu"), job) as training:
         training.checkpoints.restore()
         assert training.evaluator.measure().loss == pytest.approx(result.curve[-1].loss, rel=1e-6)
-        batches = [training.evaluator._files.read(n) for n in range(len(training.evaluator._files.group_rows))]
-        losses = [
-            torch.nn.functional.cross_entropy(
-                training.state.model.eval()(torch.from_numpy(images)), torch.from_numpy(labels), reduction="sum"
-            ).item()
-            for images, labels in batches
-        ]
+        model = training.state.model.eval()
+        with training.evaluator._split.batches() as batches:
+            losses = [
+                torch.nn.functional.cross_entropy(model(images), labels, reduction="sum").item()
+                for images, labels in batches
+            ]
     assert sum(losses) / 520 == pytest.approx(result.curve[-1].loss, rel=1e-5)
 
 
