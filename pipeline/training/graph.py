@@ -52,6 +52,8 @@ class PassGraph:
                 self._record(loss)
         except RuntimeError as error:
             _end_recording()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise  # it has a cause, and an explanation, of its own
             raise ValueError(
                 "train.cuda_graphs: this network cannot be recorded as a CUDA graph, since its forward or backward "
                 f"pass makes the host wait for the device or is not the same every time ({error}): set it to false"

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from gpu_jobs import make_job, newest
+from gpu_jobs import assert_same_end, make_job, newest, no_waiting
 from ranks import fit_until
 
 from pipeline.config.training import TrainSettings
@@ -55,10 +55,7 @@ def test_a_recorded_training_that_was_ended_goes_on_with_the_same_bits(
     assert fit_until(alone("cuda"), cut, 17, with_dropout) is None
     assert newest(cut)["progress"]["step"] == 16
     assert fit_until(alone("cuda"), cut, None, with_dropout)
-    one, other = newest(whole), newest(cut)
-    for name, tensor in one["model"].items():
-        assert torch.equal(tensor, other["model"][name]), name
-    assert one["progress"]["curve"] == other["progress"]["curve"]
+    assert_same_end(whole, cut)
 
 
 def test_a_recorded_step_waits_for_nothing_but_its_loss(shards, tmp_path, cuda):
@@ -68,12 +65,9 @@ def test_a_recorded_step_waits_for_nothing_but_its_loss(shards, tmp_path, cuda):
         with training.loader.batches(0) as batches:
             for _ in range(2):  # the update is recorded with the second
                 training.step.take(batches)
-            torch.cuda.set_sync_debug_mode("error")
-            try:
+            with no_waiting():
                 for _ in range(5):
                     training.step.take(batches)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("last_step", [0, 1, 3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 from pipeline.config.model import ModelSettings
@@ -24,3 +26,21 @@ def make_job(dataset, folder, model=None, **changes):
 
 def newest(job):
     return checkpoint.load_newest(f"{job.folder}/checkpoints", identity=identity(job), device=torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def no_waiting():
+    """torch refuses every call within the block that would make the host wait for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def assert_same_end(one, other):
+    """Two trainings have ended with the same bits, and found the same on the way."""
+    one, other = newest(one), newest(other)
+    for name, tensor in one["model"].items():
+        assert torch.equal(tensor, other["model"][name]), name
+    assert one["progress"]["curve"] == other["progress"]["curve"]
