@@ -6,8 +6,9 @@ import contextlib
 
 import torch
 
+from pipeline.config.augment import AugmentSettings
 from pipeline.config.model import ModelSettings
-from pipeline.config.training import AugmentSettings, CheckpointSettings, TrainSettings
+from pipeline.config.training import CheckpointSettings, TrainSettings
 from pipeline.training import checkpoint
 from pipeline.training.job import Job, identity
 
