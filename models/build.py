@@ -75,7 +75,7 @@ def build_model(
         network, the norm or the images.
     """
     channels = image_shape[0]
-    crop = CentreCrop(settings.centre_crop, settings.input_shape(image_shape)[1:]) if settings.input_size else None
+    crop = CentreCrop(settings.centre_crop, settings.input_size) if settings.input_size else None
     if is_import_path(settings.network):
         network, _ = build_own(settings, image_shape=image_shape, num_classes=num_classes, seed=seed)
     else:

@@ -41,36 +41,33 @@ class CentreCrop(nn.Module):
     """The layer cuts the centre out of images and resizes it to the size that the network takes. Images that have this
     size already, such as random crops in training, pass as they are.
 
-    The input has shape (N, C, H, W) and any dtype, the output (N, C, *size): of the same dtype where nothing is
-    resized, else float32. The centre is the largest rectangle of the output's proportions that fits, times ``share``;
-    it is resized by a triangle filter that is as wide as the reduction (`models.resample`).
+    The input has shape (N, C, H, W) and any dtype, the output (N, C, size, size): of the same dtype where nothing is
+    resized, else float32. It is resized by a triangle filter that is as wide as the reduction (`models.resample`).
 
     Parameters
     ----------
     share : float, optional
-        The share, above 0 and up to 1, of the shorter side; None cuts out ``size`` pixels, which are not resized.
-    size : tuple of 2 ints
+        The side of the square that is cut out, of the shorter side, above 0 and up to 1; None cuts out ``size``
+        pixels, which are not resized.
+    size : int
         Height and width of the output, in pixels.
     """
 
-    def __init__(self, share: float | None, size: tuple[int, int]):
+    def __init__(self, share: float | None, size: int):
         super().__init__()
-        self.share, self.size = share, tuple(size)
+        self.share, self.size = share, size
 
     def forward(self, images_nchw: torch.Tensor) -> torch.Tensor:
-        stored = tuple(images_nchw.shape[2:])
-        if stored == self.size:
+        height, width = images_nchw.shape[2:]
+        if height == width == self.size:
             return images_nchw
-        box = self.size
-        if self.share is not None:
-            factor = self.share * min(side / out for side, out in zip(stored, self.size, strict=True))
-            box = tuple(min(side, max(1, round(out * factor))) for side, out in zip(stored, self.size, strict=True))
-        (top, left), (height, width) = ((side - part) // 2 for side, part in zip(stored, box, strict=True)), box
-        centre = images_nchw[:, :, top : top + height, left : left + width]
-        for axis, (part, out) in enumerate(zip(box, self.size, strict=True), 2):
-            if part != out:
-                centre = _resized(centre, bilinear_taps(part, out), axis)
-        return centre
+        side = self.size if self.share is None else max(1, round(self.share * min(height, width)))
+        top, left = (height - side) // 2, (width - side) // 2
+        centre = images_nchw[:, :, top : top + side, left : left + side]
+        if side == self.size:
+            return centre
+        taps = bilinear_taps(side, self.size)
+        return _resized(_resized(centre, taps, 2), taps, 3)
 
     def extra_repr(self) -> str:
         return f"share={self.share}, size={self.size}"

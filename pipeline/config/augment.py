@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from pipeline.config.frozen import FrozenModel
 
@@ -12,13 +12,15 @@ from pipeline.config.frozen import FrozenModel
 class AugmentSettings(FrozenModel):
     """Training images are changed at random, on the device, in the same way for any number of workers."""
 
-    crop_scale: tuple[float, float] | None = Field(
+    crop_scale: float | None = Field(
         None,
-        description="random resized crop: smallest and largest share of an image's area that is cut out and resized to "
-        "what the network takes, such as [0.08, 1] (Szegedy et al. 2015); null: none",
+        gt=0,
+        le=1,
+        description="random resized crop: smallest share of an image's area, of shares up to 1, that is cut out and "
+        "resized to what the network takes, such as 0.08 (Szegedy et al. 2015); null: none",
     )
-    crop_ratio: tuple[float, float] = Field(
-        (3 / 4, 4 / 3), description="smallest and largest ratio of a crop's width to its height, even on a log scale"
+    crop_ratio: float = Field(
+        4 / 3, ge=1, le=100, description="largest ratio of a crop's sides: of width to height, and of height to width"
     )
     flip: bool | Literal["alternating"] = Field(
         False,
@@ -55,23 +57,6 @@ class AugmentSettings(FrozenModel):
     def _random_is_true(cls, value: Any) -> Any:
         """What versions before `alternating` called true has two names and one value."""
         return True if value == "random" else value
-
-    @model_validator(mode="after")
-    def _ranges_are_ranges(self) -> AugmentSettings:
-        if self.crop_scale is not None:
-            low, high = self.crop_scale
-            if not 0 < low <= high <= 1:
-                raise ValueError(
-                    f"crop_scale {list(self.crop_scale)}: write the smallest and the largest share of the area, above "
-                    "0 and up to 1, such as [0.08, 1]"
-                )
-        low, high = self.crop_ratio
-        if not 0 < low <= high < float("inf"):
-            raise ValueError(
-                f"crop_ratio {list(self.crop_ratio)}: write the smallest and the largest width / height, above 0, such "
-                "as [0.75, 1.3333]"
-            )
-        return self
 
     @property
     def mixes(self) -> bool:

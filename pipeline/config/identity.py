@@ -30,7 +30,7 @@ NEUTRAL: Mapping[str, Any] = {
     "model.input_size": None,
     "model.centre_crop": None,
     "train.augment.crop_scale": None,
-    "train.augment.crop_ratio": [3 / 4, 4 / 3],
+    "train.augment.crop_ratio": 4 / 3,
     "train.augment.brightness": 0.0,
     "train.augment.contrast": 0.0,
     "train.augment.saturation": 0.0,

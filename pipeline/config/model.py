@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.import_path import NetworkName, Options
@@ -15,17 +15,18 @@ class ModelSettings(FrozenModel):
 
     network: NetworkName = Field("cnn", description="name in `models.NETWORKS`, or package.module:function of your own")
     options: Options = Field(default_factory=dict, description="what a function of your own gets, by keyword")
-    input_size: tuple[int, int] | None = Field(
+    input_size: int | None = Field(
         None,
-        description="height and width of the images that it takes, or one number for both: the centre of larger stored "
-        "ones is cut out, by the network itself, also where it is served; null: as they are stored",
+        ge=1,
+        description="height and width of the square images that it takes: the centre of larger stored ones is cut out, "
+        "by the network itself, also where it is served; null: as they are stored",
     )
     centre_crop: float | None = Field(
         None,
         gt=0,
         le=1,
         description="share of a stored image's shorter side that this centre has, resized to input_size: 0.875 is the "
-        "usual one; null: as many pixels as input_size, without resizing",
+        "usual one; null: input_size pixels, without resizing",
     )
     norm: str = Field("batch", description="name in `models.NORMS`; keep: a network of your own stays as it is")
     depth: int = Field(3, ge=1, description="layers; each network of models/networks/ says which numbers it takes")
@@ -65,15 +66,8 @@ class ModelSettings(FrozenModel):
         None, ge=0, description="steps in which batch_renorm and power use the batch alone; null: 5000 and 4000"
     )
 
-    @field_validator("input_size", mode="before")
-    @classmethod
-    def _one_number_is_a_square(cls, value: Any) -> Any:
-        return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
-
     @model_validator(mode="after")
     def _centre_has_a_size(self) -> ModelSettings:
-        if self.input_size is not None and min(self.input_size) < 1:
-            raise ValueError(f"input_size {list(self.input_size)}: write height and width, at least 1 pixel each")
         if self.centre_crop is not None and self.input_size is None:
             raise ValueError(f"centre_crop {self.centre_crop:g} is resized to input_size, which is not set: set it too")
         return self
@@ -88,10 +82,10 @@ class ModelSettings(FrozenModel):
         """
         if self.input_size is None:
             return stored
-        if self.centre_crop is None and (self.input_size[0] > stored[1] or self.input_size[1] > stored[2]):
+        if self.centre_crop is None and self.input_size > min(stored[1:]):
             raise ValueError(
-                f"model.input_size {list(self.input_size)} is larger than stored images, {stored[1]} x {stored[2]}: "
+                f"model.input_size {self.input_size} is larger than stored images, {stored[1]} x {stored[2]}: "
                 "ingest them with a larger dataset.image.shape, set a smaller size, or model.centre_crop, with which "
                 "they are resized"
             )
-        return stored[0], *self.input_size
+        return stored[0], self.input_size, self.input_size

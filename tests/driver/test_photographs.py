@@ -64,7 +64,7 @@ def test_a_folder_of_photographs_becomes_an_exported_network(spark, tmp_path):
     assert {name: split.rows for name, split in manifest.splits.items()} == {"train": 72, "validation": 36}
     assert sum(split.rows for split in manifest.splits.values()) == files
     network = network_for(settings.model, manifest)
-    assert network[0].crop.size == (64, 64)
+    assert network[0].crop.size == 64
     made = json.loads((tmp_path / "runs" / "train.json").read_text())
     assert made["best_accuracy"] > 0.6  # of two classes
     exported = json.loads(next((tmp_path / "runs" / "export").glob("*/export.json")).read_text())

@@ -33,28 +33,27 @@ def make(image_shape, **settings):
     return build_model(settings, image_shape=image_shape, num_classes=5, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.2])
 
 
-@pytest.mark.parametrize(("stored", "size"), [((20, 20), (16, 16)), ((21, 30), (16, 12)), ((16, 20), (16, 16))])
+@pytest.mark.parametrize(("stored", "size"), [((20, 20), 16), ((21, 30), 16), ((16, 20), 16)])
 def test_the_centre_is_cut_out_as_it_is(stored, size):
     images = images_of(*stored)
-    top, left = (stored[0] - size[0]) // 2, (stored[1] - size[1]) // 2
+    top, left = (stored[0] - size) // 2, (stored[1] - size) // 2
     out = CentreCrop(None, size)(images)
-    assert torch.equal(out, images[:, :, top : top + size[0], left : left + size[1]])
+    assert torch.equal(out, images[:, :, top : top + size, left : left + size])
     assert CentreCrop(None, size)(out) is out
 
 
 @pytest.mark.parametrize(
-    ("stored", "share", "size", "box"),
-    [((40, 40), 0.875, (16, 16), (35, 35)), ((40, 60), 1.0, (16, 16), (40, 40)), ((30, 60), 1.0, (10, 40), (15, 60)),
-     ((20, 20), 0.8, (32, 32), (16, 16))],
-)  # fmt: skip
-def test_a_centre_of_another_size_is_resized_as_pillow_does(stored, share, size, box):
+    ("stored", "share", "size", "side"),
+    [((40, 40), 0.875, 16, 35), ((40, 60), 1.0, 16, 40), ((50, 41), 0.5, 16, 20), ((20, 20), 0.8, 32, 16)],
+)
+def test_a_centre_of_another_size_is_resized_as_pillow_does(stored, share, size, side):
     images = images_of(*stored)
     out = CentreCrop(share, size)(images)
     assert out.dtype == torch.float32
-    top, left = (stored[0] - box[0]) // 2, (stored[1] - box[1]) // 2
+    top, left = (stored[0] - side) // 2, (stored[1] - side) // 2
     for image, found in zip(images, out.numpy(), strict=True):
-        part = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((left, top, left + box[1], top + box[0]))
-        expected = np.asarray(part.resize(size[::-1], Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+        part = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((left, top, left + side, top + side))
+        expected = np.asarray(part.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
         assert np.abs(expected - found).max() <= 1  # it rounds twice
 
 
@@ -87,9 +86,7 @@ def test_in_bfloat16_the_centre_is_cut_out_as_exactly():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "how", [{"input_size": 16}, {"input_size": [16, 12], "centre_crop": 0.875}], ids=["cut", "resized"]
-)
+@pytest.mark.parametrize("how", [{"input_size": 16}, {"input_size": 12, "centre_crop": 0.875}], ids=["cut", "resized"])
 def test_every_format_serves_stored_images(kind, how):
     model = make((3, 20, 24), **how).eval().requires_grad_(False)
     form = FORMATS[kind]
@@ -108,14 +105,10 @@ def test_norms_of_such_a_network_are_folded():
 
 
 def test_what_does_not_fit_is_said():
-    with pytest.raises(ValueError, match=r"model\.input_size \[32, 32\] is larger than stored images, 20 x 24"):
+    with pytest.raises(ValueError, match=r"model\.input_size 32 is larger than stored images, 20 x 24"):
         make((3, 20, 24), input_size=32)
     make((3, 20, 24), input_size=32, centre_crop=1.0)
     with pytest.raises(ValueError, match=r"centre_crop 0\.5 is resized to input_size, which is not set"):
         ModelSettings(centre_crop=0.5)
-    with pytest.raises(ValueError, match=r"input_size \[0, 4\]: write height and width"):
-        ModelSettings(input_size=[0, 4])
-    with pytest.raises(ValueError, match="input_size"):
-        ModelSettings(input_size=True)
     with pytest.raises(ValueError, match="at least 32"):  # of the network's own size
         make((3, 64, 64), network="resnet18", input_size=16)

@@ -13,6 +13,9 @@ from pipeline.training import checkpoint
 from pipeline.training.job import Job, identity
 
 AUGMENT = AugmentSettings(flip=True, shift=1, cutout=3)
+PHOTOGRAPHS = AugmentSettings(
+    crop_scale=0.2, flip="alternating", brightness=0.4, contrast=0.4, saturation=0.4, mixup=0.2, cutmix=1.0
+)
 
 
 def make_job(dataset, folder, model=None, **changes):

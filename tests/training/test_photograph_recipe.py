@@ -23,7 +23,7 @@ from pipeline.training.job import Job
 from pipeline.training.loop import fit
 
 AUGMENT = AugmentSettings(
-    crop_scale=(0.3, 1), flip="alternating", brightness=0.2, contrast=0.2, cutout=2, mixup=0.2, cutmix=1.0
+    crop_scale=0.3, flip="alternating", brightness=0.2, contrast=0.2, cutout=2, mixup=0.2, cutmix=1.0
 )
 
 

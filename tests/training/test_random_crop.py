@@ -11,7 +11,7 @@ from pipeline.training.augment.crop import draw_boxes, resized_crops
 from pipeline.training.augment.draws import BatchRows
 
 LANES = 4
-SETTINGS = AugmentSettings(crop_scale=(0.08, 1))
+SETTINGS = AugmentSettings(crop_scale=0.08)
 
 
 def images_of(rows, height, width, channels=3, seed=0):
@@ -19,7 +19,7 @@ def images_of(rows, height, width, channels=3, seed=0):
     return torch.from_numpy(random.integers(0, 256, (rows, channels, height, width), dtype=np.uint8))
 
 
-def boxes_of(count, size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), step=0):
+def boxes_of(count, size, scale=0.08, ratio=4 / 3, step=0):
     return draw_boxes(BatchRows(0, step, range(LANES), LANES, count // LANES), size, scale, ratio)
 
 
@@ -73,7 +73,7 @@ def test_parts_lie_within_the_image_and_are_spread_over_their_ranges():
 
 @pytest.mark.parametrize(("size", "expected"), [((10, 100), (10, 13)), ((100, 10), (13, 10)), ((30, 30), (30, 30))])
 def test_what_never_fits_is_the_largest_part_of_an_allowed_shape(size, expected):
-    boxes = boxes_of(8, size, scale=(1.0, 1.0), ratio=(3 / 4, 4 / 3))
+    boxes = boxes_of(8, size, scale=1.0)
     if size == (30, 30):  # nearly all of it, or all of it
         assert (boxes[:, 2:] >= 22).all()
         return

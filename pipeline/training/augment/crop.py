@@ -18,11 +18,10 @@ _TOGETHER = {"cpu": 4}
 _TOGETHER_ON_GPU = 64
 
 
-def draw_boxes(
-    rows: BatchRows, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
-) -> np.ndarray:
-    """The part of each image that is kept, as Szegedy et al. (2015, section 6) train: a share of the area, uniform in
-    ``scale``, with a ratio of width to height whose logarithm is uniform in that of ``ratio``, at a uniform place.
+def draw_boxes(rows: BatchRows, size: tuple[int, int], scale: float, ratio: float) -> np.ndarray:
+    """The part of each image that is kept, as Szegedy et al. (2015, section 6) train: a share of the area, uniform from
+    ``scale`` to 1, with a ratio of width to height whose logarithm is uniform from that of ``1 / ratio`` to that of
+    ``ratio``, at a uniform place.
 
     Where ten draws do not fit into the image, it is the largest centred part whose shape is allowed.
 
@@ -36,9 +35,8 @@ def draw_boxes(
     """
     height, width = size
     draws = rows.generator(Purpose.CROP).random(rows.shape(2 * _TRIES + 2))
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[..., :_TRIES])
-    low, high = np.log(ratio)
-    aspect = np.exp(low + (high - low) * draws[..., _TRIES : 2 * _TRIES])
+    area = height * width * (scale + (1 - scale) * draws[..., :_TRIES])
+    aspect = np.exp(np.log(ratio) * (2 * draws[..., _TRIES : 2 * _TRIES] - 1))
     heights, widths = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
     fits = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
     first = fits.argmax(-1)[..., None]
@@ -51,13 +49,9 @@ def draw_boxes(
     return rows.own(np.concatenate([corner, shape], -1).astype(np.int64))
 
 
-def _largest(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
-    """Height and width of the largest part of an image whose ratio of width to height is allowed."""
-    if width / height < ratio[0]:
-        return max(1, round(width / ratio[0])), width
-    if width / height > ratio[1]:
-        return height, max(1, round(height * ratio[1]))
-    return height, width
+def _largest(height: int, width: int, ratio: float) -> tuple[int, int]:
+    """Height and width of the largest part of an image whose sides have at most this ratio."""
+    return min(height, max(1, round(width * ratio))), min(width, max(1, round(height * ratio)))
 
 
 def resized_crops(images: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
