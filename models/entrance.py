@@ -56,6 +56,7 @@ class CentreCrop(nn.Module):
     def __init__(self, share: float | None, size: int):
         super().__init__()
         self.share, self.size = share, size
+        self._taps: dict[tuple[int, torch.device], Taps] = {}
 
     def forward(self, images_nchw: torch.Tensor) -> torch.Tensor:
         height, width = images_nchw.shape[2:]
@@ -66,8 +67,19 @@ class CentreCrop(nn.Module):
         centre = images_nchw[:, :, top : top + side, left : left + side]
         if side == self.size:
             return centre
-        taps = bilinear_taps(side, self.size)
+        taps = self._taps_on(side, centre.device)
         return _resized(_resized(centre, taps, 2), taps, 3)
+
+    def _taps_on(self, side: int, device: torch.device) -> Taps:
+        """Return the weights that resize ``side`` pixels, on a device; a copy to a GPU, for which the host waits, is
+        made once. They are no buffers, so that states of networks have the same names with and without a crop."""
+        if (side, device) in self._taps:
+            return self._taps[side, device]
+        with torch.inference_mode(False):
+            taps = Taps(*(values.to(device) for values in bilinear_taps(side, self.size)))
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # there are no numbers then
+            self._taps[side, device] = taps
+        return taps
 
     def extra_repr(self) -> str:
         return f"share={self.share}, size={self.size}"
@@ -78,7 +90,7 @@ def _resized(images: torch.Tensor, taps: Taps, axis: int) -> torch.Tensor:
     shape = [-1 if number == axis else 1 for number in range(4)]
     total: torch.Tensor | None = None
     for index, weight in zip(taps.indices.unbind(-1), taps.weights.float().unbind(-1), strict=True):
-        part = images.index_select(axis, index.to(images.device)) * weight.to(images.device).view(shape)
+        part = images.index_select(axis, index) * weight.view(shape)
         total = part if total is None else total + part
     assert total is not None
     return total
