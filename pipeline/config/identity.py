@@ -27,6 +27,17 @@ NEUTRAL: Mapping[str, Any] = {
     # 0.7.0 had no limit. What is larger and came in with it stays; almost nothing was: 50 million pixels are 200 MB.
     "dataset.source.max_image_bytes": 256 << 20,
     "model.options": {},
+    "model.input_size": None,
+    "model.centre_crop": None,
+    "train.augment.crop_scale": None,
+    "train.augment.crop_ratio": 4 / 3,
+    "train.augment.brightness": 0.0,
+    "train.augment.contrast": 0.0,
+    "train.augment.saturation": 0.0,
+    "train.augment.mixup": 0.0,
+    "train.augment.cutmix": 0.0,
+    "train.augment.mix_probability": 1.0,
+    "train.gradient_checkpointing": False,
 }
 
 

@@ -1,10 +1,10 @@
-"""Settings of a network: which one it is, and how it is normalized."""
+"""Settings of a network: which one it is, what it takes, and how it is normalized."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.import_path import NetworkName, Options
@@ -15,6 +15,19 @@ class ModelSettings(FrozenModel):
 
     network: NetworkName = Field("cnn", description="name in `models.NETWORKS`, or package.module:function of your own")
     options: Options = Field(default_factory=dict, description="what a function of your own gets, by keyword")
+    input_size: int | None = Field(
+        None,
+        ge=1,
+        description="height and width of the square images that it takes: the centre of larger stored ones is cut out, "
+        "by the network itself, also where it is served; null: as they are stored",
+    )
+    centre_crop: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of a stored image's shorter side that this centre has, resized to input_size: 0.875 is the "
+        "usual one; null: input_size pixels, without resizing",
+    )
     norm: str = Field("batch", description="name in `models.NORMS`; keep: a network of your own stays as it is")
     depth: int = Field(3, ge=1, description="layers; each network of models/networks/ says which numbers it takes")
     width: int = Field(16, ge=1, description="channels of the first stage, or features of a vector")
@@ -52,3 +65,27 @@ class ModelSettings(FrozenModel):
     norm_warmup_steps: int | None = Field(
         None, ge=0, description="steps in which batch_renorm and power use the batch alone; null: 5000 and 4000"
     )
+
+    @model_validator(mode="after")
+    def _centre_has_a_size(self) -> ModelSettings:
+        if self.centre_crop is not None and self.input_size is None:
+            raise ValueError(f"centre_crop {self.centre_crop:g} is resized to input_size, which is not set: set it too")
+        return self
+
+    def input_shape(self, stored: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The shape (C, H, W) of what the network takes, where a dataset stores images of the shape ``stored``.
+
+        Raises
+        ------
+        ValueError
+            Stored images are smaller than the centre that is cut out of them.
+        """
+        if self.input_size is None:
+            return stored
+        if self.centre_crop is None and self.input_size > min(stored[1:]):
+            raise ValueError(
+                f"model.input_size {self.input_size} is larger than stored images, {stored[1]} x {stored[2]}: "
+                "ingest them with a larger dataset.image.shape, set a smaller size, or model.centre_crop, with which "
+                "they are resized"
+            )
+        return stored[0], self.input_size, self.input_size

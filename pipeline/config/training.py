@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, PlainSerializer, WrapValidator, field_validator, model_validator
 
 from pipeline.config import weights_text
+from pipeline.config.augment import AugmentSettings
 from pipeline.config.frozen import FrozenModel
 
 # What stands for a number that the size of the training split decides: see `pipeline.config.auto`.
@@ -28,14 +29,6 @@ OtherVersions = Literal["warn", "refuse"]
 
 # Images of one step for each worker where neither rank_batch_size nor batch_size is set.
 RANK_BATCH_SIZE = 128
-
-
-class AugmentSettings(FrozenModel):
-    """Training images are changed at random, on the device, in the same way for any number of workers."""
-
-    flip: bool = Field(False, description="mirror left-right with probability one half")
-    shift: int = Field(0, ge=0, description="shift by up to this many pixels each way, zeros moving in")
-    cutout: int = Field(0, ge=0, description="side of a square at a random place that gets the mean colour; 0: none")
 
 
 class DiagnosticsSettings(FrozenModel):
@@ -144,6 +137,11 @@ class TrainSettings(FrozenModel):
     accumulate: int = Field(
         1, ge=1, description="parts of a worker's batch that are computed one after the other, to save memory"
     )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="blocks of the network keep their inputs alone and are computed again in the backward pass, to "
+        "save memory (Chen et al. 2016); the result is the same",
+    )
     gradient_compression: Literal["none", "bf16"] = Field(
         "none", description="bf16: workers exchange gradients in half the bytes, rounded to bfloat16"
     )
@@ -211,6 +209,18 @@ class TrainSettings(FrozenModel):
                 f"cuda_graphs is for batches that are computed at once, and accumulate is {self.accumulate}: set it to "
                 "1, or cuda_graphs to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _recomputed_passes_are_plain(self) -> TrainSettings:
+        for name in ("cuda_graphs", "compile"):
+            if self.gradient_checkpointing and getattr(self, name):
+                why = (
+                    "is for small batches, which need no memory saved"
+                    if name == "cuda_graphs"
+                    else "chooses itself what is computed again"
+                )
+                raise ValueError(f"gradient_checkpointing and {name}, which {why}: set one of the two to false")
         return self
 
     @model_validator(mode="after")

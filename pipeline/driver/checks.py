@@ -101,10 +101,14 @@ def check_network(settings: Settings, manifest: Manifest) -> int:
     if is_import_path(settings.model.network):
         from pipeline.training.own_network import check_own_network
 
-        return check_own_network(settings.model, manifest).parameters
+        again = settings.train.gradient_checkpointing
+        return check_own_network(settings.model, manifest, recomputes=again).parameters
+    from models.recompute import recompute_in_backward
     from pipeline.training.network import network_for
 
     network = network_for(settings.model, manifest)
+    if settings.train.gradient_checkpointing:
+        recompute_in_backward(network[1])
     return sum(parameter.numel() for parameter in network.parameters())
 
 

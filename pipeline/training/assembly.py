@@ -95,7 +95,7 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         model = build_network(worker, job.model, train, manifest, lanes=len(loader.lanes), hook=hook)
         average = WeightAverage(model, train.weight_ema) if train.weight_ema else None
         state = TrainingState(model, make_optimizer(model, train), average)
-        data = DeviceBatches(worker, loader, manifest, train)
+        data = DeviceBatches(worker, loader, manifest, train, job.model.input_shape(manifest.image.shape))
         evaluator = at_end.enter_context(contextlib.closing(Evaluator(state, data, job.dataset, job.reader)))
         exchange = GradientExchange(worker, model, train.gradient_compression)
         events = at_end.enter_context(contextlib.closing(EventLog(worker, job.folder)))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from models import build_model
+from models.recompute import recompute_in_backward
 from pipeline.config.model import ModelSettings
 from pipeline.config.training import TrainSettings
 from pipeline.data.manifest import Manifest
@@ -17,7 +18,7 @@ from pipeline.training import norm_statistics
 from pipeline.training.hooks import CallHook
 
 
-def network_for(model: ModelSettings, manifest: Manifest, *, seed: int = 0) -> nn.Module:
+def network_for(model: ModelSettings, manifest: Manifest, *, seed: int = 0) -> nn.Sequential:
     """The network that these settings describe, for the images and classes of a dataset; see `models.build_model`.
 
     Parameters
@@ -58,8 +59,8 @@ def build_network(
     Raises
     ------
     ValueError
-        The parts that a batch is accumulated in do not divide the rank's lanes, though norm statistics are by lane, or
-        the network cannot be compiled here.
+        The parts that a batch is accumulated in do not divide the rank's lanes, though norm statistics are by lane; the
+        network cannot be compiled here; or it has no blocks to compute again.
     """
     parts = train.accumulate
     network = network_for(model, manifest, seed=train.seed).to(worker.device)
@@ -69,6 +70,8 @@ def build_network(
     if model.norm_statistics == "lane" and lanes % parts:
         raise ValueError(f"train.accumulate {parts} does not divide a worker's {lanes} lanes")
     norm_statistics.connect(network, worker, lanes=lanes // parts)
+    if train.gradient_checkpointing:
+        recompute_in_backward(network[1])
     if train.compile:
         compile_model(network, worker.device)
     return network

@@ -38,6 +38,8 @@ class DivergedError(RuntimeError):
 class MeanLoss:
     """Mean cross-entropy of a batch, in nats: with bfloat16 autocast and smoothed labels where ``train`` says so.
 
+    Labels are numbers of classes, int64 (rows,), or where images are mixed the share of each class, (rows, classes).
+
     class_weights : float (classes,), on the device, as `class_weights` makes them; None: all 1. The loss is then the
         sum of weight times cross-entropy over the rows, divided by their number and not, as torch does, by the sum of
         their weights: so parts of a batch of one size add up to the whole, whatever rows each has.
@@ -54,6 +56,7 @@ class MeanLoss:
         with torch.autocast(self.device_type, torch.bfloat16, enabled=self.train.bf16):
             logits = forward(images)
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        labels = labels.to(logits.dtype) if labels.is_floating_point() else labels
         smoothing, weights = self.train.label_smoothing, self.class_weights
         if weights is None:
             return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
