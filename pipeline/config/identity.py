@@ -27,6 +27,18 @@ NEUTRAL: Mapping[str, Any] = {
     # 0.7.0 had no limit. What is larger and came in with it stays; almost nothing was: 50 million pixels are 200 MB.
     "dataset.source.max_image_bytes": 256 << 20,
     "model.options": {},
+    "model.weights": None,
+    "model.weights_sha256": None,
+    "model.freeze": [],
+    "model.mean": None,
+    "model.std": None,
+    "train.optimizer": "sgd",
+    "train.head_learning_rate": None,
+    "train.beta2": 0.999,
+    "train.optimizer_eps": None,
+    "train.trust_coefficient": 0.001,
+    "train.clip_norm": None,
+    "train.clip_adaptive": None,
 }
 
 
