@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,7 +25,7 @@ from models.networks.vision_transformer import VisionTransformer
 from models.networks.wide_resnet import WideResNet
 from models.norms.kept import join_statistics_of_torch
 from models.norms.registry import NORMS, make_norm
-from models.swap import with_norm
+from models.swap import NOTHING_REPLACED, NothingReplacedWarning, with_norm
 from pipeline.config.import_path import KEEP, is_import_path
 from pipeline.config.model import ModelSettings
 
@@ -108,16 +109,31 @@ def build_own(
     network = build_imported(path, settings.options, image_shape=image_shape, num_classes=num_classes, seed=seed)
     if settings.norm != KEEP:
         try:
-            swapped = with_norm(network, settings, inputs=torch.zeros(2, *image_shape))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NothingReplacedWarning)  # it is a remark
+                swapped = with_norm(network, settings, inputs=torch.zeros(2, *image_shape))
         except Exception as error:
             if error.__cause__ is None and isinstance(error, ValueError):
                 raise NetworkError(path, str(error)) from error
             raise NetworkError(path, f"evaluation raised {described(error.__cause__ or error, path)}") from error
         network = swapped.network
         remarks += [f"as they were: {by_reason(swapped.kept)}"] if swapped.kept else []
+        remarks += [] if swapped.replaced else [f"nothing was replaced: {NOTHING_REPLACED}"]
     if not_joined := join_statistics_of_torch(network):
         remarks.append(f"each worker evaluates with running statistics of its own in {', '.join(not_joined)}")
     return network, remarks
+
+
+def build_before_swap(settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Return the network of the settings as it is with batch norm: one of one's own as its function gives it, from
+    float images to logits. Its weights say nothing."""
+    if is_import_path(settings.network):
+        return build_imported(
+            settings.network, settings.options, image_shape=image_shape, num_classes=num_classes, seed=0
+        )
+    learned = {"norm": "batch", "norm_scale": "learned", "norm_shift": "learned"}
+    defaults = {"norm_eps": ModelSettings.model_fields["norm_eps"].default}
+    return _build_known(settings.model_copy(update=learned | defaults), image_shape, num_classes)
 
 
 def _build_known(settings: ModelSettings, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

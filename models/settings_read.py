@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from inspect import ismethod
+from types import MethodType
 from typing import Any
 
 from models.build import build_model
 from pipeline.config.import_path import is_import_path
 from pipeline.config.model import ModelSettings
+
+# They change a training after its network was built, or before: whatever network and norm are, they make a difference.
+_READ_ELSEWHERE = {"weights", "weights_sha256", "freeze", "mean", "std"}
 
 
 class _Recorder:
@@ -18,13 +23,14 @@ class _Recorder:
 
     def __getattr__(self, name: str) -> Any:
         self.names.add(name)
-        return getattr(self._settings, name)
+        value = getattr(self._settings, name)
+        return MethodType(value.__func__, self) if ismethod(value) else value  # which reads settings itself
 
 
 def settings_read(
     settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int
 ) -> frozenset[str] | None:
-    """The names of the settings that the network of these settings depends on, as ``depth`` or ``norm_groups``.
+    """The names of the settings that a training of this network depends on, as ``depth`` or ``norm_groups``.
 
     Returns
     -------
@@ -35,4 +41,4 @@ def settings_read(
         return None
     recorder = _Recorder(settings)
     build_model(recorder, image_shape=image_shape, num_classes=num_classes)  # type: ignore[arg-type]
-    return frozenset(recorder.names)
+    return frozenset(recorder.names | _READ_ELSEWHERE)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace as changed
 from typing import NamedTuple
 
@@ -37,6 +38,13 @@ BATCH_NORMS: tuple[type[nn.Module], ...] = (
 _NORMS = (NormLayer, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 # A constant that is added to a channel before such a norm changes nothing after it.
 _CENTERING = (BatchNorm, BatchRenorm, InstanceNorm)
+
+
+NOTHING_REPLACED = "the network has no batch norm layer that can be, and computes what it did"
+
+
+class NothingReplacedWarning(UserWarning):
+    """A network was given to `with_norm` that has no layer to replace."""
 
 
 class Swapped(NamedTuple):
@@ -96,6 +104,11 @@ def with_norm(
     inputs : Tensor, optional
         A batch that the network takes. With it the shapes that reach each layer are known and not guessed.
 
+    Warns
+    -----
+    NothingReplacedWarning
+        No layer was replaced.
+
     Raises
     ------
     ValueError
@@ -113,6 +126,8 @@ def with_norm(
     swap.make_layers()
     for name in swap.new:
         swap.connect(name)
+    if not swap.new:
+        warnings.warn(f"with_norm has replaced nothing: {NOTHING_REPLACED}", NothingReplacedWarning, stacklevel=2)
     modules = dict(network.named_modules())
     replacements = {modules[name]: layer for name, layer in swap.new.items()}
     replace_modules(network, replacements)

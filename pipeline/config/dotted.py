@@ -42,6 +42,14 @@ def is_in_free_mapping(model: type[BaseModel], name: str) -> bool:
     return False
 
 
+def is_list(model: type[BaseModel], name: str) -> bool:
+    """Return whether the value of a setting may itself be a list, such as ``model.freeze``."""
+    kind: Any = model
+    for part in name.split("."):
+        kind = getattr(getattr(kind, "model_fields", {}).get(part), "annotation", None)
+    return any(get_origin(each) is tuple for each in (kind, *get_args(kind)))
+
+
 def nearest(model: type[BaseModel], name: str) -> str:
     """Return the known name of a setting that is most like this one, in the same section; empty where none is."""
     *sections, last = name.split(".")

@@ -38,6 +38,18 @@ NEUTRAL: Mapping[str, Any] = {
     "train.augment.cutmix": 0.0,
     "train.augment.mix_probability": 1.0,
     "train.gradient_checkpointing": False,
+    "model.weights": None,
+    "model.weights_sha256": None,
+    "model.freeze": [],
+    "model.mean": None,
+    "model.std": None,
+    "train.optimizer": "sgd",
+    "train.head_learning_rate": None,
+    "train.beta2": 0.999,
+    "train.optimizer_eps": None,
+    "train.trust_coefficient": 0.001,
+    "train.clip_norm": None,
+    "train.clip_adaptive": None,
 }
 
 

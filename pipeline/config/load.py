@@ -176,8 +176,10 @@ def _spread(tree: dotted.Tree) -> tuple[str, ...]:
     listed = []
     for section in VARIABLE:
         for name, value in list(dotted.leaves({section: tree.get(section)})):
-            # Of an option of one's own network a list may be the value: its values are compared by the grid alone.
-            if isinstance(value, list) and not dotted.is_in_free_mapping(Settings, name):
+            # Of an option of one's own network a list may be the value, and of some settings it is: their values are
+            # compared by the grid alone.
+            is_value = dotted.is_in_free_mapping(Settings, name) or dotted.is_list(Settings, name)
+            if isinstance(value, list) and not is_value:
                 if tree.get("compare") is None:
                     tree["compare"] = {}
                 if isinstance(tree["compare"], dict):

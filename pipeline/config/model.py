@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.import_path import NetworkName, Options
@@ -65,6 +66,52 @@ class ModelSettings(FrozenModel):
     norm_warmup_steps: int | None = Field(
         None, ge=0, description="steps in which batch_renorm and power use the batch alone; null: 5000 and 4000"
     )
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="file or fsspec URL of weights to start from: safetensors, a state dict that torch has saved, or "
+        "a checkpoint of sparknorm; null: weights are drawn",
+    )
+    weights_sha256: str | None = Field(None, description="what the file must have as its SHA-256, 64 hex digits")
+    freeze: tuple[str, ...] = Field(
+        (), description="names of modules or parameters that are not trained, with all that is in them: [conv1, layer1]"
+    )
+    mean: Literal["imagenet"] | tuple[float, ...] | None = Field(
+        None,
+        description="what is subtracted from each channel, as a share of white; imagenet: what published weights "
+        "expect; null: the mean of the training split",
+    )
+    std: Literal["imagenet"] | tuple[float, ...] | None = Field(
+        None, description="what each channel is then divided by; null: the standard deviation of the training split"
+    )
+
+    @field_validator("weights_sha256")
+    @classmethod
+    def _is_a_digest(cls, text: str | None) -> str | None:
+        digits = text and text.lower().removeprefix("sha256:")
+        if digits is not None and not re.fullmatch("[0-9a-f]{64}", digits):
+            raise ValueError(f"{text!r} is no SHA-256, which has 64 hex digits")
+        return digits
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _names_as_one_text(cls, value: Any) -> Any:
+        """An arm of a comparison has its names as one text: ``conv1, layer1``."""
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("freeze")
+    @classmethod
+    def _names_are_not_empty(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(names):
+            raise ValueError("a name is empty: write those of the network's modules, such as layer1")
+        return names
+
+    @field_validator("std")
+    @classmethod
+    def _divisors_are_positive(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and not all(number > 0 for number in value):
+            raise ValueError(f"{list(value)} divide the channels of images, and must be above 0")
+        return value
 
     @model_validator(mode="after")
     def _centre_has_a_size(self) -> ModelSettings:

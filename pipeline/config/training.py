@@ -10,6 +10,7 @@ from pydantic import Field, PlainSerializer, WrapValidator, field_validator, mod
 from pipeline.config import weights_text
 from pipeline.config.augment import AugmentSettings
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.optimizer import OptimizerSettings
 
 # What stands for a number that the size of the training split decides: see `pipeline.config.auto`.
 AUTO = "auto"
@@ -44,7 +45,7 @@ class DiagnosticsSettings(FrozenModel):
     )
 
 
-class TrainSettings(FrozenModel):
+class TrainSettings(OptimizerSettings):
     """The network is trained in this way."""
 
     seed: int = Field(0, ge=0, description="seed of the initial weights, the order of rows and augmentation")
@@ -61,16 +62,6 @@ class TrainSettings(FrozenModel):
     )
     lanes: int = Field(16, ge=1, description="fixed parts of every epoch; the number of workers divides it")
     shuffle_row_groups: int = Field(4, ge=1, description="rows are shuffled over windows of this many row groups")
-    learning_rate: float = Field(0.1, gt=0, description="peak learning rate of the schedule")
-    base_batch_size: int | None = Field(
-        None,
-        ge=1,
-        description="the global batch that learning_rate is for: at another it is scaled in proportion, and warm-up "
-        "begins at the unscaled rate; null: not scaled",
-    )
-    schedule: Literal["cosine", "linear", "constant", "one_cycle"] = Field(
-        "cosine", description="after warm-up; one_cycle has a rise of its own, and cycles momentum the other way"
-    )
     warmup_epochs: OrAuto[Annotated[float, Field(ge=0)]] = Field(
         0.5, description="epochs of linear warm-up (not of one_cycle); auto: a twentieth of the epochs"
     )
@@ -79,10 +70,6 @@ class TrainSettings(FrozenModel):
         gt=0,
         description="warm restarts: epochs of the schedule's first cycle; each next one is twice as long, the last "
         "ends with the training, and warm-up is at most half of a cycle; null: one schedule over all epochs",
-    )
-    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of SGD")
-    weight_decay: float = Field(
-        5e-4, ge=0, description="weight decay of SGD, not applied to norm parameters and biases"
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of a label that is spread evenly over all classes (Szegedy et al. 2016)"

@@ -169,18 +169,22 @@ def _begin(settings: Settings, manifest: Manifest, name: str, parent: str | None
 
 def _new_job(settings: Settings, manifest: Manifest) -> tuple[Job, dict[str, Any]]:
     """A job that has no folder yet, and its identity."""
-    from pipeline.training.job import Job, identity, source_identity
+    from pipeline.training.job import Job, identity, source_identity, weights_identity
 
+    model = settings.model
+    if model.weights is not None:
+        model = model.model_copy(update={"weights": storage.absolute(model.weights)})
     job = Job(
         storage.absolute(settings.dataset.path),
         "",
-        settings.model,
+        model,
         settings.train,
         reader=settings.reader,
         version=manifest.version,  # also after a restart, whatever is appended meanwhile
         token=uuid.uuid4().hex,
         checkpoint=settings.checkpoint,
-        source="".join(source_identity(settings.model.network).values()),
+        source="".join(source_identity(model.network).values()),
+        weights_digest="".join(weights_identity(model).values()),
     )
     return job, identity(job, manifest)
 

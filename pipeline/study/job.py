@@ -125,7 +125,7 @@ def _check(
 
 def _find_record(settings: Settings, manifest: Manifest) -> Record:
     """What was begun of this very study and not finished, or a new record."""
-    from pipeline.training.job import source_identity
+    from pipeline.training.job import source_identity, weights_identity
 
     parts = {
         "model": identity_of("model", settings.model),
@@ -133,6 +133,7 @@ def _find_record(settings: Settings, manifest: Manifest) -> Record:
         "reader": identity_of("reader", settings.reader),
         "compare": identity_of("compare", settings.compare, exclude={"side_by_side"}),
         **source_identity(settings.model.network, *map(str, settings.compare.grid.get("model.network", ()))),
+        **weights_identity(settings.model, *settings.compare.grid.get("model.weights", ())),
     }
     studies = storage.join(storage.absolute(settings.output), "studies")
     return unfinished_record(studies, settings.name, {**parts, "dataset": manifest.digest})

@@ -63,3 +63,5 @@ def test_arms_of_a_whole_grid_that_are_the_same_are_named():
 def test_arms_that_differ_in_what_is_trained_are_not_the_same():
     assert check("model.norm=[none, batch]", "train.weight_decay=[0, 0.0005]") == []
     assert check("model.norm=[batch, group]", "model.depth=[3, 4]") == []
+    assert check("model.input_size=[24, 32]") == []
+    assert check("model.weights=[one.safetensors, other.safetensors]") == []
