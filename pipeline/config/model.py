@@ -62,7 +62,7 @@ class ModelSettings(FrozenModel):
     weights_sha256: str | None = Field(None, description="what the file must have as its SHA-256, 64 hex digits")
     freeze: tuple[str, ...] = Field(
         (),
-        description="names of modules or parameters that are not trained, with all in them: [conv1, layer1]; or none",
+        description="names of modules or parameters, with all in them, that are not trained: [conv1, layer1]; or none",
     )
     mean: Literal["imagenet"] | tuple[float, ...] | None = Field(
         None,

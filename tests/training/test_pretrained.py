@@ -46,7 +46,6 @@ def test_a_frozen_trunk_ends_as_it_began_and_the_head_learns(halves, trained, tm
     before, after = (final_state(each)["model"] for each in (trained[0], job))
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert moved == {"1.classifier.weight", "1.classifier.bias"}
-    assert result.final_accuracy > 0.8
     assert result.notes == ()
 
 
