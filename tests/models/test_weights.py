@@ -95,6 +95,15 @@ def test_every_other_norm_takes_the_convolutions(norm):
     assert torch.equal(model[1].layer3[0].bn1.weight, state["layer3.0.bn1.weight"])
 
 
+def test_a_norm_without_a_shift_says_that_it_is_gone():
+    _, state = published(classes=4)
+    settings, model = build(norm_shift="off")
+    notes = take(settings, model, state)
+    assert any("model.norm_shift is off: its shift is gone" in note for note in notes)
+    assert torch.equal(model[1].bn1.weight, state["bn1.weight"])
+    assert torch.equal(model[1].bn1.running_var, state["bn1.running_var"])
+
+
 def test_weights_without_statistics_begin_new_ones():
     _, state = published(norm="group", classes=4)
     settings, model = build()
