@@ -116,10 +116,7 @@ def with_norm(
     """
     _check_sizes(network)
     norm_types = (*replace, *_NORMS)
-    try:
-        network = copy.deepcopy(network)
-    except (RuntimeError, TypeError) as error:  # tensors of a graph, locks, open files
-        raise ValueError(f"the network cannot be copied: {error}") from error
+    network = _copy(network)
     shapes = {} if inputs is None else input_shapes(network, norm_types, inputs)
     flow = DataFlow(network, norm_types)
     swap = _Swap(network, settings, replace, flow, LayersBefore(network, flow, shapes))
@@ -132,6 +129,13 @@ def with_norm(
     replacements = {modules[name]: layer for name, layer in swap.new.items()}
     replace_modules(network, replacements)
     return Swapped(replacements.get(network, network), tuple(swap.new), swap.kept, swap.notes)
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except (RuntimeError, TypeError) as error:  # tensors of a graph, locks, open files
+        raise ValueError(f"the network cannot be copied: {error}") from error
 
 
 def _check_sizes(network: nn.Module) -> None:

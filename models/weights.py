@@ -11,7 +11,7 @@ from torch import nn
 from models.build import build_before_swap
 from models.fold import by_reason
 from models.swap import with_norm
-from pipeline.config.import_path import is_import_path
+from pipeline.config.import_path import KEEP
 from pipeline.config.model import ModelSettings
 
 Tensors = Mapping[str, torch.Tensor]
@@ -87,8 +87,7 @@ def take_weights(
     if direct.fits:
         _load(network, direct)
         return direct.notes(num_classes)
-    swaps = settings.norm not in ("keep", "batch") or is_import_path(settings.network)
-    if settings.norm == "keep" or not swaps:
+    if settings.norm == KEEP:
         raise ValueError(direct.problem())
     before = build_before_swap(settings, image_shape=image_shape, num_classes=num_classes)
     match = _match(before, tensors, head)
@@ -96,8 +95,8 @@ def take_weights(
         raise ValueError(min(direct, match, key=_Match.problems).problem())
     _load(before, match)
     swapped = with_norm(before, settings, inputs=torch.zeros(2, *image_shape))
-    left = {name for name in match.new_head if head is not None}
-    carried = _match(network, {n: t for n, t in swapped.network.state_dict().items() if n not in left}, head)
+    learned = {name: value for name, value in swapped.network.state_dict().items() if name not in match.new_head}
+    carried = _match(network, learned, head)
     if not carried.fits:
         raise ValueError(f"with model.norm {settings.norm} in the place of its batch norm, {carried.problem()}")
     _load(network, carried)

@@ -74,7 +74,8 @@ class ModelSettings(FrozenModel):
     )
     weights_sha256: str | None = Field(None, description="what the file must have as its SHA-256, 64 hex digits")
     freeze: tuple[str, ...] = Field(
-        (), description="names of modules or parameters that are not trained, with all that is in them: [conv1, layer1]"
+        (),
+        description="names of modules or parameters, with all in them, that are not trained: [conv1, layer1]; or none",
     )
     mean: Literal["imagenet"] | tuple[float, ...] | None = Field(
         None,
@@ -96,8 +97,10 @@ class ModelSettings(FrozenModel):
     @field_validator("freeze", mode="before")
     @classmethod
     def _names_as_one_text(cls, value: Any) -> Any:
-        """An arm of a comparison has its names as one text: ``conv1, layer1``."""
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        """An arm of a comparison has its names as one text: ``conv1, layer1``, or ``none``."""
+        if not isinstance(value, str):
+            return value
+        return () if value == "none" else tuple(part.strip() for part in value.split(","))
 
     @field_validator("freeze")
     @classmethod

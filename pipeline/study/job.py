@@ -128,7 +128,7 @@ def _find_record(settings: Settings, manifest: Manifest) -> Record:
     from pipeline.training.job import source_identity, weights_identity
 
     parts = {
-        "model": identity_of("model", settings.model),
+        "model": identity_of("model", settings.model, exclude={"weights", "weights_sha256"}),
         "train": identity_of("train", settings.train),
         "reader": identity_of("reader", settings.reader),
         "compare": identity_of("compare", settings.compare, exclude={"side_by_side"}),

@@ -41,6 +41,7 @@ class Training:
     last_step : optimizer steps done when this call of `fit` ends: all, or those to the end of ``Job.until_cycle``
     predictions_path : where rank 0 publishes the predictions of the network that the training ends with
     hook : see `hooks`
+    notes : what was made of pretrained weights, as sentences
     """
 
     worker: Worker
@@ -55,6 +56,7 @@ class Training:
     events: EventLog
     predictions_path: str
     hook: CallHook
+    notes: tuple[str, ...]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -116,5 +118,17 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         )  # fmt: skip
         path = storage.join(job.folder, predictions.FILE)
         yield Training(
-            worker, train, last_step, loader, state, step, evaluator, diagnostics, checkpoints, events, path, hook
+            worker,
+            train,
+            last_step,
+            loader,
+            state,
+            step,
+            evaluator,
+            diagnostics,
+            checkpoints,
+            events,
+            path,
+            hook,
+            prepared.notes,
         )

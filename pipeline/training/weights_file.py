@@ -124,7 +124,7 @@ def _state_dict(path: str, data: bytes) -> Any:
             warnings.simplefilter("ignore")  # that it may be an archive of TorchScript, which is an error
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if "GLOBAL " in str(error):
             raise WeightsError(path, f"it holds pickled code ({_culprit(error)}). {_NOT_CODE}") from error
         raise WeightsError(path, f"it is damaged, or no file of weights ({_sentence(error)})") from error
     except Exception as error:  # an archive, a pickle or a number that ends too early: of many kinds
@@ -134,10 +134,8 @@ def _state_dict(path: str, data: bytes) -> Any:
 
 
 def _culprit(error: Exception) -> str:
-    """What the file wants to be run, of torch's long text."""
-    text = str(error)
-    place = text.find("GLOBAL ")
-    return text[place + len("GLOBAL ") :].split()[0] if place >= 0 else _sentence(error)
+    """The first function that the file wants to be called, of torch's long text."""
+    return str(error).partition("GLOBAL ")[2].split()[0]
 
 
 def _sentence(error: Exception) -> str:

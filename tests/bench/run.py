@@ -1,4 +1,5 @@
-"""`make bench`: loading, ingest, scale (of rows, ranks and manifests), training, studies, norms, one GPU, verdicts.
+"""`make bench`: loading, ingest, scale (of rows, ranks and manifests), training, studies, norms, one GPU, verdicts and
+fine-tuning.
 
 Nothing here fails.
 """
@@ -17,7 +18,10 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 WORK = Path("runs/bench/work")
 
 
-PARTS = ("loader", "ingest", "scale", "ranks", "manifest", "training", "study", "norms", "gpu", "verdicts", "requests")
+PARTS = (
+    *("loader", "ingest", "scale", "ranks", "manifest", "training", "study"),
+    *("norms", "gpu", "verdicts", "requests", "finetune"),
+)
 
 
 def main() -> None:
@@ -44,6 +48,7 @@ def main() -> None:
 
 def _alone(parts: Sequence[str]) -> None:
     """Those that have a session of their own, or none."""
+    import finetune
     import gpu
     import gpu_norms
     import ingest
@@ -73,6 +78,8 @@ def _alone(parts: Sequence[str]) -> None:
         gpu_norms.run()
     if "verdicts" in parts:
         verdicts.run()
+    if "finetune" in parts:
+        finetune.run(WORK)
     if "requests" in parts:
         object_store.run(WORK)
 
