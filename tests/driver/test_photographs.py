@@ -84,8 +84,8 @@ def test_photographs_of_a_distribution_go_from_ingest_to_a_report_at_224_pixels(
         ("ingest", "compare"),
         **{
             "model.network": "resnet18",
-            "compare.grid.model.norm": "[none,batch,group]",
-            "compare.grid.train.learning_rate": "[0.02]",
+            "compare.grid.model.norm": "[batch,none,group]",
+            "compare.grid.train.learning_rate": "[0.01]",
             "train.epochs": 6,
             "train.rank_batch_size": 16,
             "train.evaluation_statistics": "precise",
@@ -97,9 +97,9 @@ def test_photographs_of_a_distribution_go_from_ingest_to_a_report_at_224_pixels(
     assert (manifest.split("train").rows, manifest.split("validation").rows) == (320, 96)
     assert not manifest.set_aside
     found = json.loads((tmp_path / "runs" / "comparison.json").read_text())
-    accuracies = {trial["arm"]["model.norm"]: trial["final_accuracy"] for trial in found["trials"]}
-    assert set(accuracies) == {"none", "batch", "group"}
-    assert max(accuracies.values()) > 0.3  # of 8 classes
+    accuracies = {run["arm"]: run["final_accuracy"] for run in found["runs"]}
+    assert list(accuracies) == ["batch", "none", "group"]
+    assert min(accuracies["batch"], accuracies["group"]) > 0.4  # of 8 classes
     assert (tmp_path / "runs" / "report.html").stat().st_size > 50_000
 
 
