@@ -50,11 +50,12 @@ def check_own_network(model: ModelSettings, manifest: Manifest, *, recomputes: b
     load(model.network)
     key = (model.model_dump_json(), source_digest(model.network), manifest.digest, recomputes)
     if key not in _TRIED:
-        _TRIED[key] = _try(model, manifest)
+        tried = _try(model, manifest)
         if recomputes:
             network = network_for(model, manifest)
             shape, classes = manifest.image.shape, len(manifest.classes)
             check_recomputes(model.network, network, image_shape=shape, num_classes=classes)
+        _TRIED[key] = tried
     return _TRIED[key]
 
 

@@ -49,8 +49,9 @@ def test_a_folder_of_photographs_becomes_an_exported_network(spark, tmp_path):
             "model.width": 8,
             "model.norm": "batch",
             "model.input_size": 64,
-            "train.epochs": 3,
-            "train.rank_batch_size": 8,
+            "train.epochs": 15,
+            "train.rank_batch_size": 8,  # of two workers
+            "train.evaluation_statistics": "precise",  # running ones take more steps than this has
             "train.augment.flip": "alternating",
             "train.augment.saturation": 0.2,
             "train.augment.cutmix": 1,
@@ -66,7 +67,7 @@ def test_a_folder_of_photographs_becomes_an_exported_network(spark, tmp_path):
     network = network_for(settings.model, manifest)
     assert network[0].crop.size == 64
     made = json.loads((tmp_path / "runs" / "train.json").read_text())
-    assert made["best_accuracy"] > 0.6  # of two classes
+    assert made["best_accuracy"] > 0.7  # of two classes
     exported = json.loads(next((tmp_path / "runs" / "export").glob("*/export.json")).read_text())
     assert exported["input"]["shape"] == ["batch", 3, 72, 72]
     assert exported["accuracy"] == pytest.approx(made["final_accuracy"], abs=1e-6)
@@ -74,7 +75,7 @@ def test_a_folder_of_photographs_becomes_an_exported_network(spark, tmp_path):
 
 @pytest.mark.slow
 def test_photographs_of_a_distribution_go_from_ingest_to_a_report_at_224_pixels(spark, tmp_path):
-    """8 photographs as classes, 416 files in 8 formats, ResNet-18 with two norms and without, 2 epochs: 15 minutes."""
+    """8 photographs as classes, 416 files in 8 formats, ResNet-18 with two norms and without, 6 epochs: 15 minutes."""
     debian.need_files(photographs.BACKGROUNDS, package=photographs.PACKAGE)
     photographs.write_folder(tmp_path / "photos", of_package=True, train=40, validation=12)
     run(
@@ -83,10 +84,12 @@ def test_photographs_of_a_distribution_go_from_ingest_to_a_report_at_224_pixels(
         ("ingest", "compare"),
         **{
             "model.network": "resnet18",
-            "compare.grid.model.norm": "[none,batch,group]",
-            "compare.grid.train.learning_rate": "[0.02]",
-            "train.epochs": 2,
-            "train.rank_batch_size": 32,
+            "compare.grid.model.norm": "[batch,none,group]",
+            "compare.grid.train.learning_rate": "[0.01]",
+            "train.epochs": 6,
+            "train.rank_batch_size": 16,
+            "train.evaluation_statistics": "precise",
+            "train.precise_batches": 4,
         },
     )
     manifest = load_manifest(str(tmp_path / "data"))
@@ -94,9 +97,9 @@ def test_photographs_of_a_distribution_go_from_ingest_to_a_report_at_224_pixels(
     assert (manifest.split("train").rows, manifest.split("validation").rows) == (320, 96)
     assert not manifest.set_aside
     found = json.loads((tmp_path / "runs" / "comparison.json").read_text())
-    accuracies = {trial["arm"]["model.norm"]: trial["final_accuracy"] for trial in found["trials"]}
-    assert set(accuracies) == {"none", "batch", "group"}
-    assert max(accuracies.values()) > 0.3  # of 8 classes
+    accuracies = {run["arm"]: run["final_accuracy"] for run in found["runs"]}
+    assert list(accuracies) == ["batch", "none", "group"]
+    assert min(accuracies["batch"], accuracies["group"]) > 0.4  # of 8 classes
     assert (tmp_path / "runs" / "report.html").stat().st_size > 50_000
 
 
