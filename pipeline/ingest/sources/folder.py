@@ -39,8 +39,10 @@ _TASK_BYTES, _TASK_FILES, _FEWEST_TASKS = 64 << 20, 4_000, 8
 _BATCH_BYTES = 16 << 20
 
 
-def open_folder(spark: SparkSession, settings: SourceSettings, *, known_classes: tuple[str, ...] | None) -> Source:
-    """List the folder and give every file its label.
+def open_folder(
+    spark: SparkSession, settings: SourceSettings, *, known_classes: tuple[str, ...] | None, labelled: bool = True
+) -> Source:
+    """List the folder and give every file its label, or none.
 
     Raises
     ------
@@ -62,9 +64,11 @@ def open_folder(spark: SparkSession, settings: SourceSettings, *, known_classes:
     )
     items, others = everything.where("is_item"), other_files(everything.where("not is_item"))
     totals = _totals(items, root, settings, others)
-    classes = settings.classes or known_classes or distinct_classes(items, F.col("label_name"))
-    if not classes:
-        raise SourceError(f"{root}: no image has a label; put each class into a folder of its own, or set `labels`")
+    classes: tuple[str, ...] = ()
+    if labelled:
+        classes = settings.classes or known_classes or distinct_classes(items, F.col("label_name"))
+        if not classes:
+            raise SourceError(f"{root}: no image has a label; put each class into a folder of its own, or set `labels`")
     numbered = items.withColumn("label", class_number(F.col("label_name"), classes)).select(
         "id", "split", "label", "path", "problem"
     )
