@@ -1,9 +1,30 @@
-"""A trained network elsewhere: `export` writes it as files that serve it without this package.
-
-The module that defines `export` has its name, so it is imported at once; torch is imported when it is called.
+"""A trained network elsewhere: `export` writes it as files that serve it without this package, and `Predictor` runs a
+model folder on images. What is asked for is imported then: executors import this package for `Predictor` alone.
 """
 
-from pipeline.serving.export import export, export_folder
-from pipeline.serving.result import ExportError, ExportResult
+from __future__ import annotations
 
-__all__ = ["ExportError", "ExportResult", "export", "export_folder"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.serving.exporting import export, export_folder
+    from pipeline.serving.predictor import Predictor
+    from pipeline.serving.result import ExportError, ExportResult
+
+__all__ = ["ExportError", "ExportResult", "Predictor", "export", "export_folder"]
+
+_MODULES = {
+    "ExportError": "result",
+    "ExportResult": "result",
+    "Predictor": "predictor",
+    "export": "exporting",
+    "export_folder": "exporting",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -27,6 +27,7 @@ from pipeline.training.network import network_for
 class Trained:
     """A network whose training has ended.
 
+    name : of the training
     network : in evaluation mode, on the CPU; takes uint8 images (N, C, H, W), gives float32 logits (N, classes)
     job : what it was trained by
     manifest : of the dataset that it was trained on
@@ -34,6 +35,7 @@ class Trained:
     result : of the training
     """
 
+    name: str
     network: nn.Module
     job: Job
     manifest: Manifest
@@ -77,7 +79,7 @@ def find_trained(settings: Settings) -> Trained:
     network = network_for(trial.job.model, manifest)
     network.load_state_dict(state["model"])
     path = storage.join(checkpoints, f"step-{result.steps:08d}.pt")
-    return Trained(network.eval().requires_grad_(False), trial.job, manifest, path, result)
+    return Trained(name, network.eval().requires_grad_(False), trial.job, manifest, path, result)
 
 
 def first_images(trained: Trained, most: int) -> tuple[torch.Tensor, torch.Tensor]:
