@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pipeline.config.dataset import IMAGE_EXTENSIONS, TABLES, SourceSettings
 from pipeline.config.frozen import FrozenModel
 
-DATASET = "dataset"
+DATASET: Literal["dataset"] = "dataset"
 
 
 class ScoreSourceSettings(FrozenModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -147,10 +148,10 @@ def _binned(name: str, split: str, reference: Sequence[int], counts: Sequence[in
     edges = _quantile_edges(reference)
     width = largest / len(reference)
     bounds = [0, *edges, len(reference)]
-    bins = [f"{start * width:.3g} to {end * width:.3g}" for start, end in zip(bounds, bounds[1:], strict=False)]
+    bins = [f"{start * width:.3g} to {end * width:.3g}" for start, end in itertools.pairwise(bounds)]
     starts = bounds[:-1]
-    coarse = [np.add.reduceat(np.array(values), starts).tolist() for values in (reference, counts)]
-    return _compared(name, split, *coarse, bins)
+    before, now = (np.add.reduceat(np.array(values), starts).tolist() for values in (reference, counts))
+    return _compared(name, split, before, now, bins)
 
 
 def _quantile_edges(counts: Sequence[int]) -> list[int]:

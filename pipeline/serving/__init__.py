@@ -10,15 +10,35 @@ if TYPE_CHECKING:
     from pipeline.serving.exporting import export, export_folder
     from pipeline.serving.predictor import Predictor
     from pipeline.serving.result import ExportError, ExportResult
+    from pipeline.serving.scoring.errors import ScoreError
+    from pipeline.serving.scoring.job import score, scores_folder
+    from pipeline.serving.scoring.result import ScoreResult
+    from pipeline.serving.scoring.scores import load_scores
 
-__all__ = ["ExportError", "ExportResult", "Predictor", "export", "export_folder"]
+__all__ = [
+    "ExportError",
+    "ExportResult",
+    "Predictor",
+    "ScoreError",
+    "ScoreResult",
+    "export",
+    "export_folder",
+    "load_scores",
+    "score",
+    "scores_folder",
+]
 
 _MODULES = {
     "ExportError": "result",
     "ExportResult": "result",
     "Predictor": "predictor",
+    "ScoreError": "scoring.errors",
+    "ScoreResult": "scoring.result",
     "export": "exporting",
     "export_folder": "exporting",
+    "load_scores": "scoring.scores",
+    "score": "scoring.job",
+    "scores_folder": "scoring.job",
 }
 
 

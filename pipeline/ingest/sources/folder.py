@@ -54,11 +54,11 @@ def open_folder(
 
     root = storage.absolute(settings.path or "").rstrip("/")
     listing = _list(spark, root)
-    labelled = image_files(_with_labels(spark, listing, settings), settings)
+    files = image_files(_with_labels(spark, listing, settings), settings)
     first_folder = F.substring_index("path", "/", 1)
     split = split_column(first_folder) if settings.split_folders else F.lit(None).cast("string")
     everything = (
-        labelled.withColumn("id", F.xxhash64("path"))
+        files.withColumn("id", F.xxhash64("path"))
         .withColumn("split", split)
         .persist(StorageLevel.DISK_ONLY)  # listed once; counting and reading must see the same files
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.cluster.progress import spark_tasks
@@ -120,8 +120,8 @@ def _profile_of(
 def _run(settings: Settings, items: DataFrame, order: tuple[str, ...], work: Work, parts: int) -> list[TaskRecord]:
     rows = partitioned(items, parts, PART).sortWithinPartitions(PART, *order)
     profile = training_profile(settings.workers)
-    resources = {} if profile is None else {"profile": profile}
-    records = rows.mapInArrow(functools.partial(score_parts, work=work), "record string", **resources).collect()
+    options: Any = {} if profile is None else {"profile": profile}  # which Spark before 4.0 does not know
+    records = rows.mapInArrow(functools.partial(score_parts, work=work), "record string", **options).collect()
     return [TaskRecord.model_validate_json(row.record) for row in records]
 
 

@@ -91,7 +91,10 @@ def opened(
     source = open_source(spark, wanted.as_source(classes), cache, first_id=first_id, labelled=False)
     try:
         if source.numbered or base is None:
-            yield _source_images(spark, settings, source, source, 0)
+            # Numbered images have no ids of their own: all of a source are there, or none.
+            is_there = base is not None and any(each.state == source.state for each in base.sources)
+            already_there = sum(source.rows.values()) if is_there else 0
+            yield _source_images(spark, settings, source, source, already_there)
             return
         paths = [storage.join(folder, path) for path in (*(part.path for part in base.parts), *base.quarantine)]
         with without_stored(spark, source, paths) as (new, already_there):
