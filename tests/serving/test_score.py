@@ -115,3 +115,79 @@ def test_too_many_bad_images_are_an_error_and_what_was_scored_is_kept(spark, tmp
     assert not (tmp_path / "out" / "scores" / "scores.json").exists()
     result = score(spark, score_settings(tmp_path / "out", made[0], store, source=source, max_bad_share=0.2))
     assert (result.images, result.parts_found, result.processes) == (40, result.parts, 0)
+
+
+def test_a_job_that_died_is_gone_on_with(spark, tmp_path, store, made):
+    """What a job that is killed before it publishes leaves: some parts, and the plan."""
+    photos = write_photos(tmp_path / "in", 200)
+    settings = score_settings(tmp_path / "out", made[0], store, source={"kind": "folder", "path": str(photos)})
+    first = score(spark, settings)
+    whole, folder = rows_of(first.scores), Path(first.scores)
+    for name in ("scores.json", "scores-0001.json"):
+        (folder / name).unlink()
+    parts = sorted((folder / "scores").iterdir())
+    kept = {path: path.stat().st_mtime_ns for path in parts[::2]}
+    for path in parts[1::2]:
+        path.unlink()
+    (folder / "scores" / "part-0123456789ab-00000.parquet").write_bytes(b"of another plan")
+    again = score(spark, settings)
+    assert (again.parts_found, again.parts) == (len(kept), len(parts))
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert rows_of(first.scores) == whole
+    assert again.mlflow_run == first.mlflow_run
+    write_photos(tmp_path / "in", 10, first=200)  # other images: the parts of the first plan are of no use
+    (folder / "scores.json").unlink()
+    (folder / "scores-0001.json").unlink()
+    third = score(spark, settings)
+    assert (third.images, third.parts_found) == (210, 0)
+    assert {f"scores/{path.name}" for path in (folder / "scores").iterdir()} == {
+        part.path for part in load_scores(str(folder)).parts
+    }
+
+
+def test_append_scores_what_is_new(spark, tmp_path, store, made):
+    photos = write_photos(tmp_path / "in", 30)
+    settings = score_settings(
+        tmp_path / "out", made[0], store, source={"kind": "folder", "path": str(photos)}, append=True, table="scored"
+    )
+    spark.sql("DROP TABLE IF EXISTS scored")
+    first = score(spark, settings)
+    before = rows_of(first.scores)
+    write_photos(tmp_path / "in", 12, first=30)
+    (photos / "bad.png").write_bytes(b"no image")
+    added = score(spark, settings.model_copy(update={"score": settings.score.model_copy(update={"max_bad_share": 1})}))
+    assert (added.version, added.images, added.already_there) == (2, 12, 30)
+    rows = rows_of(first.scores)
+    assert [row for row in rows if row["score_version"] == 1] == before
+    assert len({row["id"] for row in rows}) == len(rows) == 42
+    found = load_scores(first.scores)
+    assert (found.input_rows, found.scored, found.set_aside) == (43, 42, {"undecodable": 1})
+    nothing = score(spark, settings)
+    assert (nothing.written, nothing.version, nothing.already_there) == (False, 2, 43)
+    table = spark.table("scored").orderBy("id").collect()
+    assert [row.asDict() for row in table] == [
+        {name: row[name] for name in table[0].asDict()} for row in sorted(rows, key=lambda row: row["id"])
+    ]
+
+
+def test_a_version_is_in_the_table_once(spark, tmp_path, store, made):
+    photos = write_photos(tmp_path / "in", 20)
+    settings = score_settings(
+        tmp_path / "out", made[0], store, source={"kind": "folder", "path": str(photos)}, table="once"
+    )
+    spark.sql("DROP TABLE IF EXISTS once")
+    result = score(spark, settings)
+    for name in ("scores.json", "scores-0001.json"):  # as a job leaves it that died after it wrote the table
+        Path(result.scores, name).unlink()
+    score(spark, settings)
+    assert spark.table("once").count() == 20
+    other = score_settings(
+        tmp_path / "other", made[0], store, source={"kind": "folder", "path": str(photos)}, table="once"
+    )
+    with pytest.raises(ScoreError, match=r"score.table once is there, and has the scores of .*/out/scores: choose"):
+        score(spark, other)
+    spark.sql("CREATE TABLE theirs AS SELECT 1 AS id")
+    theirs = other.model_copy(update={"score": other.score.model_copy(update={"table": "theirs"})})
+    with pytest.raises(ScoreError, match=r"score.table theirs is there, and was not made by `score`"):
+        score(spark, theirs)
+    assert not (tmp_path / "other" / "scores").exists()

@@ -131,6 +131,8 @@ def _prepared(spark: SparkSession, settings: Settings) -> _Job:
             f"{folder} has scores of the classes {', '.join(found.classes)}, and {model.facts.uri} has "
             f"{', '.join(model.served.classes)}: choose another score.output"
         )
+    if gone := on_disk.missing_part(folder, found):
+        raise ScoreError(f"{storage.join(folder, gone)} is missing: restore it, or delete {folder} to score again")
     if settings.score.source.kind == DATASET:
         path = sources.dataset_of(settings)
         check_dataset(model, versions.load_manifest(path), path)
@@ -175,11 +177,6 @@ def _known(job: _Job, images: ImagesToScore) -> ScoreResult | None:
             f"{job.folder} has scores of other images or of another model ("
             f"{', '.join(sorted({*map(str, found.models)}))}): choose another score.output, delete that folder, or set "
             "score.append to score what is new"
-        )
-    names = set(storage.names(storage.join(job.folder, on_disk.PARTS)))
-    if gone := [part.path for part in found.parts if part.path.rpartition("/")[2] not in names]:
-        raise ScoreError(
-            f"{storage.join(job.folder, gone[0])} is missing: restore it, or delete {job.folder} to score again"
         )
     if not is_same and images.rows:
         return None

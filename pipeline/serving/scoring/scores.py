@@ -288,6 +288,13 @@ def unlisted(folder: str, found: Scores | None, *, but: Plan | None = None) -> l
     return [path for path in written if path not in listed]
 
 
+def missing_part(folder: str, found: Scores | None) -> str | None:
+    """The path, in the folder, of the first part that is listed and not there."""
+    names = set(storage.names(storage.join(folder, PARTS))) if found else set()
+    parts = found.parts if found else ()
+    return next((part.path for part in parts if part.path.rpartition("/")[2] not in names), None)
+
+
 def check_seen(folder: str, records: Iterable[PartRecord]) -> None:
     """Raise ScoreError where the driver does not see a part that an executor has published."""
     seen = set(storage.names(storage.join(folder, PARTS)))
