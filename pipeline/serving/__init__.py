@@ -1,5 +1,6 @@
-"""A trained network elsewhere: `export` writes it as files that serve it without this package, and `Predictor` runs a
-model folder on images. What is asked for is imported then: executors import this package for `Predictor` alone.
+"""A trained network elsewhere: `export` writes it as files that serve it without this package, `register` makes it a
+version of a registered model, and `Predictor` runs that on images. What is asked for is imported then: executors import
+this package for `Predictor` alone.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.serving.exporting import export, export_folder
     from pipeline.serving.predictor import Predictor
+    from pipeline.serving.registering import register, rollback
     from pipeline.serving.result import ExportError, ExportResult
 
-__all__ = ["ExportError", "ExportResult", "Predictor", "export", "export_folder"]
+__all__ = ["ExportError", "ExportResult", "Predictor", "export", "export_folder", "register", "rollback"]
 
 _MODULES = {
     "ExportError": "result",
@@ -19,6 +21,8 @@ _MODULES = {
     "Predictor": "predictor",
     "export": "exporting",
     "export_folder": "exporting",
+    "register": "registering",
+    "rollback": "registering",
 }
 
 

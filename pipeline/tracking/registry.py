@@ -65,7 +65,7 @@ class Registry:
                 mlflow.set_registry_uri(uri)
                 open_database(uri)
         except (MlflowException, OSError) as error:
-            name, place = ("tracking.uri", tracking.uri) if uri is None else ("register.registry_uri", uri)
+            name, place = ("tracking.uri", tracking.uri) if uri is None else ("registry.uri", uri)
             raise TrackingError(f"{name} {mask(place)} cannot be used: {reason(error)}") from error
         self._client = mlflow.MlflowClient()
 
@@ -100,14 +100,19 @@ class Registry:
         known = ", ".join(f"{name} (version {number})" for name, number in sorted(model.aliases.items())) or "none"
         raise RegistryError(f"no version of {self.model} has the alias {alias!r}; aliases: {known}")
 
-    def versions(self, tag: str, value: str | None = None) -> list[Version]:
+    def versions(self, tag: str, value: str | None = None, *, run_id: str | None = None) -> list[Version]:
         """The versions with a tag, and with this value of it where one is given; the newest first.
 
         Each is asked for by itself: Unity Catalog finds versions by the model's name alone, and without their tags.
+
+        Parameters
+        ----------
+        run_id : of the training, where it is known; others are not asked for
         """
         search = partial(self._client.search_model_versions, f"name='{self.model}'", max_results=1000)
         listed: Sequence[ModelVersion] = self._or_none("list versions", search) or []
-        numbers = sorted((str(each.version) for each in listed), key=int, reverse=True)
+        wanted = (each for each in listed if run_id is None or each.run_id in (run_id, "", None))
+        numbers = sorted((str(each.version) for each in wanted), key=int, reverse=True)
         found = [self.version(number) for number in numbers]
         return [each for each in found if tag in each.tags and value in (None, each.tags[tag])]
 
@@ -162,6 +167,11 @@ class Registry:
     def delete_alias(self, alias: str) -> None:
         """Let no version have an alias."""
         self._or_none("delete an alias", partial(self._client.delete_registered_model_alias, self.model, alias))
+
+    def attach(self, run_id: str, name: str, text: str) -> None:
+        """Store a text as an artifact of a run."""
+        with time_to_upload():
+            self._call(f"store {name}", partial(self._client.log_text, run_id, text, name))
 
     def download(self, number: str, folder: Path) -> Path:
         """Copy the files of a version into a folder of a local disk, and return where they are."""
