@@ -96,6 +96,33 @@ def export(config: Config, override: Overrides = None) -> None:
 
 
 @app.command()
+def register(
+    config: Config,
+    override: Overrides = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="give the champion's place back to the one before")
+    ] = False,
+) -> None:
+    """Make the best network a version of a registered model, and the champion if it passes the gate."""
+    from pipeline import serving
+    from pipeline.report.registration_page import headline
+
+    settings = load_settings(config, override or [])
+    made = (serving.rollback if rollback else serving.register)(settings)
+    if made.origin is not None:
+        _say(made.origin.why)
+    _say(headline(made))
+    for line in made.why:
+        _say(line)
+    for line in made.notes:
+        _say(f"note: {line}")
+    if made.uri is not None:
+        _say(f"champion: version {made.champion}, {made.uri}")
+    _say(f"report: {storage.absolute(settings.output)}/register.html")
+    _print_path(settings.output, "register.json")
+
+
+@app.command()
 def score(config: Config, override: Overrides = None) -> None:
     """Give the images of a source the probabilities of a registered model's classes."""
     from pipeline import serving

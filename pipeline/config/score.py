@@ -61,7 +61,8 @@ class ScoreSettings(FrozenModel):
 
     model: str | None = Field(
         None,
-        description="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model, or a model folder; `score` needs it",
+        description="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model, or a model folder; null: the champion "
+        "of registry.model",
     )
     source: ScoreSourceSettings = ScoreSourceSettings()
     output: str | None = Field(

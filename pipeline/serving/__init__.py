@@ -1,5 +1,6 @@
-"""A trained network elsewhere: `export` writes it as files that serve it without this package, and `Predictor` runs a
-model folder on images. What is asked for is imported then: executors import this package for `Predictor` alone.
+"""A trained network elsewhere: `export` writes it as files that serve it without this package, `register` makes it a
+version of a registered model, and `Predictor` runs that on images. What is asked for is imported then: executors import
+this package for `Predictor` alone.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.serving.exporting import export, export_folder
     from pipeline.serving.predictor import Predictor
+    from pipeline.serving.registering import register, rollback
     from pipeline.serving.result import ExportError, ExportResult
     from pipeline.serving.scoring.errors import ScoreError
     from pipeline.serving.scoring.job import score, scores_folder
@@ -24,6 +26,8 @@ __all__ = [
     "export",
     "export_folder",
     "load_scores",
+    "register",
+    "rollback",
     "score",
     "scores_folder",
 ]
@@ -39,6 +43,8 @@ _MODULES = {
     "load_scores": "scoring.scores",
     "score": "scoring.job",
     "scores_folder": "scoring.job",
+    "register": "registering",
+    "rollback": "registering",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+from contextlib import suppress
 
 from pipeline import __version__, storage
 from pipeline.config.settings import Settings
@@ -18,7 +19,7 @@ from pipeline.serving.trained import Trained, first_images
 
 log = logging.getLogger(__name__)
 
-_PACKAGES = ("torch", "numpy", "pillow", "pyarrow", "pydantic")
+_PACKAGES = ("torch", "numpy", "pillow", "pyarrow", "pydantic", "pandas", "mlflow")
 
 
 def write_model_folder(trained: Trained, settings: Settings, folder: str) -> ServedModel:
@@ -85,5 +86,8 @@ def served_image(settings: Settings, manifest: Manifest) -> ServedImage:
 
 
 def _versions() -> dict[str, str]:
-    versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
-    return {"sparknorm": __version__, "python": platform.python_version(), **versions}
+    versions = {"sparknorm": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):  # Databricks brings MLflow under other names
+            versions[package] = importlib.metadata.version(package)
+    return versions

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
-from mlflow.exceptions import MlflowException
 
+from pipeline.config.study import TrackingSettings
 from pipeline.tracking.client import call_store, store_name, time_to_upload
 from pipeline.tracking.outage import RefusedError
+from pipeline.tracking.registry import Registry, RegistryError, Version
 
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
-
-
-class ModelNotFoundError(ValueError):
-    """MLflow has no such model; the message says which there are."""
 
 
 @dataclass(frozen=True)
@@ -34,63 +31,56 @@ class FetchedModel:
     run_id: str
 
 
-def fetch_model(uri: str, folder: Path, *, outage_seconds: float) -> FetchedModel:
+def fetch_model(tracking: TrackingSettings, registry_uri: str | None, uri: str, folder: Path) -> FetchedModel:
     """Bring a model's files into a folder.
 
     Parameters
     ----------
+    tracking, registry_uri : where MLflow and its registry are, as `Registry` takes them
     uri : ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or ``runs:/RUN/PATH``
-    outage_seconds : how long a registry that is down is waited for, at each call
 
     Raises
     ------
-    ModelNotFoundError
+    RegistryError
         There is no such model, version, alias or run.
     TrackingError
-        The registry is down.
+        The registry is down for ``tracking.outage_seconds``.
     """
+    if uri.startswith("runs:/"):
+        return _of_run(tracking, uri, folder)
     found = _REGISTERED.fullmatch(uri)
-    if found is None and not uri.startswith("runs:/"):
-        raise ModelNotFoundError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION, or runs:/RUN/model")
-    client = mlflow.MlflowClient()
-    name, version, run_id = uri, "0", uri.split("/")[1]
-    try:
-        if found is not None:
-            name = found["name"]
-
-            def look_up() -> tuple[str, str]:
-                if found["alias"] is None:
-                    entry = client.get_model_version(name, found["version"])
-                else:
-                    entry = client.get_model_version_by_alias(name, found["alias"])
-                return str(entry.version), entry.run_id or ""
-
-            version, run_id = call_store(f"find {uri}", look_up, outage_seconds)
-            uri = f"models:/{name}/{version}"  # an alias may move meanwhile
-
-        def download() -> str:
-            return mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
-
-        with time_to_upload():
-            path = call_store(f"fetch {uri}", download, outage_seconds)
-    except RefusedError as error:
-        raise ModelNotFoundError(f"{uri} is not at {store_name()}: {_known(client, found)}") from error
-    return FetchedModel(Path(path), name, version, run_id)
-
-
-def _known(client: mlflow.MlflowClient, found: re.Match[str] | None) -> str:
-    """What there is instead of what was asked for."""
     if found is None:
-        return "no run, or no model of a run, has that address"
-    name = found["name"]
+        raise RegistryError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION, or runs:/RUN/model")
+    registry = Registry(tracking, registry_uri, found["name"])
+    if found["alias"]:
+        version = registry.require_holder(found["alias"])
+    else:
+        version = _numbered(registry, found["version"])
+    # By its number: an alias may move meanwhile.
+    return FetchedModel(registry.download(version.number, folder), found["name"], version.number, version.run_id)
+
+
+def _numbered(registry: Registry, number: str) -> Version:
     try:
-        model = client.get_registered_model(name)
-        versions = sorted(int(each.version) for each in client.search_model_versions(f"name='{name}'"))
-    except MlflowException:
-        names = sorted(model.name for model in client.search_registered_models(max_results=20))
-        return f"no model is registered as {name}; there are {', '.join(names) or 'none'}"
-    aliases = ", ".join(f"{alias} (version {number})" for alias, number in sorted(model.aliases.items()))
-    return (
-        f"{name} has the versions {', '.join(map(str, versions)) or 'none'}, and the aliases {aliases or 'none'}: "
-        "`sparknorm register` gives them"
-    )
+        return registry.version(number)
+    except RefusedError as error:
+        if not registry.exists():
+            text = f"there is no registered model {registry.model!r}: run `sparknorm register` first"
+        else:
+            text = f"{registry.model} has no version {number}: models:/{registry.model}@champion is the one in use"
+        raise RegistryError(text) from error
+
+
+def _of_run(tracking: TrackingSettings, uri: str, folder: Path) -> FetchedModel:
+    def download() -> str:
+        return mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
+
+    mlflow.set_tracking_uri(tracking.uri)
+    try:
+        with time_to_upload():
+            path = Path(call_store(f"fetch {uri}", download, tracking.outage_seconds))
+    except RefusedError as error:
+        raise RegistryError(
+            f"{uri} is not at {store_name()}: no run, or no model of a run, has that address"
+        ) from error
+    return FetchedModel(path, uri, "0", uri.split("/")[1])

@@ -14,6 +14,7 @@ from small_splits import write_splits
 from pipeline.config.model import ModelSettings
 from pipeline.config.settings import Settings
 from pipeline.config.training import TrainSettings
+from pipeline.data import load_manifest
 from pipeline.data.codec import FORMATS
 from pipeline.data.manifest import Preparation
 from pipeline.distributed.worker import alone
@@ -41,7 +42,8 @@ def train_network(folder: Path, *, shape=(3, 12, 10), classes=3, norm="batch", *
 
     dataset = str(folder / "dataset")
     splits = {"train": images(192), "test": images(70)}
-    manifest = write_splits(dataset, splits, classes=classes, preparation=Preparation.model_validate(_MADE | made))
+    write_splits(dataset, splits, classes=classes, preparation=Preparation.model_validate(_MADE | made))
+    manifest = load_manifest(dataset)
     train = TrainSettings(epochs=1, batch_size=32, lanes=4, learning_rate=0.05, warmup_epochs=0)
     job = Job(dataset, str(folder / "trial"), ModelSettings(depth=3, width=4, norm=norm), train)
     result = fit(alone("cpu"), job)

@@ -81,7 +81,7 @@ def score(spark: SparkSession, settings: Settings) -> ScoreResult:
 
     Raises
     ------
-    ScoreError, ServedModelError, ModelNotFoundError
+    ScoreError, ServedModelError, RegistryError
         The model is unknown, has other classes or another image shape than the dataset, the output has other scores, or
         more than ``score.max_bad_share`` of the images had to be set aside.
     SourceError, DatasetError

@@ -43,26 +43,20 @@ def find_model(settings: Settings) -> PackedModel:
 
     Raises
     ------
-    ScoreError, ServedModelError, ModelNotFoundError
-        No model is named, there is none of that name, or it is none of sparknorm's.
+    ServedModelError, RegistryError
+        There is no such model, or it is none of sparknorm's.
     TrackingError
         The registry is down for ``tracking.outage_seconds``.
     """
     from pipeline.serving.predictor import folder_within, read_served
 
-    uri = settings.score.model
-    if uri is None:
-        raise ScoreError(
-            "score.model names no model: set it to models:/NAME@champion, to a version (models:/NAME/3), a run's model "
-            "(runs:/RUN/model) or a model folder"
-        )
+    uri = settings.score.model or f"models:/{settings.registry.model or settings.name}@champion"
     with tempfile.TemporaryDirectory(prefix="sparknorm-model-") as temporary:
         name, version, run_id = "", "0", ""
         if uri.startswith(("models:/", "runs:/")):
             from pipeline.tracking.fetch import fetch_model
 
-            seconds = settings.tracking.outage_seconds
-            fetched = fetch_model(uri, Path(temporary), outage_seconds=seconds)
+            fetched = fetch_model(settings.tracking, settings.registry.uri, uri, Path(temporary))
             folder, name, version, run_id = fetched.folder, fetched.name, fetched.version, fetched.run_id
         else:
             folder = Path(uri)
