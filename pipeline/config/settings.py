@@ -15,8 +15,8 @@ from pipeline.config.dataset import DatasetSettings, ReaderSettings
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.import_path import is_import_path
 from pipeline.config.model import ModelSettings
-from pipeline.config.score import ScoreSettings
 from pipeline.config.registry import RegistrySettings
+from pipeline.config.score import ScoreSettings
 from pipeline.config.secrets import mask, masked
 from pipeline.config.study import CompareSettings, ExportSettings, TrackingSettings
 from pipeline.config.training import AUTO, CheckpointSettings, TrainSettings

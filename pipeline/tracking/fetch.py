@@ -52,10 +52,7 @@ def fetch_model(tracking: TrackingSettings, registry_uri: str | None, uri: str, 
     if found is None:
         raise RegistryError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION, or runs:/RUN/model")
     registry = Registry(tracking, registry_uri, found["name"])
-    if found["alias"]:
-        version = registry.require_holder(found["alias"])
-    else:
-        version = _numbered(registry, found["version"])
+    version = registry.require_holder(found["alias"]) if found["alias"] else _numbered(registry, found["version"])
     # By its number: an alias may move meanwhile.
     return FetchedModel(registry.download(version.number, folder), found["name"], version.number, version.run_id)
 
