@@ -15,8 +15,8 @@ from pipeline.ingest.claim import claimed
 from pipeline.ingest.sources.source import SourceError
 from pipeline.serving import ScoreError, score
 from pipeline.serving.served import ServedModelError
-from pipeline.tracking.fetch import ModelNotFoundError
 from pipeline.tracking.outage import TrackingError
+from pipeline.tracking.registry import RegistryError
 
 pytestmark = pytest.mark.spark
 
@@ -43,21 +43,16 @@ def settings(tmp_path, empty_store, model):
     ("uri", "error", "message"),
     [
         ("nowhere", ServedModelError, r"nowhere holds no model of sparknorm: there is no served\.json"),
-        ("models:/photos@champion", ModelNotFoundError, r"no model is registered as photos; there are none"),
-        ("models:/photos", ModelNotFoundError, r"write models:/NAME@ALIAS, models:/NAME/VERSION"),
-        ("runs:/0123456789abcdef0123456789abcdef/model", ModelNotFoundError, r"no run, or no model of a run"),
+        ("models:/photos@champion", RegistryError, r"there is no registered model 'photos': run `sparknorm register`"),
+        (None, RegistryError, r"there is no registered model 'small': run `sparknorm register`"),
+        ("models:/photos", RegistryError, r"write models:/NAME@ALIAS, models:/NAME/VERSION"),
+        ("runs:/0123456789abcdef0123456789abcdef/model", RegistryError, r"no run, or no model of a run"),
     ],
 )
 def test_an_unknown_model(spark, settings, tmp_path, uri, error, message):
     with pytest.raises(error, match=message):
         score(spark, settings(uri))
     assert not (tmp_path / "out" / "scores").exists()
-
-
-def test_no_model_is_named(spark, settings):
-    nameless = settings()
-    with pytest.raises(ScoreError, match=r"score\.model names no model: set it to models:/NAME@champion"):
-        score(spark, nameless.model_copy(update={"score": nameless.score.model_copy(update={"model": None})}))
 
 
 def test_an_unknown_alias_names_those_there_are(spark, settings):
@@ -68,10 +63,10 @@ def test_an_unknown_alias_names_those_there_are(spark, settings):
     client.create_registered_model("photos")
     client.create_model_version("photos", "file:///nowhere")
     client.set_registered_model_alias("photos", "challenger", "1")
-    with pytest.raises(
-        ModelNotFoundError, match=r"photos has the versions 1, and the aliases challenger \(version 1\)"
-    ):
+    with pytest.raises(RegistryError, match=r"no version of photos has the alias 'champion'; aliases: challenger \(v"):
         score(spark, chosen)
+    with pytest.raises(RegistryError, match=r"photos has no version 7"):
+        score(spark, settings("models:/photos/7"))
 
 
 def test_a_registry_that_is_down(spark, settings):

@@ -25,7 +25,13 @@ def write_photos(folder: Path, count: int, first: int = 0) -> Path:
 
 
 def score_settings(
-    folder: Path, model: Path | str, store: Path, *, source: dict[str, Any] | None = None, dataset: str = "", **changes
+    folder: Path,
+    model: Path | str | None,
+    store: Path,
+    *,
+    source: dict[str, Any] | None = None,
+    dataset: str = "",
+    **changes,
 ) -> Settings:
     """Settings that score a source into ``folder/scores``.
 
@@ -35,7 +41,7 @@ def score_settings(
     source, changes : of the section ``score``
     dataset : that scores are compared with; "" is one that is not there
     """
-    score = {"model": str(model), "source": source or {}, "part_rows": 16, "batch_size": 8, **changes}
+    score = {"model": model and str(model), "source": source or {}, "part_rows": 16, "batch_size": 8, **changes}
     return Settings.model_validate(
         {
             "name": "small",
