@@ -37,6 +37,7 @@ def score_settings(
 
     Parameters
     ----------
+    model : a folder, or what MLflow calls it
     store : the SQLite file of MLflow
     source, changes : of the section ``score``
     dataset : that scores are compared with; "" is one that is not there
