@@ -7,6 +7,7 @@ name to the published scores, with its run in MLflow and its page. What scores a
 from __future__ import annotations
 
 import functools
+import io
 import multiprocessing
 import os
 import shutil
@@ -34,6 +35,8 @@ from pipeline.serving import score, scores_folder
 PASSES = int(os.environ.get("BENCH_PASSES", "3"))
 BATCH = 256
 SHARDS, LOOP = "sparknorm score, raw shards", "limit: bare loop over tensors in two processes"
+UDF, PNG_UDF = "MLflow spark_udf, the same rows as arrays", "MLflow spark_udf, a table of the same rows as PNG"
+TABLE, ROWS = "sparknorm score, a table of the same rows as PNG", "sparknorm score, the shards of fewer rows"
 FILES, DECODE = "sparknorm score, JPEG files", "limit: bare decoding and network in two processes"
 
 
@@ -60,9 +63,93 @@ def run(spark: Any, work: Path) -> None:
         speeds[FILES].append(len(paths) / _scored(spark, files))
         speeds[DECODE].append(len(paths) / _in_two_processes(small, _decode_loop, (paths[::2], paths[1::2])))
     shutil.rmtree(photos)
+    udf = _against_udf(spark, work)
+    speeds |= udf
     results = [Result(name, "images/s", passes) for name, passes in speeds.items()]
-    ratios = [compare(results, SHARDS, LOOP), compare(results, FILES, DECODE)]
+    ratios = [compare(results, SHARDS, LOOP), compare(results, FILES, DECODE),
+              compare(results, ROWS, UDF), compare(results, TABLE, PNG_UDF)]  # fmt: skip
     leave("score", results + ratios, f"score, images of a whole call per second ({rows:,}, {len(paths):,} files)")
+
+
+def _against_udf(spark: Any, work: Path) -> dict[str, list[float]]:
+    """The same registered model and rows by `score` and by MLflow's UDF, which writes Parquet files, too."""
+    import mlflow
+
+    speeds: dict[str, list[float]] = {name: [] for name in (ROWS, UDF, TABLE, PNG_UDF)}
+    dataset = str(work / "fashion_mnist")
+    output = work / "udf"
+    shutil.rmtree(output, ignore_errors=True)
+    chosen = settings(output, dataset, Path(), {"split": "test"})
+    uri = _registered(chosen, dataset, output)
+    mlflow.set_tracking_uri(chosen.tracking.uri)
+    model = {"model": uri}
+    ours = chosen.model_copy(update={"score": chosen.score.model_copy(update=model)})
+    rows = _write_table(dataset, "test", output / "table")
+    table = settings(output, dataset, Path(), {"kind": "parquet", "path": str(output / "table"), "id_column": "id"})
+    table = table.model_copy(update={"score": table.score.model_copy(update=model)})
+    for one in (ours, table):
+        _scored(spark, one)
+    for number in range(PASSES + 1):  # the first starts the workers
+        for name, column in ((UDF, "pixels"), (PNG_UDF, "image")):
+            seconds = _by_udf(spark, uri, output / "table", column, output / "answers")
+            speeds[name] += [rows / seconds] if number else []
+    for _ in range(PASSES):
+        speeds[ROWS].append(rows / _scored(spark, ours))
+        speeds[TABLE].append(rows / _scored(spark, table))
+    return speeds
+
+
+def _by_udf(spark: Any, uri: str, table: Path, column: str, answers: Path) -> float:
+    import mlflow
+
+    started = time.perf_counter()
+    udf = mlflow.pyfunc.spark_udf(spark, uri, env_manager="local")
+    found = spark.read.parquet(str(table)).select("id", udf(column).alias("probabilities"))
+    found.write.mode("overwrite").parquet(str(answers))
+    return time.perf_counter() - started
+
+
+def _registered(settings: Settings, dataset: str, folder: Path) -> str:
+    """The address of a registered model, an untrained network."""
+    import mlflow
+
+    from pipeline.serving.packaging import package
+    from pipeline.tracking.registry import Registry
+    from pipeline.tracking.served_model import log_served_model
+
+    registry = Registry(settings.tracking, None, "benchmark")
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment("models", artifact_location=(folder / "models").absolute().as_uri())
+    trained = _untrained(dataset, folder, ModelSettings(network="resnet", depth=8, width=16, norm="batch"))
+    trained.result.run_id = client.create_run(experiment).info.run_id
+    packaged, _ = package(trained, settings, "benchmark", folder)
+    version = registry.add(log_served_model(packaged, 60), {})
+    return f"models:/benchmark/{version.number}"
+
+
+def _write_table(dataset: str, split: str, folder: Path) -> int:
+    """The rows of a split in four Parquet files with their ids, as arrays of integers and as PNG; how many there are."""
+    import pyarrow as pa
+    from PIL import Image
+
+    manifest = load_manifest(dataset)
+    folder.mkdir(parents=True)
+    tables = [pq.read_table(storage.join(dataset, shard.path)) for shard in manifest.split(split).shards]
+    whole = pa.concat_tables(tables)
+    images = np.frombuffer(b"".join(whole["image"].to_pylist()), np.uint8).reshape(-1, *manifest.image.shape)
+    for number in range(4):
+        some = images[number::4]
+        files = []
+        for image in some:
+            buffer = io.BytesIO()
+            Image.fromarray(image[0]).save(buffer, "PNG")
+            files.append(buffer.getvalue())
+        columns = {
+            "id": whole["id"].to_numpy()[number::4],
+            "pixels": list(some.reshape(len(some), -1).astype(np.int32)),
+        }
+        pq.write_table(pa.table({**columns, "image": files}), folder / f"{number}.parquet")
+    return len(images)
 
 
 def settings(output: Path, dataset: str, model: Path, source: dict[str, Any]) -> Settings:
@@ -80,8 +167,15 @@ def settings(output: Path, dataset: str, model: Path, source: dict[str, Any]) ->
 
 def write_model(dataset: str, folder: Path, model: ModelSettings) -> Path:
     """The folder of a folded network that nobody has trained: it takes as long as one that somebody has."""
-    from pipeline.config.training import TrainSettings
     from pipeline.serving.model_folder import write_model_folder
+
+    write_model_folder(_untrained(dataset, folder, model), Settings(name="b"), str(folder))
+    return folder
+
+
+def _untrained(dataset: str, folder: Path, model: ModelSettings) -> Any:
+    """What a training would leave, of a network as it is at its beginning."""
+    from pipeline.config.training import TrainSettings
     from pipeline.serving.trained import Trained
     from pipeline.training.job import Job
     from pipeline.training.network import network_for
@@ -90,8 +184,7 @@ def write_model(dataset: str, folder: Path, model: ModelSettings) -> Path:
     network = network_for(model, manifest).eval().requires_grad_(False)
     job = Job(dataset, str(folder), model, TrainSettings())
     result: Any = SimpleNamespace(steps=0, run_id="")
-    write_model_folder(Trained("benchmark", network, job, manifest, "", result), Settings(name="b"), str(folder))
-    return folder
+    return Trained("benchmark", network, job, manifest, "", result)
 
 
 def _sample(spark: Any, work: Path, photos: Path) -> str:
