@@ -128,7 +128,7 @@ def _registered(settings: Settings, dataset: str, folder: Path) -> str:
 
 
 def _write_table(dataset: str, split: str, folder: Path) -> int:
-    """The rows of a split in four Parquet files with their ids, as arrays of integers and as PNG; how many there are."""
+    """Write the rows of a split into four Parquet files, as arrays of integers and as PNG; gives their number."""
     import pyarrow as pa
     from PIL import Image
 

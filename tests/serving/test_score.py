@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 from image_files import write_table
@@ -13,6 +14,8 @@ from small_scores import aside_of, probabilities_of, rows_of, score_settings, wr
 
 from pipeline.data import load_manifest
 from pipeline.serving import Predictor, ScoreError, load_scores, score
+from pipeline.serving.scoring.scores import Plan
+from pipeline.serving.scoring.source import parts_of
 
 pytestmark = pytest.mark.spark
 
@@ -65,6 +68,15 @@ def test_files_without_labels(spark, tmp_path, store, made, predictor):
     assert result.model_loads == result.processes <= 2
     again = score(spark, settings)
     assert (again.written, load_scores(result.scores)) == (False, found)
+
+
+def unpublish(result, *, parts):
+    """Leave what a job leaves that died before it published: parts and the plan."""
+    folder = Path(result.scores)
+    plan = Plan(digest=load_scores(result.scores).plans[-1], parts=parts, mlflow_run=result.mlflow_run)
+    (folder / "plan.json").write_text(plan.model_dump_json())
+    for name in ("scores.json", "scores-0001.json"):
+        (folder / name).unlink()
 
 
 @pytest.mark.parametrize("split", [None, "test"])
@@ -123,8 +135,7 @@ def test_a_job_that_died_is_gone_on_with(spark, tmp_path, store, made):
     settings = score_settings(tmp_path / "out", made[0], store, source={"kind": "folder", "path": str(photos)})
     first = score(spark, settings)
     whole, folder = rows_of(first.scores), Path(first.scores)
-    for name in ("scores.json", "scores-0001.json"):
-        (folder / name).unlink()
+    unpublish(first, parts=parts_of(200, 16))
     parts = sorted((folder / "scores").iterdir())
     kept = {path: path.stat().st_mtime_ns for path in parts[::2]}
     for path in parts[1::2]:
@@ -136,13 +147,26 @@ def test_a_job_that_died_is_gone_on_with(spark, tmp_path, store, made):
     assert rows_of(first.scores) == whole
     assert again.mlflow_run == first.mlflow_run
     write_photos(tmp_path / "in", 10, first=200)  # other images: the parts of the first plan are of no use
-    (folder / "scores.json").unlink()
-    (folder / "scores-0001.json").unlink()
+    unpublish(first, parts=parts_of(200, 16))
     third = score(spark, settings)
     assert (third.images, third.parts_found) == (210, 0)
     assert {f"scores/{path.name}" for path in (folder / "scores").iterdir()} == {
         part.path for part in load_scores(str(folder)).parts
     }
+
+
+def test_a_run_that_was_not_ended_is_ended(spark, tmp_path, store, made):
+    """The job died between the scores and the end of its run in MLflow."""
+    photos = write_photos(tmp_path / "in", 12)
+    settings = score_settings(tmp_path / "out", made[0], store, source={"kind": "folder", "path": str(photos)})
+    first = score(spark, settings)
+    plan = Plan(digest=load_scores(first.scores).plans[-1], parts=1, mlflow_run=first.mlflow_run)
+    Path(first.scores, "plan.json").write_text(plan.model_dump_json())
+    client = mlflow.MlflowClient(settings.tracking.uri)
+    client.set_terminated(first.mlflow_run, "RUNNING")
+    assert not score(spark, settings).written
+    assert client.get_run(first.mlflow_run).info.status == "FINISHED"
+    assert not Path(first.scores, "plan.json").exists()
 
 
 def test_append_scores_what_is_new(spark, tmp_path, store, made):
@@ -177,9 +201,8 @@ def test_a_version_is_in_the_table_once(spark, tmp_path, store, made):
     )
     spark.sql("DROP TABLE IF EXISTS once")
     result = score(spark, settings)
-    for name in ("scores.json", "scores-0001.json"):  # as a job leaves it that died after it wrote the table
-        Path(result.scores, name).unlink()
-    score(spark, settings)
+    unpublish(result, parts=parts_of(20, 16))  # as a job leaves it that died after it wrote the table
+    assert score(spark, settings).processes == 0
     assert spark.table("once").count() == 20
     other = score_settings(
         tmp_path / "other", made[0], store, source={"kind": "folder", "path": str(photos)}, table="once"

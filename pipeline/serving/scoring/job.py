@@ -38,6 +38,7 @@ from pipeline.serving.scoring.task import TaskRecord
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from pipeline.tracking import Tracker
     from pipeline.tracking.run import TrackedRun
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,9 @@ def score(spark: SparkSession, settings: Settings) -> ScoreResult:
         job = _prepared(spark, settings)
         with sources.opened(spark, settings, job.model.served.classes, folder=job.folder, base=job.base) as images:
             result = _known(job, images)
-            if result is None:
+            if result is not None:
+                _end_run(job, tracker)
+            else:
                 with claimed(job.folder, job.application, setting="score.output") as claim:
                     if on_disk.newest(job.folder) != job.found:
                         raise ScoreError(f"another job has published scores in {job.folder} meanwhile: run this again")
@@ -112,6 +115,7 @@ def score(spark: SparkSession, settings: Settings) -> ScoreResult:
                         kind="score", model=str(facts), model_digest=facts.digest,
                     ) as run:  # fmt: skip
                         result = _scored(job, images, plan, claim, run)
+                    storage.remove_file(storage.join(job.folder, on_disk.PLAN))
     storage.publish_json(path, result)
     return result
 
@@ -143,6 +147,17 @@ def _prepared(spark: SparkSession, settings: Settings) -> _Job:
     if table is not None:
         table.check(folder)
     return _Job(spark, settings, folder, model, found, table, manifest)
+
+
+def _end_run(job: _Job, tracker: Tracker) -> None:
+    """Mark the run of a job as finished that died between the scores and the run's end."""
+    plan = on_disk.read_plan(job.folder)
+    if plan is None or job.found is None or plan.digest not in job.found.plans:
+        return
+    with claimed(job.folder, job.application, setting="score.output"):
+        with tracker.run(f"score {job.settings.name}", settings=job.settings, run_id=plan.mlflow_run or None):
+            pass
+        storage.remove_file(storage.join(job.folder, on_disk.PLAN))
 
 
 def _digest(job: _Job, images: ImagesToScore) -> str:
