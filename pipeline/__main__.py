@@ -96,6 +96,55 @@ def export(config: Config, override: Overrides = None) -> None:
 
 
 @app.command()
+def register(
+    config: Config,
+    override: Overrides = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="give the champion's place back to the one before")
+    ] = False,
+) -> None:
+    """Make the best network a version of a registered model, and the champion if it passes the gate."""
+    from pipeline import serving
+    from pipeline.report.registration_page import headline
+
+    settings = load_settings(config, override or [])
+    made = (serving.rollback if rollback else serving.register)(settings)
+    if made.origin is not None:
+        _say(made.origin.why)
+    _say(headline(made))
+    for line in made.why:
+        _say(line)
+    for line in made.notes:
+        _say(f"note: {line}")
+    if made.uri is not None:
+        _say(f"champion: version {made.champion}, {made.uri}")
+    _say(f"report: {storage.absolute(settings.output)}/register.html")
+    _print_path(settings.output, "register.json")
+
+
+@app.command()
+def score(config: Config, override: Overrides = None) -> None:
+    """Give the images of a source the probabilities of a registered model's classes."""
+    from pipeline import serving
+
+    settings = load_settings(config, override or [])
+    result = serving.score(_session(settings, "score.json"), settings)
+    aside = sum(result.set_aside.values())
+    if result.written:
+        _say(f"{result.scores}: {result.images:,} images scored with {result.model.uri}, {aside:,} set aside")
+    else:
+        _say(f"{result.scores} unchanged: the model had scored these images before, or none is new")
+    if result.parts_found:
+        _say(f"{result.parts_found} of {result.parts} parts were there from a job that did not end")
+    for figure in result.drift.figures if result.drift else ():
+        chance = f"by chance up to {figure.psi_by_chance:.3f}"
+        _say(f"{figure.name} {figure.state} ({figure.reference} split): index {figure.psi:.3f}, {chance}")
+    for line in result.notes:
+        _say(f"note: {line}")
+    _print_path(settings.output, "score.json")
+
+
+@app.command()
 def compare(config: Config, override: Overrides = None) -> None:
     """Train every arm with every seed, and report which settings did best and what they cost."""
     from pipeline.study import compare as job

@@ -15,6 +15,8 @@ from pipeline.config.dataset import DatasetSettings, ReaderSettings
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.import_path import is_import_path
 from pipeline.config.model import ModelSettings
+from pipeline.config.registry import RegistrySettings
+from pipeline.config.score import ScoreSettings
 from pipeline.config.secrets import mask, masked
 from pipeline.config.study import CompareSettings, ExportSettings, TrackingSettings
 from pipeline.config.training import AUTO, CheckpointSettings, TrainSettings
@@ -58,6 +60,8 @@ class Settings(FrozenModel):
     workers: WorkerSettings = WorkerSettings()
     compare: CompareSettings = CompareSettings()
     export: ExportSettings = ExportSettings()
+    score: ScoreSettings = ScoreSettings()
+    registry: RegistrySettings = RegistrySettings()
     tracking: TrackingSettings = TrackingSettings()
     spark: SparkSettings = SparkSettings()
 

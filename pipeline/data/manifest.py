@@ -19,7 +19,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
@@ -28,6 +28,12 @@ from pipeline.config.settings import digest_of
 FORMAT = 1
 SPLITS = ("train", "validation", "test")  # in the order people are shown them
 QUARANTINE = "quarantine"
+_NOT_IN_DIGEST: Any = {
+    "digest": True,
+    "spark_application": True,
+    "preparation": True,
+    "sources": {"__all__": {"state"}},
+}
 
 
 class DatasetError(ValueError):
@@ -122,6 +128,21 @@ class Image(FrozenModel):
     shape: tuple[int, int, int]
 
 
+class Preparation(FrozenModel):
+    """How the images of a dataset were made from what its source had (`pipeline.ingest.images.ImageSpec`): whoever
+    shows a network new images must make them alike.
+
+    max_bytes : a file of more was set aside unread
+    """
+
+    resize: Literal["none", "crop", "letterbox"]
+    background: int
+    max_pixels: int
+    jpeg_quality: int
+    formats: tuple[str, ...]
+    max_bytes: int
+
+
 class Ingested(FrozenModel):
     """One source that went in: how many images it brought, and how many of its images were there already.
 
@@ -137,9 +158,9 @@ class Ingested(FrozenModel):
 class Manifest(FrozenModel):
     """Everything a reader needs to know.
 
-    ``digest`` covers all but itself, the Spark application's id and times. ``input_rows`` counts the images of all
-    sources and the deformed copies made of them. ``version`` counts what was appended; ``previous`` is the digest
-    before it.
+    ``digest`` covers all but itself, the Spark application's id, times and ``preparation``, which earlier versions did
+    not write, and ``settings_digest`` covers. ``input_rows`` counts the images of all sources and the deformed copies
+    made of them. ``version`` counts what was appended; ``previous`` is the digest before it.
     """
 
     format: int = FORMAT
@@ -150,6 +171,7 @@ class Manifest(FrozenModel):
     settings_digest: str
     spark_application: str
     image: Image
+    preparation: Preparation | None = None
     classes: tuple[str, ...]
     input_rows: int
     set_aside: dict[str, int]
@@ -197,9 +219,7 @@ def seal(manifest: Manifest) -> Manifest:
         raise DatasetError(
             f"rows were lost or doubled: {manifest.input_rows} came in, {kept} are in splits and {aside} set aside"
         )
-    content = manifest.model_dump(
-        mode="json", exclude={"digest": True, "spark_application": True, "sources": {"__all__": {"state"}}}
-    )
+    content = manifest.model_dump(mode="json", exclude=_NOT_IN_DIGEST)
     return manifest.model_copy(update={"digest": digest_of(content)})
 
 

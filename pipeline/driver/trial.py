@@ -151,6 +151,13 @@ def newest_finished(settings: Settings, manifest: Manifest, name: str) -> BegunT
     return BegunTrial(record, replace(job, folder=record.folder), key) if record else None
 
 
+def trial_in(settings: Settings, manifest: Manifest, folder: str) -> BegunTrial:
+    """The trial of these settings whose folder is known, such as one of a study."""
+    job, key = _new_job(settings, manifest)
+    record = Record(folder)
+    return BegunTrial(record, replace(job, folder=record.folder), key)
+
+
 def trials_folder(settings: Settings) -> str:
     """The folder with a folder for each trial of these settings' output."""
     return storage.join(storage.absolute(settings.output), TRIALS)

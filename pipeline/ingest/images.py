@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from pipeline.config.dataset import DatasetSettings
 from pipeline.data import reasons
 from pipeline.data.codec import (
     FORMATS,
@@ -27,6 +26,8 @@ from pipeline.data.codec import (
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from pipeline.config.dataset import DatasetSettings
 
 # Spark's image source says how pixels are stored by OpenCV's type number: 8-bit unsigned, 1, 3 (BGR) or 4 (BGRA).
 _SPARK_UNDECODABLE = -1

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,7 @@ from pipeline.data import manifest, reasons, versions
 from pipeline.data.manifest import QUARANTINE, SPLITS, DatasetError, Ingested, Manifest, Split
 from pipeline.ingest import executors, existing, transform
 from pipeline.ingest.claim import Claim, claimed
-from pipeline.ingest.images import image_spec
+from pipeline.ingest.images import ImageSpec, image_spec
 from pipeline.ingest.layout import Layout, plan_layout
 from pipeline.ingest.sources.file_names import OtherFiles
 from pipeline.ingest.sources.open import open_source
@@ -175,7 +176,8 @@ def _write(
         layout = plan_layout(dataset, settings, new, image, settings_digest=settings_digest, base=base)
         try:
             files = transform.write_files(spark, new, settings, layout, base)
-            added = _manifest_of(files, new.classes, settings.name, layout, coming, _application(spark))
+            most = settings.source.max_image_bytes
+            added = _manifest_of(files, new.classes, settings.name, layout, coming, _application(spark), most)
             _check_bad_share(added, settings, dataset)
             _warn_of_versions(files, dataset)
             whole = added if base is None else manifest.next_version(base, added)
@@ -209,6 +211,7 @@ def _manifest_of(
     layout: Layout,
     coming: Ingested,
     application: str,
+    max_bytes: int,
 ) -> Manifest:
     """The sealed manifest of what this job wrote."""
     shards = sorted((file for file in files if isinstance(file, WrittenShard)), key=lambda file: file.shard.path)
@@ -225,6 +228,7 @@ def _manifest_of(
             settings_digest=coming.settings_digest,
             spark_application=application,
             image=manifest.Image(encoding=layout.image.encoding, shape=layout.image.shape),
+            preparation=_preparation(layout.image, max_bytes),
             classes=classes,
             input_rows=coming.rows + copies,
             set_aside=dict(sorted(set_aside.items())),
@@ -233,6 +237,11 @@ def _manifest_of(
             splits={split: _split_of(written, layout) for split, written in by_split.items() if written},
         )
     )
+
+
+def _preparation(image: ImageSpec, max_bytes: int) -> manifest.Preparation:
+    made = {name: value for name, value in asdict(image).items() if name in manifest.Preparation.model_fields}
+    return manifest.Preparation(**made, max_bytes=max_bytes)
 
 
 def _split_of(written: list[WrittenShard], layout: Layout) -> Split:

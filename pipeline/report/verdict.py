@@ -144,8 +144,18 @@ def _best(comparison: Comparison, sound: Sequence[ArmSummary], base: ArmSummary)
     return sentence(comparison, "best", _best_words(comparison, sound, base), evidence)
 
 
+def best_arm(comparison: Comparison) -> ArmSummary | None:
+    """The arm that the verdict calls the best, by the mean of the metric; None where no run of any arm is sound."""
+    sound = [arm for arm in comparison.arms if arm.healthy]
+    return _best_of(sound) if sound else None
+
+
+def _best_of(sound: Sequence[ArmSummary]) -> ArmSummary:
+    return max(sound, key=lambda arm: arm.score_mean)
+
+
 def _best_words(comparison: Comparison, sound: Sequence[ArmSummary], base: ArmSummary) -> str:
-    best = max(sound, key=lambda arm: arm.score_mean)
+    best = _best_of(sound)
     result = f"{score(best)} on the {comparison.evaluated_on} split"
     balanced = comparison.metric == "balanced_accuracy"
     most = "had the highest balanced accuracy" if balanced else "was the most accurate"

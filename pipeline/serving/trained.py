@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from pipeline.data import Manifest, reader
 from pipeline.data.shards import SplitFiles
 from pipeline.driver import checks
 from pipeline.driver.train import training_name
-from pipeline.driver.trial import newest_finished, trials_folder
+from pipeline.driver.trial import BegunTrial, newest_finished, trials_folder
 from pipeline.report.comparison import TrialResult
 from pipeline.serving.result import ExportError
 from pipeline.training import checkpoint
@@ -27,6 +28,7 @@ from pipeline.training.network import network_for
 class Trained:
     """A network whose training has ended.
 
+    name : of the training
     network : in evaluation mode, on the CPU; takes uint8 images (N, C, H, W), gives float32 logits (N, classes)
     job : what it was trained by
     manifest : of the dataset that it was trained on
@@ -34,6 +36,7 @@ class Trained:
     result : of the training
     """
 
+    name: str
     network: nn.Module
     job: Job
     manifest: Manifest
@@ -63,6 +66,25 @@ def find_trained(settings: Settings) -> Trained:
             f"{trials_folder(settings)} has no finished training {name!r} with these settings and this dataset: "
             "run `sparknorm train` with the same settings first"
         )
+    return load_trained(settings, manifest, trial, name, result)
+
+
+def load_trained(settings: Settings, manifest: Manifest, trial: BegunTrial, name: str, result: TrialResult) -> Trained:
+    """The network that a finished training has left in its last checkpoint.
+
+    Parameters
+    ----------
+    settings : of the training
+    name : of the training
+    result : of the training
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint is of other settings.
+    ExportError, VersionsError
+        See `find_trained`.
+    """
     if result.diverged:
         raise ExportError(f"the newest training in {trial.job.folder} diverged: train with other settings first")
     checkpoints = storage.join(trial.job.folder, "checkpoints")
@@ -77,19 +99,24 @@ def find_trained(settings: Settings) -> Trained:
     network = network_for(trial.job.model, manifest)
     network.load_state_dict(state["model"])
     path = storage.join(checkpoints, f"step-{result.steps:08d}.pt")
-    return Trained(network.eval().requires_grad_(False), trial.job, manifest, path, result)
+    return Trained(name, network.eval().requires_grad_(False), trial.job, manifest, path, result)
 
 
 def first_images(trained: Trained, most: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first images of the split that the training was evaluated on: uint8 (N, C, H, W), int64 (N,), N <= most."""
-    images: list[torch.Tensor] = []
-    labels: list[torch.Tensor] = []
-    job, rows = trained.job, 0
-    with closing(SplitFiles(job.dataset, trained.manifest, job.train.evaluate_on, job.reader)) as files:
-        for block in reader.evaluation_blocks(files, rank=0, world_size=1, batch_size=most):
-            images += [batch.images for batch in block]
-            labels += [batch.labels for batch in block]
-            rows += sum(len(batch.labels) for batch in block)
-            if rows >= most:
-                break
-    return torch.cat(images)[:most], torch.cat(labels)[:most]
+    blocks = list(blocks_of(trained, trained.job.train.evaluate_on, most, rows=most))
+    return torch.cat([images for images, _ in blocks]), torch.cat([labels for _, labels in blocks])
+
+
+def blocks_of(
+    trained: Trained, split: str, most: int, *, rows: int = 256
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The first images of a split, a block of at most ``rows`` after the other: uint8 (N, C, H, W) and int64 (N,)."""
+    job, left = trained.job, most
+    with closing(SplitFiles(job.dataset, trained.manifest, split, job.reader)) as files:
+        for block in reader.evaluation_blocks(files, rank=0, world_size=1, batch_size=rows):
+            for batch in block:
+                yield batch.images[:left], batch.labels[:left]
+                left -= len(batch.labels)
+                if left <= 0:
+                    return

@@ -20,7 +20,7 @@ WORK = Path("runs/bench/work")
 
 PARTS = (
     *("loader", "ingest", "scale", "ranks", "manifest", "training", "study"),
-    *("norms", "gpu", "verdicts", "requests", "finetune"),
+    *("norms", "gpu", "verdicts", "requests", "finetune", "score", "tune"),
 )
 
 
@@ -53,15 +53,16 @@ def _alone(parts: Sequence[str]) -> None:
     import gpu_norms
     import ingest
     import manifest
+    import many_ranks
     import norms
     import object_store
-    import ranks
+    import score
     import study
     import training
     import verdicts
 
     if {"scale", "ranks"} & set(parts):
-        ranks.run(WORK)
+        many_ranks.run(WORK)
     if {"scale", "manifest"} & set(parts):
         manifest.run(WORK)
     for part, run in (("training", training.run), ("study", study.run)):
@@ -71,6 +72,12 @@ def _alone(parts: Sequence[str]) -> None:
                 run(spark, ingest.fashion_mnist(spark, WORK), WORK)
             finally:
                 spark.stop()
+    if "score" in parts:
+        spark = score.start()
+        try:
+            score.run(spark, WORK)
+        finally:
+            spark.stop()
     if "norms" in parts:
         norms.run()
     if "gpu" in parts and gpu.is_there():

@@ -95,3 +95,15 @@ def test_a_million_row_groups_take_little_memory_to_plan():
     assert (len(files.row_groups), plan.steps, int(files.group_rows.sum())) == (10**6, 10**9 // 1024, 10**9)
     assert kept < 40 * 10**6  # four arrays of a million int64
     assert most < 60 * 10**6
+
+
+def test_how_images_were_made_is_no_part_of_the_digest():
+    """Of the same input and settings a version that did not write it down made the same dataset."""
+    made = manifest.Preparation(
+        resize="crop", background=255, max_pixels=9, jpeg_quality=92, formats=("PNG",), max_bytes=9
+    )
+    silent = manifest.seal(make())
+    assert manifest.seal(make().model_copy(update={"preparation": made})).digest == silent.digest
+    content = silent.model_dump(mode="json")
+    del content["preparation"]
+    assert manifest.Manifest.model_validate(content) == silent

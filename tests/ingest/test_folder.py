@@ -53,6 +53,9 @@ def test_files_of_every_format_and_size_become_images_of_one_shape(spark, tmp_pa
     found, _ = ingest_dataset(spark, settings, cache="unused")
     assert found.classes == ("big", "small")
     assert (found.input_rows, found.set_aside) == (12, {})
+    made = found.preparation  # what a model that was trained on it does with new images
+    assert (made.resize, made.background, made.max_bytes) == ("crop", 255, 256 << 20)
+    assert made.formats == ("JPEG", "PNG", "WEBP", "BMP")
     images = {row["image"] for row in rows_of(tmp_path / "data [1]").values()}
     assert {stored(100), stored(104), stored(105)} <= images  # lossless, and of the shape already
     check_statistics(tmp_path / "data [1]")

@@ -27,7 +27,7 @@ from pipeline.driver.record import Record
 from pipeline.driver.trial import BegunTrial
 from pipeline.report.comparison import TrialResult
 from pipeline.serving import ExportError, checked, export, export_folder, formats, trained
-from pipeline.serving.export import fold_norms
+from pipeline.serving.exporting import fold_norms
 from pipeline.serving.result import ONNX_PACKAGES
 from pipeline.serving.trained import find_trained
 

@@ -9,14 +9,19 @@ import pyarrow as pa
 
 from pipeline.config.dataset import DeformSettings
 from pipeline.data import manifest, versions
-from pipeline.data.manifest import Image, Manifest
+from pipeline.data.manifest import Image, Manifest, Preparation
 from pipeline.ingest import images, tasks
 from pipeline.ingest.images import ImageSpec
 from pipeline.ingest.layout import Layout
 
 
 def write_splits(
-    path: str, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], *, classes: int, row_group_rows: int = 60
+    path: str,
+    splits: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    classes: int,
+    row_group_rows: int = 60,
+    preparation: Preparation | None = None,
 ) -> Manifest:
     """Write one shard for each split.
 
@@ -42,6 +47,7 @@ def write_splits(
     whole = Manifest(
         name="small", settings_digest="", spark_application="", classes=tuple(f"class {n}" for n in range(classes)),
         input_rows=first, set_aside={}, sources=(), splits=written, image=Image(encoding="raw", shape=shape),
+        preparation=preparation,
     )  # fmt: skip
     versions.publish(path, whole)
     return whole

@@ -1,0 +1,197 @@
+"""A winner becomes a version of a registered model, and the champion if the gate lets it pass; all in a real store."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+from small_models import train_network
+
+from pipeline.__main__ import app
+from pipeline.config.settings import Settings, SettingsError
+from pipeline.config.study import TrackingSettings
+from pipeline.driver import train
+from pipeline.serving import ExportError, register, rollback
+from pipeline.serving.packaging import package
+from pipeline.study import compare
+from pipeline.tracking.outage import TrackingError
+from pipeline.tracking.registry import Registry, RegistryError
+from pipeline.tracking.served_model import log_served_model
+
+pytestmark = [pytest.mark.spark, pytest.mark.long]
+
+
+def changed(settings: Settings, **sections) -> Settings:
+    tree = settings.model_dump()
+    for name, values in sections.items():
+        tree[name] = {**tree[name], **values} if isinstance(values, dict) else values
+    return Settings.model_validate(tree)
+
+
+@pytest.fixture(scope="module")
+def trained(spark, dataset, idx_folder, empty_store, tmp_path_factory):
+    """Settings of a comparison of two norms with three seeds, and of one training beside it; all have run."""
+    from small_data import dataset_settings
+
+    folder = tmp_path_factory.mktemp("trained")
+    store = shutil.copy(empty_store, folder / "mlflow.db")
+    settings = Settings.model_validate(
+        {
+            "name": "small",
+            "output": str(folder / "runs"),
+            "dataset": dataset_settings(Path(dataset), idx_folder).model_dump(),
+            "model": {"network": "cnn", "norm": "batch", "depth": 3, "width": 4},
+            "train": {"epochs": 2, "batch_size": 32, "lanes": 4, "evaluation_batch_size": 64, "learning_rate": 0.1},
+            "workers": {"count": 1},
+            "compare": {"grid": {"model.norm": ["none", "batch"]}, "seeds": [0, 1, 2]},
+            "tracking": TrackingSettings(
+                uri=f"sqlite:///{store}", artifacts=str(folder / "artifacts"), system_metrics=False
+            ).model_dump(),
+        }
+    )
+    comparison = compare(spark, settings)
+    result = train(spark, changed(settings, train={"seed": 9}))
+    return settings, comparison, result
+
+
+@pytest.fixture
+def settings(trained, tmp_path):
+    """The same trainings, with a registered model and results of the test's own."""
+    name = "m" + "".join(letter for letter in tmp_path.name if letter.isalnum())[-40:]
+    return changed(trained[0], registry={"model": name})
+
+
+def as_train(settings: Settings, **registry) -> Settings:
+    return changed(settings, train={"seed": 9}, registry={"take": "train", **registry})
+
+
+def client(settings: Settings) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(settings.tracking.uri)
+
+
+def versions(settings: Settings) -> dict[str, dict[str, str]]:
+    """The tags of every version."""
+    found = client(settings).search_model_versions(f"name='{settings.registry.model}'")
+    return {version.version: version.tags for version in found}
+
+
+def aliases(settings: Settings) -> dict[str, int]:
+    found = client(settings).get_registered_model(settings.registry.model).aliases
+    return {alias: int(number) for alias, number in found.items()}
+
+
+def test_a_comparisons_winner_becomes_the_first_champion_and_is_registered_once(trained, settings):
+    _, comparison, _ = trained
+    made = register(settings)
+    assert (made.decision, made.version, made.is_new, made.champion_before) == ("first", "1", True, None)
+    assert aliases(settings) == {"champion": 1}
+    best = max(comparison.arms, key=lambda arm: arm.score_mean)
+    runs = sorted((run for run in comparison.runs if run.arm == best.arm), key=lambda run: run.score)
+    assert (made.origin.arm, made.origin.run_id) == (best.arm, runs[1].run_id)  # the middle one of three seeds
+    assert made.origin.comparison_run == comparison.mlflow.parent_run_id
+    # What is served is that training: the gate's accuracy is the one that it ended with.
+    assert made.gate.challenger.accuracy == pytest.approx(runs[1].final_accuracy)
+    assert made.gate.images == 301
+    tags = versions(settings)["1"]
+    assert tags["sparknorm.status"] == "done"
+    assert tags["sparknorm.decision"] == "first"
+    assert tags["sparknorm.dataset_digest"] == comparison.dataset.digest
+    assert tags["sparknorm.comparison_report"].endswith("/report.html")
+    again = register(settings)
+    assert (again.decision, again.version, again.is_new) == ("unchanged", "1", False)
+    assert list(versions(settings)) == ["1"]
+    page = Path(settings.output, "register.html").read_text()
+    assert f"{settings.registry.model}, version 1" in page
+    assert json.loads(Path(settings.output, "register.json").read_text())["decision"] == "unchanged"
+    stored = client(settings).list_artifacts(runs[1].run_id, "registration")
+    assert [each.path for each in stored] == [f"registration/{settings.registry.model}-1.html"]
+
+
+def test_a_challenger_that_is_not_better_is_rejected_forced_and_rolled_back(settings, capsys):
+    register(settings)
+    strict = as_train(settings, require="better")
+    made = register(strict)
+    assert (made.decision, made.version, made.is_new) == ("rejected", "2", True)
+    assert any("registry.require is better" in line or "below" in line for line in made.why)
+    assert aliases(settings) == {"champion": 1, "challenger": 2}
+    gate = made.gate
+    assert gate.both_right + gate.only_champion_right + gate.only_challenger_right + gate.neither_right == 301
+    assert [each.name for each in gate.classes] == ["flat", "left", "right"]
+    forced = register(as_train(settings, require="better", gate=False))
+    assert (forced.decision, forced.version, forced.is_new) == ("forced", "2", False)
+    assert aliases(settings) == {"champion": 2, "previous": 1}
+    back = rollback(settings)
+    assert (back.decision, back.version, back.champion) == ("rolled back", "2", "1")
+    assert aliases(settings) == {"champion": 1, "previous": 2}
+    assert register(as_train(settings)).decision == "unchanged"  # not again what was rolled back
+    history = versions(settings)["2"]["sparknorm.history"].splitlines()
+    assert [line.split()[1] for line in history] == ["rolled", "forced:", "rejected:"]
+    assert rollback(settings).champion == "2"
+    assert aliases(settings) == {"champion": 2, "previous": 1}
+
+
+def test_the_command_says_what_it_did(settings, capsys, tmp_path):
+    import yaml
+
+    tree = {**settings.model_dump(mode="json"), "output": str(tmp_path / "out")}
+    tree["registry"]["take"] = "train"
+    shutil.copytree(Path(settings.output, "trials"), tmp_path / "out" / "trials")
+    tree["train"]["seed"] = 9
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(tree))
+    app(["register", "-c", str(tmp_path / "x.yaml")], standalone_mode=False)
+    out, err = capsys.readouterr()
+    assert out.strip() == str(tmp_path / "out" / "register.json")
+    assert f"Version 1 of {settings.registry.model} is the first champion." in err
+    with pytest.raises(RegistryError, match=r"has the alias 'previous'; aliases: champion \(version 1\)$"):
+        rollback(settings)
+
+
+def test_a_model_of_other_classes_or_shape_is_refused_before_anything_is_registered(settings, tmp_path):
+    registry = Registry(settings.tracking, None, settings.registry.model)
+    run = client(settings).create_run("0")
+    other = train_network(tmp_path)
+    result = other.result.model_copy(update={"run_id": run.info.run_id})
+    other = type(other)(other.name, other.network, other.job, other.manifest, other.checkpoint, result)
+    packaged, _ = package(other, settings, "other", tmp_path)
+    registry.add(log_served_model(packaged, 5), {"sparknorm.training": "other"})
+    registry.set_alias("champion", "1")
+    with pytest.raises(RegistryError, match=r"the champion, version 1 of \w+, has 3 classes and dataset halves has 3"):
+        register(settings)
+    assert list(versions(settings)) == ["1"]
+    assert aliases(settings) == {"champion": 1}
+    assert not Path(settings.output, "register.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("registry", "words"),
+    [
+        ({"model": "a/b"}, r"'a/b' cannot be the name of a registered model: write it without"),
+        ({"model": "main..pets"}, r"'main\.\.pets' cannot be the name of a registered model"),
+    ],
+)
+def test_names_that_no_registry_takes(settings, registry, words):
+    with pytest.raises(ValueError, match=words):
+        changed(settings, registry=registry)
+
+
+def test_the_name_of_the_study_has_to_do_as_a_name(settings):
+    with pytest.raises(SettingsError, match=r"name 'a:b' cannot be the name of a registered model: .*; or set reg"):
+        register(changed(settings, name="a:b", registry={"model": None}))
+
+
+def test_what_is_not_there_is_said(settings, tmp_path):
+    nothing = changed(settings, output=str(tmp_path / "nothing"), registry={"take": "comparison"})
+    with pytest.raises(ExportError, match=r"there is no .*/nothing/comparison.json: run `sparknorm compare` with"):
+        register(nothing)
+    with pytest.raises(ExportError, match="has no finished training"):
+        register(changed(nothing, registry={"take": "train"}))
+    with pytest.raises(RegistryError, match=r"there is no registered model '\w+': run `sparknorm register` first"):
+        rollback(settings)
+
+
+def test_a_registry_that_is_down_is_waited_for_and_then_an_error(settings):
+    down = {"uri": "http://127.0.0.1:9", "outage_seconds": 1}
+    with pytest.raises(TrackingError, match=r"could not find \w+@champion at http://127.0.0.1:9 within tracking"):
+        register(changed(settings, tracking=down))
+    assert not Path(settings.output, "register.json").exists()
