@@ -42,6 +42,15 @@ def is_in_free_mapping(model: type[BaseModel], name: str) -> bool:
     return False
 
 
+def takes_only_integers(model: type[BaseModel], name: str) -> bool:
+    """Return whether the values of a setting are whole numbers alone, as far as its type says."""
+    kind: Any = model
+    for part in name.split("."):
+        kind = getattr(getattr(kind, "model_fields", {}).get(part), "annotation", None)
+    kinds = set(get_args(kind)) or {kind}
+    return int in kinds and not kinds & {float, str, bool}
+
+
 def nearest(model: type[BaseModel], name: str) -> str:
     """Return the known name of a setting that is most like this one, in the same section; empty where none is."""
     *sections, last = name.split(".")

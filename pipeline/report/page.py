@@ -18,25 +18,34 @@ from pipeline.report.verdict import verdict
 
 def render(comparison: Comparison) -> str:
     """The page of a comparison, as HTML."""
-    loader = jinja2.FunctionLoader(lambda name: resources.files("pipeline.report").joinpath(name).read_text("utf-8"))
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"exact": tables.exact, "short": _short}
-    return environment.get_template("report.html.j2").render(
-        comparison=comparison,
-        verdict=verdict(comparison),
-        metric=metric_words(comparison),
-        counted=f"each run's {'last' if comparison.selected_on is None else 'chosen'} evaluation",
-        compared=_compared(comparison),
-        words={arm.arm: arm.words for arm in comparison.arms},
-        arms=tables.table_of(comparison.arms, tables.arm_columns(comparison)),
-        certainty=tables.table_of(comparison.arms, tables.certainty_columns()),
-        scores=tables.table_of(comparison.arms, tables.score_columns()),
-        costs=tables.table_of(comparison.arms, tables.cost_columns(comparison)),
-        runs=tables.table_of(comparison.runs, tables.run_columns(comparison)),
-        search=tables.table_of(comparison.search, tables.search_columns(comparison)),
-        batches=sorted({arm.global_batch for arm in comparison.arms}),
-        figures=figures_of(comparison),
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            comparison=comparison,
+            verdict=verdict(comparison),
+            metric=metric_words(comparison),
+            counted=f"each run's {'last' if comparison.selected_on is None else 'chosen'} evaluation",
+            compared=_compared(comparison),
+            words={arm.arm: arm.words for arm in comparison.arms},
+            arms=tables.table_of(comparison.arms, tables.arm_columns(comparison)),
+            certainty=tables.table_of(comparison.arms, tables.certainty_columns()),
+            scores=tables.table_of(comparison.arms, tables.score_columns()),
+            costs=tables.table_of(comparison.arms, tables.cost_columns(comparison)),
+            runs=tables.table_of(comparison.runs, tables.run_columns(comparison)),
+            search=tables.table_of(comparison.search, tables.search_columns(comparison)),
+            batches=sorted({arm.global_batch for arm in comparison.arms}),
+            figures=figures_of(comparison),
+        )
     )
+
+
+def environment() -> jinja2.Environment:
+    """What renders the templates of this package."""
+    loader = jinja2.FunctionLoader(lambda name: resources.files("pipeline.report").joinpath(name).read_text("utf-8"))
+    made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    made.filters |= {"exact": tables.exact, "short": _short}
+    return made
 
 
 def _compared(comparison: Comparison) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline import storage
@@ -52,6 +53,9 @@ class _Pauses:
 class Relay:
     """Passes on the events of ``folder`` while the block runs; at its end, what is left.
 
+    watch : called with the events as they are read, from the thread that shows them; it raises nothing. None where
+        nobody watches
+
     If MLflow is down then, it is waited for up to ``run.outage_seconds``. If the block fails, its error is the one to
     show, and what is left is offered once.
 
@@ -61,8 +65,10 @@ class Relay:
         MLflow did not take all events, or the storage did not give them, within that time.
     """
 
-    def __init__(self, folder: str, run: TrackedRun, bar: TrainingBar):
-        self._folder, self._run, self._bar = folder, run, bar
+    def __init__(
+        self, folder: str, run: TrackedRun, bar: TrainingBar, watch: Callable[[Sequence[Event]], None] | None = None
+    ):
+        self._folder, self._run, self._bar, self._watch = folder, run, bar, watch
         self._reader = EventReader(folder)
         self._waiting: list[Event] = []  # read, and not yet taken by MLflow
         self._lock = threading.Lock()
@@ -128,6 +134,8 @@ class Relay:
             events = self._reader.new(_FILES_AT_ONCE)
             with self._lock:
                 self._waiting += events
+            if self._watch is not None:
+                self._watch(events)
             self._show(events)
             self._storage_error = self._complain("events cannot be read", self._storage_error, self._reader.failure)
             if events:

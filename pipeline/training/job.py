@@ -37,6 +37,8 @@ class Job:
         goes on as if it had not stopped
     source : digest of the network's source as the driver has it, where `model.network` is an import path; every rank
         compares its own. Empty where nobody says
+    live : store each evaluation at once, however many there are: somebody decides by them whether it goes on. No part
+        of the identity
     hook : called by every rank at the moments that `hooks` documents, for tests of faults; no part of the identity
     """
 
@@ -50,6 +52,7 @@ class Job:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     until_cycle: int | None = None
     source: str = ""
+    live: bool = field(default=False, compare=False)
     hook: Hook | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from pipeline.config.reference import reference_page
 
 PAGES = {str(path.relative_to(REPOSITORY)): path.read_text() for path in pages()}
 NOW = {page: text for page, text in PAGES.items() if "Superseded" not in text}
-SECTIONS = "dataset|reader|model|train|checkpoint|workers|compare|export|tracking|spark"
+SECTIONS = "dataset|reader|model|train|checkpoint|workers|compare|tune|export|tracking|spark"
 
 
 def messages():
