@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import optuna
+import sqlalchemy
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -35,10 +36,10 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"optuna\.")
 
 State = Literal["running", "complete", "pruned", "failed"]
 _STATES: Mapping[TrialState, State] = {
-    TrialState.RUNNING: "running", TrialState.WAITING: "running", TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned", TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running", TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
 }  # fmt: skip
-_OUTPUT, _SECONDS = "output", "seconds"
+_OUTPUT, _FACTS, SECONDS = "output", "facts", "search_seconds"
 # PED-ANOVA tells apart the best share of trials; fewer than so many of them are chance.
 _BEST_TRIALS, _LEAST_SHARE, _LARGEST_SHARE = 5, 0.1, 0.5
 
@@ -138,18 +139,14 @@ class Search:
 
     @property
     def seconds(self) -> float:
-        """For which the search has run, as `add_seconds` was told."""
-        return float(self._study.user_attrs.get(_SECONDS, 0.0))
-
-    def note_seconds(self, seconds: float) -> None:
-        """Write down for how long the search has run, over all drivers."""
-        with self._lock:
-            self._study.set_user_attr(_SECONDS, seconds)
+        """For which the search had run, over all drivers, when a trial was told last (the fact `SECONDS`)."""
+        return max((float(trial.facts.get(SECONDS, 0.0)) for trial in self.trials()), default=0.0)
 
     def trials(self) -> list[SearchedTrial]:
         """All trials so far, in the order in which they were asked for."""
         with self._lock:
-            return [_searched(each) for each in self._study.get_trials(deepcopy=False)]
+            trials = self._study.get_trials(deepcopy=False)
+            return [_searched(each) for each in trials if each.state != TrialState.WAITING]
 
     def ask(self) -> SearchedTrial | None:
         """The next trial with its values, which is running from now on; None where every combination was tried."""
@@ -193,12 +190,11 @@ class Search:
         ----------
         facts : JSON values to be noted with it
         """
-        states = {name: kind for kind, name in _STATES.items() if kind != TrialState.WAITING}
+        states = {name: kind for kind, name in _STATES.items()}
         with self._lock:
             self._check()
             trial = self._trials[number]
-            for name, fact in facts.items():
-                trial.set_user_attr(name, fact)
+            trial.set_user_attr(_FACTS, facts)
             self._study.tell(number, value, state=states[state])
 
     def importance(self) -> dict[str, float]:
@@ -267,7 +263,7 @@ def _searched(trial: FrozenTrial) -> SearchedTrial:
     value = trial.value if trial.state == TrialState.COMPLETE else None
     points = dict(sorted(trial.intermediate_values.items()))
     return SearchedTrial(
-        trial.number, _STATES[trial.state], _plain(trial), points, value, dict(trial.user_attrs)
+        trial.number, _STATES[trial.state], _plain(trial), points, value, trial.user_attrs.get(_FACTS, {})
     )  # fmt: skip
 
 
@@ -309,7 +305,11 @@ def _pruner(options: TuneSettings, evaluations: int) -> optuna.pruners.BasePrune
 
 
 def _database(url: str) -> BaseStorage:
+    """Optuna's tables in a database, made where they are absent; before that, another program's tables are refused."""
     try:
+        tables = set(sqlalchemy.inspect(sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)).get_table_names())
+        if "alembic_version" in tables and "trials" not in tables:
+            raise ValueError("it has the tables of another program")
         return RDBStorage(url)
     except Exception as error:  # each driver raises kinds of its own, or is not installed
         reason = " ".join(mask(str(error)).split())[:300] or type(error).__name__

@@ -55,7 +55,7 @@ def summarize(
         trials=tuned,
         ended_by=run.ended_by,
         images=sum(trial.images for trial in tuned),
-        seconds=search.seconds,
+        seconds=run.seconds,
         importance=search.importance(),
         confirmed=tuple(confirmed),
         winner=winner,

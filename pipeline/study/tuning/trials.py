@@ -114,7 +114,6 @@ class SearchRun:
         # Twice as many, so that the next one trains while one logs its result.
         loops = [self._loop] * (1 if at_once == 1 else 2 * at_once)
         slots.run_all(self.stage.spark, loops, at_once, stop)
-        self.search.note_seconds(self.seconds)
 
     @property
     def seconds(self) -> float:
@@ -165,13 +164,17 @@ class SearchRun:
         began_at = time.monotonic()
         outcome = OneTrial(self.stage, self.search, trial).train(slot)
         with self._lock:
-            self.search.note_seconds(self.seconds)
             if outcome.error is not None and self._failures() >= self.stage.settings.tune.max_failures:
                 raise outcome.error  # the trial stays as it is, and the same command tries it again
             self.search.tell(
-                trial.number, outcome.state, outcome.value, seconds=time.monotonic() - began_at, **outcome.facts
+                trial.number,
+                outcome.state,
+                outcome.value,
+                seconds=time.monotonic() - began_at,
+                search_seconds=self.seconds,
+                **outcome.facts,
             )
-        _say(f"{self.stage.settings.name} trial {trial.number} ({arm_name(trial.values)}): {outcome.words}")
+        _say(f"{self.stage.settings.name} trial {trial.number} ({_short(trial.values)}): {outcome.words}")
 
     def _twin(self, trial: SearchedTrial) -> SearchedTrial | None:
         """An earlier trial of the same values that has ended, and was trained: with the same seed it shows the same."""
@@ -269,6 +272,11 @@ class OneTrial:
             return Outcome("pruned", f"diverged after {result.steps} steps", facts={**facts, "diverged": True})
         score = score_of(result, self._stage.metric)
         return Outcome("complete", f"{self._stage.metric.replace('_', ' ')} {score:.2%}", score, facts)
+
+
+def _short(values: Values) -> str:
+    """Values for a line on the console, numbers with few digits."""
+    return arm_name({name: float(f"{each:.4g}") if isinstance(each, float) else each for name, each in values.items()})
 
 
 def _key(values: Values) -> str:
