@@ -121,7 +121,7 @@ def _against(tuning: Tuning, others: Sequence[ConfirmedTrial]) -> list[str]:
 
 def _is_behind(trial: ConfirmedTrial) -> bool:
     difference = trial.difference
-    if difference is None:  # no seed has two sound runs: it diverged or did not learn
+    if difference is None:  # no seed has two sound runs
         return all(run.diverged for run in trial.runs)
     return difference.mean < 0 and difference.p_adjusted is not None and difference.p_adjusted <= LEVEL
 
@@ -133,12 +133,14 @@ def _named(trials: Sequence[ConfirmedTrial]) -> str:
 
 
 def _difference(trial: ConfirmedTrial) -> str:
-    found = trial.difference
+    found, diverged = trial.difference, sum(run.diverged for run in trial.runs)
+    fallen = f", diverged with {diverged} of {len(trial.runs)} seeds" if diverged else ""
     if found is None:
-        return "not known"
-    if found.low is None or found.high is None:
-        return f"{signed(100 * found.mean)} points"
-    return f"{signed(100 * found.mean)} points [{signed(100 * found.low)}, {signed(100 * found.high)}]"
+        return f"not known{fallen}"
+    ends = ""
+    if found.low is not None and found.high is not None:
+        ends = f" [{signed(100 * found.low)}, {signed(100 * found.high)}]"
+    return f"{signed(100 * found.mean)} points{ends}{fallen}"
 
 
 def _percent(score: float | None) -> str:

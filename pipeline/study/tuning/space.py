@@ -109,27 +109,46 @@ def check_space(settings: Settings, manifest: Manifest) -> None:
     for name, parameter in space.items():
         if AUTO in (parameter.choices or ()):
             raise SettingsError(f"tune.space.{name} has {AUTO}, which the dataset decides: write numbers")
-    networks: dict[str, None] = {}
+    manifest.split(settings.tune.search_on)  # raises where there is none
+    networks: set[str] = set()
     for values in _checked_combinations(space):
-        made = _settings_with(settings, values)
-        key = made.model.model_dump_json()
-        if key in networks and not {"train.batch_size", "train.rank_batch_size", "workers.count"} & space.keys():
-            continue
-        try:
-            check_dataset(made, manifest)
-            if key not in networks and len(networks) < _MOST_NETWORKS:
-                check_network(made, manifest)
-        except ValueError as error:
-            raise SettingsError(f"tune.space: {_named(values)} cannot be trained: {error}") from None
-        networks[key] = None
+        if problem := _problem(settings, manifest, values, networks):
+            if _problem(settings, manifest, {}, set()) == problem:  # it is no matter of what varies
+                raise SettingsError(problem.partition(": ")[2])
+            few = _culprits(settings, manifest, values)
+            raise SettingsError(f"tune.space: {_named(few)} {_problem(settings, manifest, few, set()) or problem}")
 
 
-def _settings_with(settings: Settings, values: Values) -> Settings:
+def _problem(settings: Settings, manifest: Manifest, values: Values, networks: set[str]) -> str:
+    """Why a training with these values cannot be; empty where it can.
+
+    Parameters
+    ----------
+    networks : those that were built before, which are not built again; this one is added
+    """
     try:
-        return trial_settings(settings, values)
+        made = trial_settings(settings, values)
     except SettingsError as error:
-        reason = str(error).partition(f"train.final_network={'last'}: ")[2] or str(error)
-        raise SettingsError(f"tune.space: {_named(values)} cannot be used: {reason}") from None
+        reason = str(error).partition("train.final_network=last: ")[2] or str(error)
+        return f"cannot be used: {reason}"
+    try:
+        check_dataset(made, manifest)
+        if (key := made.model.model_dump_json()) not in networks and len(networks) < _MOST_NETWORKS:
+            check_network(made, manifest)
+            networks.add(key)
+    except ValueError as error:
+        return f"cannot be trained: {error}"
+    return ""
+
+
+def _culprits(settings: Settings, manifest: Manifest, values: Values) -> Values:
+    """The fewest of the values that cannot be trained, with the file's values of all other settings."""
+    for size in range(1, min(3, len(values))):
+        for names in itertools.combinations(values, size):
+            few = {name: values[name] for name in names}
+            if _problem(settings, manifest, few, set()):
+                return few
+    return values
 
 
 def _named(values: Values) -> str:
