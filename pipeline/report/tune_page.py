@@ -31,10 +31,10 @@ def render(tuning: Tuning) -> str:
         .render(
             tuning=tuning,
             metric=tuning.metric.replace("_", " "),
-            values={name: plain(value) for name, value in tuning.values.items()},
+            values={name: _short(value) for name, value in tuning.values.items()},
             confirmed=[_confirmed(tuning, number) for number in range(len(tuning.confirmed))],
             seeds=[run.seed for run in tuning.confirmed[0].runs] if tuning.confirmed else [],
-            confirmed_headings=["in the search", "mean", *_seed_headings(tuning), "against the winner, points", *shown],
+            confirmed_headings=["in the search", "mean", *_seed_headings(tuning), "against the winner, points"],
             trial_headings=["state", "score", "images", *shown],
             trials=[_trial(tuning, number) for number in range(len(tuning.trials))],
             states=_states(tuning),
@@ -64,7 +64,6 @@ def _confirmed(tuning: Tuning, place: int) -> Row:
         f"{trial.mean:.2%}{spread}",
         *(f"{run.score:.2%}{' (diverged)' if run.diverged else ''}" for run in trial.runs),
         _difference(trial.difference) if place else UNKNOWN,
-        *_cells(tuning, tuning.trial(trial.number).values),
     ]
     return Row(f"trial {trial.number}", cells, marked=place == 0)
 
@@ -95,4 +94,4 @@ def _cells(tuning: Tuning, values: Values) -> list[str]:
 
 
 def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else plain(value)
+    return f"{value:.4g}" if isinstance(value, float) else plain(value)

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from pipeline.report.figures.style import COLORS, WIDTH, Drawing, name_rows
 from pipeline.report.formats import plain
@@ -23,7 +23,9 @@ _COLUMNS, _MOST_PANELS = 3, 12
 # Shares of the distance from the best to the median score that an axis reaches below the best.
 _DEPTH = 3.0
 # Largest value / smallest from which on an axis is logarithmic.
-_WIDE = 20
+_WIDE, _TWO_DECADES = 10, 100
+# As many numbers as these are each named on their axis, at equal distances where each is about twice the one before.
+_FEW, _STEPS = 4, 3
 
 
 class ScorePoint(NamedTuple):
@@ -233,10 +235,20 @@ def _places(axes: Axes, values: Sequence[SettingValue], *, along: str = "x") -> 
         limits = (-0.5, len(kinds) - 0.5)
         axes.set_xlim(limits) if along == "x" else axes.set_ylim(limits)
         return [float(kinds.index(value)) for value in values]
-    if min(numbers) > 0 and max(numbers) / min(numbers) >= _WIDE:
-        axes.set_xscale("log") if along == "x" else axes.set_yscale("log")
-        axis.set_major_locator(LogLocator(10, numticks=5))
+    few = sorted(set(numbers))
+    if len(few) <= _FEW:
+        if min(few) > 0 and max(few) / min(few) >= _STEPS:
+            axes.set_xscale("log") if along == "x" else axes.set_yscale("log")
+        axis.set_major_locator(FixedLocator(few))
         axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter("{x:g}")
+    elif min(numbers) > 0 and max(numbers) / min(numbers) >= _WIDE:
+        axes.set_xscale("log") if along == "x" else axes.set_yscale("log")
+        is_narrow = max(numbers) / min(numbers) < _TWO_DECADES
+        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if is_narrow else (1,), numticks=6 if is_narrow else 5))
+        axis.set_minor_locator(NullLocator())
+        if is_narrow:
+            axis.set_major_formatter("{x:g}")
     else:
         axis.set_major_locator(MaxNLocator(4))
     return numbers
