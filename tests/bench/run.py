@@ -17,7 +17,20 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 WORK = Path("runs/bench/work")
 
 
-PARTS = ("loader", "ingest", "scale", "ranks", "manifest", "training", "study", "norms", "gpu", "verdicts", "requests")
+PARTS = (
+    "loader",
+    "ingest",
+    "scale",
+    "ranks",
+    "manifest",
+    "training",
+    "study",
+    "tune",
+    "norms",
+    "gpu",
+    "verdicts",
+    "requests",
+)
 
 
 def main() -> None:
@@ -53,13 +66,14 @@ def _alone(parts: Sequence[str]) -> None:
     import ranks
     import study
     import training
+    import tune
     import verdicts
 
     if {"scale", "ranks"} & set(parts):
         ranks.run(WORK)
     if {"scale", "manifest"} & set(parts):
         manifest.run(WORK)
-    for part, run in (("training", training.run), ("study", study.run)):
+    for part, run in (("training", training.run), ("study", study.run), ("tune", tune.run)):
         if part in parts:
             spark = training.start()
             try:
