@@ -90,7 +90,7 @@ class Parameter(FrozenModel):
 
 
 class TuneSettings(FrozenModel):
-    """`tune` searches for the values of settings that are best on the validation split."""
+    """A search finds the values of settings that are best on the validation split."""
 
     space: dict[str, Parameter] = Field(
         default_factory=dict,

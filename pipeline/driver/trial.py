@@ -72,27 +72,23 @@ def run_trial(
     slot : held while it trains; None where nothing else trains
     manifest : of the dataset, where it is loaded already, and has decided what was ``auto``
     hook : what every rank calls at the moments that `pipeline.training.hooks` documents
-    cycle : train to the end of this cycle of the schedule, 1 is the first, and later go on with the next in the same
-        run; None trains to the end
+    cycle : train to the end of this cycle of the schedule, 1 is the first; a later one goes on in the same run
     lease : of the study that it is a part of; None where it needs one of its own
     early_end : sees the evaluations of the training while it lasts, and may end it; None where nobody does
 
     Raises
     ------
-    BusyError
-        Another process is training it now.
+    BusyError, TakenOverError
+        Another process is training it now, or has taken it over, since this one gave no sign of life.
     PrunedError
         ``early_end`` has pruned it: its MLflow run ends as KILLED with the tag ``state: pruned``.
-    TakenOverError
-        Another process has taken it over, since this one gave no sign of life.
     VersionsError
         Other versions of the packages have trained what is taken up, and ``checkpoint.other_versions`` is ``refuse``.
     """
     if manifest is None:
         settings, manifest = checks.open_dataset(settings)
     checks.check_trial(spark, settings, manifest)
-    trial = _begin(settings, manifest, name, parent)
-    record = trial.record
+    record = (trial := _begin(settings, manifest, name, parent)).record
     if known := _known_result(settings, record, name, cycle):
         return known
     slot = slot or TrainingSlot()

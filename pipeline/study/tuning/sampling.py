@@ -19,7 +19,6 @@ from typing import Any, Literal
 import optuna
 import sqlalchemy
 from optuna.distributions import CategoricalDistribution
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -202,6 +201,9 @@ class Search:
 
         By PED-ANOVA (Watanabe et al. 2023) for conditional spaces; empty where there are too few complete trials.
         """
+        # Imported here, since it imports scikit-learn where that is installed.
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
         with self._lock:
             complete = [t for t in self._study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
             share = min(_LARGEST_SHARE, max(_LEAST_SHARE, _BEST_TRIALS / max(1, len(complete))))
