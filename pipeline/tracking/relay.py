@@ -35,17 +35,19 @@ class _Pauses:
     """The pauses between looks for new events.
 
     is_local : whether the events lie on a mounted path, where a look costs next to nothing
+    is_watched : whether somebody decides by them, so that pauses stay short
     """
 
-    def __init__(self, *, is_local: bool):
+    def __init__(self, *, is_local: bool, is_watched: bool = False):
         self._is_local, self._found, self._seconds = is_local, False, _FIRST_PAUSE_SECONDS
+        self._longest_seconds = _LAUNCH_PAUSE_SECONDS if is_watched else _REMOTE_PAUSE_SECONDS
 
     def next(self, look_seconds: float, *, found: bool) -> float:
         """Seconds to wait after a look that took so long, and has found events or none."""
         if found and not self._found:
             self._found, self._seconds = True, _FIRST_PAUSE_SECONDS
         seconds = RELAY_SECONDS if self._is_local else self._seconds
-        longest = _REMOTE_PAUSE_SECONDS if self._found else _LAUNCH_PAUSE_SECONDS
+        longest = self._longest_seconds if self._found else _LAUNCH_PAUSE_SECONDS
         self._seconds = min(_GROWTH * self._seconds, longest)
         return min(max(seconds, _PAUSES * look_seconds), _LONGEST_PAUSE_SECONDS)
 
@@ -127,7 +129,7 @@ class Relay:
 
     def _read(self) -> None:
         """Read and show until the training has ended and all is read."""
-        pauses = _Pauses(is_local=storage.is_local(self._folder))
+        pauses = _Pauses(is_local=storage.is_local(self._folder), is_watched=self._watch is not None)
         while not self._left.is_set():
             ending = self._ending.is_set()  # taken before the look: what it does not find now never comes
             started = time.monotonic()

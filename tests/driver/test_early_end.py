@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from pipeline.driver.early_end import EarlyEnd
+from pipeline.tracking.relay import _Pauses
 
 
 def evaluation(step):
@@ -39,3 +40,12 @@ def test_an_error_of_the_decision_ends_the_training_and_is_kept():
     assert not end.pruned
     with pytest.raises(OSError, match="disk full"):
         raise end.error
+
+
+def test_events_on_remote_storage_are_looked_for_often_where_somebody_decides_by_them():
+    def longest(**how):
+        pauses = _Pauses(is_local=False, **how)
+        return max(pauses.next(0.1, found=True) for _ in range(20))
+
+    assert longest(is_watched=True) <= 2
+    assert longest() > 10

@@ -5,6 +5,7 @@ from small_manifests import make
 
 from pipeline.config import SettingsError
 from pipeline.config.settings import Settings
+from pipeline.study.tuning import job
 from pipeline.study.tuning import space as spaces
 from pipeline.study.tuning.space import check_space, combinations, grid_of, is_whole, trial_settings, values_of
 
@@ -115,3 +116,30 @@ def test_what_is_wrong_without_the_space_is_not_said_of_it():
     missing = settings({"model.norm": ["none", "batch"]})
     with pytest.raises(ValueError, match="no split 'validation'"):
         check_space(missing, SMALL)
+
+
+def test_a_search_that_has_ended_goes_on_where_its_limit_was_raised(tmp_path):
+    """Else the same command is a new search; another space always is."""
+
+    def found(**tune):
+        base = settings({"train.learning_rate": [0.1, 0.2]}, output=str(tmp_path))
+        return job._find_record(
+            base.model_copy(update={"tune": base.tune.model_copy(update={"trials": 3, **tune})}), MANIFEST
+        )
+
+    record = found()
+    search = job._open_search(settings({"train.learning_rate": [0.1, 0.2]}, output=str(tmp_path)), record)
+    for _ in range(3):
+        search.tell(search.ask().number, "complete", 0.5, images=10, search_seconds=5.0)
+    assert found(trials=4).folder == record.folder  # it has not ended
+    with record.claim("x"):
+        record.update(run_id="r", result="tune.json")
+    assert found().folder == f"{record.folder}-2"
+    assert found(images=30, trials=4).folder == f"{record.folder}-2"
+    more = found(trials=4)
+    assert more.folder == record.folder
+    with more.claim("x"):
+        more.update(result=None)
+        assert not more.finished
+    assert found().folder == record.folder  # killed meanwhile, and no limit holds it back: it confirms again
+    assert found(seed=1).folder != record.folder

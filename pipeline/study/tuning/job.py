@@ -18,14 +18,14 @@ from pipeline.console import console
 from pipeline.data import Manifest
 from pipeline.driver import dataset_checks, slots
 from pipeline.driver.checks import check_trial, network_notes, open_dataset, tell
-from pipeline.driver.record import Record, unfinished_record
+from pipeline.driver.record import Record, finished_record, unfinished_record
 from pipeline.report.learned import metric_for
 from pipeline.report.tune_page import figures_of, render
 from pipeline.report.tuning import Tuning
 from pipeline.study.tuning.best import confirm
-from pipeline.study.tuning.space import check_space, combinations, trial_settings, values_of
+from pipeline.study.tuning.space import check_space, combinations, grid_of, trial_settings, values_of
 from pipeline.study.tuning.summary import metrics_of, summarize
-from pipeline.study.tuning.trials import SearchRun, Stage
+from pipeline.study.tuning.trials import SearchRun, Stage, reached_limit
 from pipeline.tracking import Tracker
 from pipeline.tracking.run import TrackedRun
 
@@ -77,7 +77,7 @@ def tune(spark: SparkSession, settings: Settings) -> Tuning:
         with tracker.run(
             settings.name, settings=settings, varied=varied, run_id=record.content.run_id, owner=lease, kind="search"
         ) as parent:
-            record.update(run_id=parent.run_id)
+            record.update(run_id=parent.run_id, result=None)
             parent.log_dataset(manifest, settings.dataset.path, context="search")
             metric = metric_for(settings.tune.metric, manifest.split(settings.tune.search_on).label_counts)
             stage = Stage(spark, settings, manifest, tracker, parent.run_id, lease, at_once, metric)
@@ -139,7 +139,8 @@ def _workers_of(settings: Settings) -> list[WorkerSettings]:
 
 
 def _find_record(settings: Settings, manifest: Manifest) -> Record:
-    """What was begun of this very search and not finished, or a new record."""
+    """What was begun of this very search and not finished; one that was, where its limits were raised since; or a new
+    record."""
     from pipeline.training.job import source_identity
 
     networks = settings.tune.space.get("model.network")
@@ -150,11 +151,23 @@ def _find_record(settings: Settings, manifest: Manifest) -> Record:
         "tune": identity_of("tune", settings.tune, exclude=_LIMITS),
         **source_identity(settings.model.network, *map(str, (networks and networks.choices) or ())),
     }
-    searches = storage.join(storage.absolute(settings.output), "studies")
-    return unfinished_record(searches, settings.name, {**parts, "dataset": manifest.digest})
+    where = storage.join(storage.absolute(settings.output), "studies"), settings.name
+    unfinished, finished = (find(*where, {**parts, "dataset": manifest.digest}) for find in
+                            (unfinished_record, finished_record))  # fmt: skip
+    assert unfinished is not None
+    is_new = unfinished.content.driver is None
+    return finished if is_new and finished is not None and _has_room(settings, finished) else unfinished
 
 
-def _open_search(settings: Settings, record: Record, lease: Lease) -> Search:
+def _has_room(settings: Settings, record: Record) -> bool:
+    """Whether a search that has ended may begin another trial by the limits of now."""
+    search = _open_search(settings, record)
+    trials, options = search.trials(), settings.tune
+    is_tried = options.sampler == "grid" and len(trials) >= len(grid_of(options.space))
+    return not is_tried and reached_limit(options, trials, search.seconds) is None
+
+
+def _open_search(settings: Settings, record: Record, lease: Lease | None = None) -> Search:
     from pipeline.study.tuning.sampling import Search
 
     train, epochs = settings.train, settings.train.epochs
@@ -167,15 +180,16 @@ def _open_search(settings: Settings, record: Record, lease: Lease) -> Search:
         output=storage.absolute(settings.output),
         evaluations=longest * train.evaluations_per_epoch,
         journal=storage.join(record.folder, "journal"),
-        check=lease.check,
+        **({} if lease is None else {"check": lease.check}),
     )
 
 
 def _publish(settings: Settings, parent: TrackedRun, tuning: Tuning) -> None:
     """Write the files, and the same files and the numbers to MLflow."""
     output = settings.output
-    best = effective_yaml(settings.with_values(tuning.values))
-    storage.publish(storage.join(output, BEST), best.encode())
+    best = settings.with_values(tuning.values)
+    best = best.model_copy(update={"tune": best.tune.model_copy(update={"storage": None})})  # it may hold a password
+    storage.publish(storage.join(output, BEST), effective_yaml(best).encode())
     storage.publish_json(storage.join(output, RESULT), tuning, allow_nan=False)
     storage.publish(storage.join(output, PAGE), render(tuning).encode())
     for file in (RESULT, BEST, PAGE):

@@ -7,7 +7,6 @@ the setting and the trials before: a driver that goes on after a kill draws what
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import random
 import threading
@@ -29,8 +28,7 @@ from pipeline.report.names import SettingValue, Values
 from pipeline.study.tuning.journal import JournalFiles, Line
 from pipeline.study.tuning.space import Space, grid_of, is_active, is_whole, values_of
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-logging.getLogger("optuna").setLevel(logging.ERROR)  # what it warns of is a matter of this module
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it warns of is a matter of this module
 warnings.filterwarnings("ignore", category=UserWarning, module=r"optuna\.")
 
 State = Literal["running", "complete", "pruned", "failed"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.errors import PrunedError, WorkerError
 from pipeline.config import Settings
+from pipeline.config.tune import TuneSettings
 from pipeline.console import console
 from pipeline.data import Manifest
 from pipeline.driver import slots
@@ -145,14 +146,7 @@ class SearchRun:
             return trial
 
     def _limit(self) -> EndedBy | None:
-        options, trials = self.stage.settings.tune, self.search.trials()
-        if options.trials is not None and len(trials) >= options.trials:
-            return "trials"
-        if options.seconds is not None and self.seconds >= options.seconds:
-            return "seconds"
-        if options.images is not None and sum(trial.facts.get("images", 0) for trial in trials) >= options.images:
-            return "images"
-        return None
+        return reached_limit(self.stage.settings.tune, self.search.trials(), self.seconds)
 
     def _train(self, trial: SearchedTrial, slot: HeldSlot) -> None:
         if (twin := self._twin(trial)) is not None:
@@ -215,7 +209,7 @@ class OneTrial:
         if self._search.should_prune(number) and max(self._trial.points) < self._evaluations:
             early_end.prune()  # an earlier driver ended between what was reported and what follows from it
             self._reported = max(self._trial.points)
-        tags: Tags = {**{short_name(name): value for name, value in values.items()}, "kind": "tune", "trial": number}
+        tags: Tags = {**{_tag(name): value for name, value in values.items()}, "kind": "tune", "trial": number}
         try:
             name = f"{self._stage.settings.name} trial {number}"
             result = self._stage.train(name, settings, slot, early_end=early_end, tags=tags)
@@ -272,6 +266,28 @@ class OneTrial:
             return Outcome("pruned", f"diverged after {result.steps} steps", facts={**facts, "diverged": True})
         score = score_of(result, self._stage.metric)
         return Outcome("complete", f"{self._stage.metric.replace('_', ' ')} {score:.2%}", score, facts)
+
+
+def reached_limit(options: TuneSettings, trials: Sequence[SearchedTrial], seconds: float) -> EndedBy | None:
+    """The limit that keeps a search from beginning another trial; None where none does.
+
+    Parameters
+    ----------
+    trials : all so far
+    seconds : for which the search has run
+    """
+    if options.trials is not None and len(trials) >= options.trials:
+        return "trials"
+    if options.seconds is not None and seconds >= options.seconds:
+        return "seconds"
+    if options.images is not None and sum(trial.facts.get("images", 0) for trial in trials) >= options.images:
+        return "images"
+    return None
+
+
+def _tag(name: str) -> str:
+    """A setting as MLflow's table has it; options of one's own network keep their whole name, which is no other's."""
+    return name if name.startswith("model.options.") else short_name(name)
 
 
 def _short(values: Values) -> str:
