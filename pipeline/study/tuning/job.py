@@ -70,9 +70,9 @@ def tune(spark: SparkSession, settings: Settings) -> Tuning:
     tracker = Tracker(settings.tracking)
     record = _find_record(settings, manifest)
     with record.claim(settings.name) as lease:
+        search = _open_search(settings, record, lease)
         for stale in (RESULT, BEST, PAGE, FIGURES):  # a search that fails must not look like the one before it
             storage.remove(storage.join(settings.output, stale))
-        search = _open_search(settings, record, lease)
         varied = {name: [parameter.words] for name, parameter in settings.tune.space.items()}
         with tracker.run(
             settings.name, settings=settings, varied=varied, run_id=record.content.run_id, owner=lease, kind="search"
