@@ -163,6 +163,21 @@ def compare(config: Config, override: Overrides = None) -> None:
 
 
 @app.command()
+def tune(config: Config, override: Overrides = None) -> None:
+    """Search for the values of settings that are best on the validation split, and train the best few again."""
+    from pipeline.study import tune as job
+
+    settings = load_settings(config, override or [])
+    tuning = job(_session(settings, "tune.json"), settings)
+    for line in tuning.verdict:
+        _say(line)
+    _say(", ".join(f"{name}={value}" for name, value in tuning.values.items()))
+    _say(f"report: {storage.absolute(settings.output)}/tune.html")
+    _say(f"settings for train and compare: {storage.absolute(settings.output)}/best.yaml")
+    _print_path(settings.output, "tune.json")
+
+
+@app.command()
 def doctor(config: Config, override: Overrides = None) -> None:
     """Look whether a training can run here: Spark, slots, versions, storage, disk, GPUs, dataset, tracking."""
     from pipeline import driver

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pipeline.config import dotted, yaml_text
 from pipeline.config.secrets import MASK, is_secret, mask
 from pipeline.config.settings import VARIABLE, Settings, SettingsError, explain
+from pipeline.config.tune import replace_parameters
 
 
 def load_settings(
@@ -156,6 +157,7 @@ def _give_way(tree: dotted.Tree, later: dotted.Tree) -> None:
     for name, values in _entries(later).items():
         if name in lists:
             dotted.put(Settings, tree, name, values)
+    replace_parameters(_entries(tree, "tune", "space"), _entries(later, "tune", "space"))
 
 
 def _refuse_masked(tree: dotted.Tree, path: str | Path) -> None:
@@ -190,8 +192,8 @@ def _spread(tree: dotted.Tree) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def _entries(tree: dotted.Tree) -> dotted.Tree:
-    """``compare.grid`` of a tree; apart from the tree where it is not there, or cannot be used as it stands."""
-    compare = tree.get("compare")
-    grid = compare.get("grid") if isinstance(compare, dict) else None
-    return grid if isinstance(grid, dict) else {}  # what is wrong is said when the settings are checked
+def _entries(tree: dotted.Tree, section: str = "compare", name: str = "grid") -> dotted.Tree:
+    """A mapping of a tree; apart from the tree where it is not there, or cannot be used as it stands."""
+    holder = tree.get(section)
+    entries = holder.get(name) if isinstance(holder, dict) else None
+    return entries if isinstance(entries, dict) else {}  # what is wrong is said when the settings are checked

@@ -104,7 +104,7 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         data = DeviceBatches(worker, loader, manifest, train, job.model.input_shape(manifest.image.shape))
         evaluator = at_end.enter_context(contextlib.closing(Evaluator(state, data, job.dataset, job.reader)))
         exchange = GradientExchange(worker, model, train.gradient_compression)
-        events = at_end.enter_context(contextlib.closing(EventLog(worker, job.folder)))
+        events = at_end.enter_context(contextlib.closing(EventLog(worker, job.folder, live=job.live)))
         checkpoints = Checkpointer(worker, job, state, events, hook, manifest)
         loss = MeanLoss(train, worker.device.type, class_weights(train, manifest, worker.device))
         diagnostics = Diagnostics(worker, model, train.diagnostics, loss=loss, emit=events.emit)

@@ -39,6 +39,8 @@ class Job:
         compares its own. Empty where nobody says
     weights_digest : SHA-256 of the file of `model.weights` as the driver has read it; every rank compares its own.
         Empty where there is none, or nobody says
+    live : store each evaluation at once, however many there are: somebody decides by them whether it goes on. No part
+        of the identity
     hook : called by every rank at the moments that `hooks` documents, for tests of faults; no part of the identity
     """
 
@@ -53,6 +55,7 @@ class Job:
     until_cycle: int | None = None
     source: str = ""
     weights_digest: str = ""
+    live: bool = field(default=False, compare=False)
     hook: Hook | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -59,23 +59,24 @@ def _alone(parts: Sequence[str]) -> None:
     import score
     import study
     import training
+    import tune
     import verdicts
 
     if {"scale", "ranks"} & set(parts):
         many_ranks.run(WORK)
     if {"scale", "manifest"} & set(parts):
         manifest.run(WORK)
-    for part, run in (("training", training.run), ("study", study.run)):
-        if part in parts:
-            spark = training.start()
-            try:
-                run(spark, ingest.fashion_mnist(spark, WORK), WORK)
-            finally:
-                spark.stop()
-    if "score" in parts:
-        spark = score.start()
+    sessions = {"training": training.start, "study": training.start, "tune": training.start, "score": score.start}
+    of_part = {
+        "training": lambda spark: training.run(spark, ingest.fashion_mnist(spark, WORK), WORK),
+        "study": lambda spark: study.run(spark, ingest.fashion_mnist(spark, WORK), WORK),
+        "tune": lambda spark: tune.run(spark, ingest.fashion_mnist(spark, WORK), WORK),
+        "score": lambda spark: score.run(spark, WORK),
+    }
+    for part in [part for part in of_part if part in parts]:
+        spark = sessions[part]()
         try:
-            score.run(spark, WORK)
+            of_part[part](spark)
         finally:
             spark.stop()
     if "norms" in parts:
