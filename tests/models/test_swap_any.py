@@ -1,6 +1,7 @@
 """Networks of random structure: with batch norm of this package they are the same, without norms they evaluate as
 before."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from models import NORMS, with_norm
 from models.norms.base import NormLayer
 from models.norms.weight_standardization import standardized
 from pipeline.config.model import ModelSettings
+
+pytestmark = pytest.mark.filterwarnings("ignore:with_norm has replaced nothing")
 
 C = 4
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -18,6 +18,8 @@ from models.norms.weight_standardization import (
     StandardizedLinear,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:with_norm has replaced nothing")
+
 
 @pytest.mark.parametrize("norm", sorted(set(NORMS) - {"none"}))
 def test_scale_shift_and_statistics_are_carried_over(norm):

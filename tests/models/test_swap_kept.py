@@ -16,6 +16,8 @@ from models.norms.weight_standardization import (
 )
 from models.swap import BATCH_NORMS, NothingReplacedWarning
 
+pytestmark = pytest.mark.filterwarnings("ignore:with_norm has replaced nothing")
+
 
 class Uses(nn.Module):
     """A convolution whose outputs, or weights, something else takes, too."""

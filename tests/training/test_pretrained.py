@@ -49,6 +49,7 @@ def test_a_frozen_trunk_ends_as_it_began_and_the_head_learns(halves, trained, tm
     assert result.notes == ()
 
 
+@pytest.mark.slow
 def test_a_killed_fine_tuning_ends_with_the_same_bits(halves, trained, tmp_path):
     jobs = [tuned(halves, tmp_path / name, trained[1], freeze=("features.0", "features.1")) for name in ("one", "two")]
     run_ranks(fit_until, 2, jobs[0], None)
