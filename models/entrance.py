@@ -59,7 +59,7 @@ class CentreCrop(nn.Module):
         self._taps: dict[tuple[int, torch.device], Taps] = {}
 
     def forward(self, images_nchw: torch.Tensor) -> torch.Tensor:
-        height, width = images_nchw.shape[2:]
+        height, width = (int(side) for side in images_nchw.shape[2:])  # in a trace they are tensors
         if height == width == self.size:
             return images_nchw
         side = self.size if self.share is None else max(1, round(self.share * min(height, width)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from models.entrance import CentreCrop
 from models.norms.base import NormLayer, RunningNorm
 from models.norms.weight_standardization import StandardizedConv2d, StandardizedLinear, standardized
 
@@ -125,7 +126,7 @@ def _evaluation_affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # The base class traces into every class that is not torch's.
-        is_layer = isinstance(m, (NormLayer, nn.Conv2d, nn.Linear))
+        is_layer = isinstance(m, (NormLayer, nn.Conv2d, nn.Linear, CentreCrop))
         return is_layer or super().is_leaf_module(m, module_qualified_name)
 
 

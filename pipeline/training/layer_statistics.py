@@ -129,10 +129,15 @@ class ActivationStatistics:
 
 def _derivative(activation: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Of a function of each element."""
-    with torch.enable_grad():
+    # What this keeps is none of what a block keeps that is computed again (`models.recompute`).
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
         point = x.detach().requires_grad_()
         # ``forward`` runs no hooks; an activation that works in place must not change what it gets.
         return torch.autograd.grad(activation.forward(point.clone()).sum(), point)[0]
+
+
+def _as_it_is(kept: torch.Tensor) -> torch.Tensor:
+    return kept
 
 
 def _mean(values: torch.Tensor) -> torch.Tensor:
