@@ -47,12 +47,12 @@ def start() -> Any:
 def run(spark: Any, work: Path) -> None:
     speeds: dict[str, list[float]] = {name: [] for name in (SHARDS, LOOP, FILES, DECODE)}
     dataset = ingest.fashion_mnist(spark, work)
-    model = write_model(dataset, work / "model", ModelSettings(network="resnet", depth=8, width=16, norm="batch"))
+    model = write_model(dataset, work / "model", ModelSettings(network="resnet", depth=20, width=16, norm="batch"))
     shards = settings(work / "scored", dataset, model, {"split": "train"})
     halves, rows = _write_halves(dataset, "train", work)
     photos = ingest.make_photos(work / "photos")
     sample = _sample(spark, work, photos)
-    small = write_model(sample, work / "small", ModelSettings(network="resnet", depth=8, width=8, norm="batch"))
+    small = write_model(sample, work / "small", ModelSettings(network="resnet", depth=8, width=16, norm="batch"))
     files = settings(work / "files", sample, small, {"kind": "folder", "path": str(photos)})
     paths = sorted(str(path) for path in photos.rglob("*.jpg"))
     for one in (shards, files):
@@ -242,11 +242,13 @@ def _begin(loop: Callable[..., int], some: list[tuple[Any, ...]]) -> None:
 
 
 @functools.cache
-def _network(model: str) -> Any:
+def _predictor(model: str) -> Any:
     import torch
 
+    from pipeline.serving import Predictor
+
     torch.set_num_threads(1)
-    return torch.export.load(f"{model}/network.pt2").module()
+    return Predictor.load(model)
 
 
 @functools.cache
@@ -259,13 +261,8 @@ def _loop(model: str, path: str, most: int | None) -> int:
 
 
 def _ask(model: str, images: np.ndarray) -> int:
-    import torch
-
-    network, total = _network(model), 0
-    with torch.inference_mode():
-        for start in range(0, len(images), BATCH):
-            total += len(torch.softmax(network(torch.from_numpy(images[start : start + BATCH])), dim=1).numpy())
-    return total
+    predictor = _predictor(model)
+    return sum(len(predictor.probabilities(images[at : at + BATCH])) for at in range(0, len(images), BATCH))
 
 
 def _decode_loop(model: str, paths: list[str], most: int | None) -> int:
