@@ -36,7 +36,7 @@ PASSES = int(os.environ.get("BENCH_PASSES", "3"))
 BATCH = 256
 SHARDS, LOOP = "sparknorm score, raw shards", "limit: bare loop over tensors in two processes"
 UDF, PNG_UDF = "MLflow spark_udf, the same rows as arrays", "MLflow spark_udf, a table of the same rows as PNG"
-TABLE, ROWS = "sparknorm score, a table of the same rows as PNG", "sparknorm score, the shards of fewer rows"
+TABLE, ROWS = "sparknorm score, a table of rows as PNG, ResNet-8", "sparknorm score, raw shards, ResNet-8"
 FILES, DECODE = "sparknorm score, JPEG files", "limit: bare decoding and network in two processes"
 
 
@@ -79,12 +79,12 @@ def _against_udf(spark: Any, work: Path) -> dict[str, list[float]]:
     dataset = str(work / "fashion_mnist")
     output = work / "udf"
     shutil.rmtree(output, ignore_errors=True)
-    chosen = settings(output, dataset, Path(), {"split": "test"})
+    chosen = settings(output, dataset, Path(), {"split": "train"})
     uri = _registered(chosen, dataset, output)
     mlflow.set_tracking_uri(chosen.tracking.uri)
     model = {"model": uri}
     ours = chosen.model_copy(update={"score": chosen.score.model_copy(update=model)})
-    rows = _write_table(dataset, "test", output / "table")
+    rows = _write_table(dataset, "train", output / "table")
     table = settings(output, dataset, Path(), {"kind": "parquet", "path": str(output / "table"), "id_column": "id"})
     table = table.model_copy(update={"score": table.score.model_copy(update=model)})
     for one in (ours, table):
