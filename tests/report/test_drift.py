@@ -108,6 +108,14 @@ def test_another_sample_of_the_same_has_not_moved(reference):
     assert len(brightness.bins) == 10 and max(brightness.reference_shares) < 0.13
 
 
+def test_channels_without_any_spread_have_no_shift():
+    same = np.full((5, 2, 6, 5), 7, np.uint8)
+    before = profile(same, some(5, 6)[1])
+    drift = compared(profile(*some(5, 7)), before)
+    assert [channel.shift for channel in drift.channels] == [None, None]
+    assert drift.figures[0].bins[0].startswith("0 to")
+
+
 def test_brighter_images_and_surer_answers_have_moved(reference):
     drift = compared(profile(*some(2000, 4, brighter=40, sure=4), {"up to 16": 2000}), reference)
     states = {figure.name: figure.state for figure in drift.figures}
