@@ -110,4 +110,4 @@ def _paint(axes: Any, figure: DriftFigure) -> None:
     axes.set_yticks(list(rows), [figure.bins[at] for at in places], fontsize=8)
     axes.set_ylim(len(places) - 0.4, -0.6)
     axes.set_xlabel("share of the images, %")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
