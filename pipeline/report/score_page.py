@@ -70,7 +70,7 @@ def picture_of(drift: Drift) -> bytes:
     def paint(page: Figure) -> None:
         for axes, figure in zip(page.subplots(2, 2).flat, drift.figures, strict=True):
             _paint(axes, figure)
-            axes.set_title(f"{figure.name}: {figure.state}, index {figure.psi:.3f}", loc="left")
+            axes.set_title(f"{figure.name}: {figure.state} ({figure.psi:.3f})", loc="left")
 
     return Drawing("drift", "Drift", "", _COLUMNS, rows, size, paint).png()
 
