@@ -75,8 +75,11 @@ class ScoreSettings(FrozenModel):
     table_format: Literal["parquet", "delta"] = Field("parquet", description="format of a `table` that is made anew")
     append: bool = Field(False, description="score what is new in the source since the last time, as a new version")
     batch_size: int = Field(256, ge=1, description="images that go through the network at once")
-    decode_threads: int = Field(
-        2, ge=1, description="threads of each task that read and decode while the network computes"
+    decode_threads: int | None = Field(
+        None,
+        ge=1,
+        description="threads of each task that read and decode while the network computes; null: one, and eight where "
+        "files are on remote storage, for which they wait",
     )
     part_rows: int = Field(
         10_000, ge=1, description="images of one task and of one file, at most about; there are 32 parts or more"

@@ -12,7 +12,7 @@ from pipeline.config.frozen import FrozenModel
 
 # Bins of the mean (0 to 255) and the standard deviation (0 to 127.5) of an image's pixel values, and of the largest
 # probability (0 to 1): fine enough to find the deciles of any of them.
-BRIGHTNESS_BINS, CONTRAST_BINS, CONFIDENCE_BINS = 128, 128, 200
+BRIGHTNESS_BINS, CONTRAST_BINS, CONFIDENCE_BINS = 256, 256, 200
 # Upper bounds, in pixels, of the shorter side of a file's image, before it is made to fit.
 SIDES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 LARGER = f"more than {SIDES[-1]}"

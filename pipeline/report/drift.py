@@ -50,7 +50,8 @@ class DriftFigure(FrozenModel):
 class ChannelDrift(FrozenModel):
     """The pixels of one channel, scaled to [0, 1], here and in the reference.
 
-    shift : difference of the means in standard deviations of the reference's pixels (Glass 1976, delta)
+    shift : difference of the means in standard deviations of the reference's pixels (Glass 1976, delta); null where
+        those are all the same
     """
 
     channel: int
@@ -58,7 +59,7 @@ class ChannelDrift(FrozenModel):
     std: float
     reference_mean: float
     reference_std: float
-    shift: float
+    shift: float | None
 
 
 class Drift(FrozenModel):
@@ -94,7 +95,7 @@ def drift_of(
             std=std,
             reference_mean=before,
             reference_std=spread,
-            shift=(mean - before) / spread if spread else math.copysign(math.inf, mean - before) * (mean != before),
+            shift=(mean - before) / spread if spread else None,
         )
         for number, (mean, std, before, spread) in enumerate(means)
     ]

@@ -70,7 +70,7 @@ def picture_of(drift: Drift) -> bytes:
     def paint(page: Figure) -> None:
         for axes, figure in zip(page.subplots(2, 2).flat, drift.figures, strict=True):
             _paint(axes, figure)
-            axes.set_title(f"{figure.name}: {figure.state}, index {figure.psi:.3f}", loc="left")
+            axes.set_title(f"{figure.name}: {figure.state} ({figure.psi:.3f})", loc="left")
 
     return Drawing("drift", "Drift", "", _COLUMNS, rows, size, paint).png()
 
@@ -110,4 +110,4 @@ def _paint(axes: Any, figure: DriftFigure) -> None:
     axes.set_yticks(list(rows), [figure.bins[at] for at in places], fontsize=8)
     axes.set_ylim(len(places) - 0.4, -0.6)
     axes.set_xlabel("share of the images, %")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)

@@ -36,7 +36,7 @@ PASSES = int(os.environ.get("BENCH_PASSES", "3"))
 BATCH = 256
 SHARDS, LOOP = "sparknorm score, raw shards", "limit: bare loop over tensors in two processes"
 UDF, PNG_UDF = "MLflow spark_udf, the same rows as arrays", "MLflow spark_udf, a table of the same rows as PNG"
-TABLE, ROWS = "sparknorm score, a table of the same rows as PNG", "sparknorm score, the shards of fewer rows"
+TABLE, ROWS = "sparknorm score, a table of rows as PNG, ResNet-8", "sparknorm score, raw shards, ResNet-8"
 FILES, DECODE = "sparknorm score, JPEG files", "limit: bare decoding and network in two processes"
 
 
@@ -47,12 +47,12 @@ def start() -> Any:
 def run(spark: Any, work: Path) -> None:
     speeds: dict[str, list[float]] = {name: [] for name in (SHARDS, LOOP, FILES, DECODE)}
     dataset = ingest.fashion_mnist(spark, work)
-    model = write_model(dataset, work / "model", ModelSettings(network="resnet", depth=8, width=16, norm="batch"))
+    model = write_model(dataset, work / "model", ModelSettings(network="resnet", depth=20, width=16, norm="batch"))
     shards = settings(work / "scored", dataset, model, {"split": "train"})
     halves, rows = _write_halves(dataset, "train", work)
     photos = ingest.make_photos(work / "photos")
     sample = _sample(spark, work, photos)
-    small = write_model(sample, work / "small", ModelSettings(network="resnet", depth=8, width=8, norm="batch"))
+    small = write_model(sample, work / "small", ModelSettings(network="resnet", depth=8, width=16, norm="batch"))
     files = settings(work / "files", sample, small, {"kind": "folder", "path": str(photos)})
     paths = sorted(str(path) for path in photos.rglob("*.jpg"))
     for one in (shards, files):
@@ -79,12 +79,12 @@ def _against_udf(spark: Any, work: Path) -> dict[str, list[float]]:
     dataset = str(work / "fashion_mnist")
     output = work / "udf"
     shutil.rmtree(output, ignore_errors=True)
-    chosen = settings(output, dataset, Path(), {"split": "test"})
+    chosen = settings(output, dataset, Path(), {"split": "train"})
     uri = _registered(chosen, dataset, output)
     mlflow.set_tracking_uri(chosen.tracking.uri)
     model = {"model": uri}
     ours = chosen.model_copy(update={"score": chosen.score.model_copy(update=model)})
-    rows = _write_table(dataset, "test", output / "table")
+    rows = _write_table(dataset, "train", output / "table")
     table = settings(output, dataset, Path(), {"kind": "parquet", "path": str(output / "table"), "id_column": "id"})
     table = table.model_copy(update={"score": table.score.model_copy(update=model)})
     for one in (ours, table):
@@ -242,11 +242,13 @@ def _begin(loop: Callable[..., int], some: list[tuple[Any, ...]]) -> None:
 
 
 @functools.cache
-def _network(model: str) -> Any:
+def _predictor(model: str) -> Any:
     import torch
 
+    from pipeline.serving import Predictor
+
     torch.set_num_threads(1)
-    return torch.export.load(f"{model}/network.pt2").module()
+    return Predictor.load(model)
 
 
 @functools.cache
@@ -259,13 +261,8 @@ def _loop(model: str, path: str, most: int | None) -> int:
 
 
 def _ask(model: str, images: np.ndarray) -> int:
-    import torch
-
-    network, total = _network(model), 0
-    with torch.inference_mode():
-        for start in range(0, len(images), BATCH):
-            total += len(torch.softmax(network(torch.from_numpy(images[start : start + BATCH])), dim=1).numpy())
-    return total
+    predictor = _predictor(model)
+    return sum(len(predictor.probabilities(images[at : at + BATCH])) for at in range(0, len(images), BATCH))
 
 
 def _decode_loop(model: str, paths: list[str], most: int | None) -> int:

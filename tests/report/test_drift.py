@@ -42,8 +42,8 @@ def test_figures_of_images_are_those_of_numpy():
     np.testing.assert_allclose(made.channel_means, scaled.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(made.channel_stds, scaled.std((0, 2, 3)), rtol=1e-9)
     flat = images.reshape(50, -1)
-    assert made.brightness == tuple(np.histogram(flat.mean(1), 128, (0, 255))[0])
-    assert made.contrast == tuple(np.histogram(flat.std(1), 128, (0, 127.5))[0])
+    assert made.brightness == tuple(np.histogram(flat.mean(1), 256, (0, 255))[0])
+    assert made.contrast == tuple(np.histogram(flat.std(1), 256, (0, 127.5))[0])
     assert made.classes == tuple(np.bincount(probabilities.argmax(1), minlength=3))
     assert made.confidence == tuple(np.histogram(probabilities.max(1), 200, (0, 1))[0])
     assert made.confidence_sum == pytest.approx(probabilities.max(1).sum(dtype=float))
@@ -106,6 +106,14 @@ def test_another_sample_of_the_same_has_not_moved(reference):
         assert sum(figure.shares) == pytest.approx(1) and sum(figure.reference_shares) == pytest.approx(1)
     brightness = drift.figures[0]
     assert len(brightness.bins) == 10 and max(brightness.reference_shares) < 0.13
+
+
+def test_channels_without_any_spread_have_no_shift():
+    same = np.full((5, 2, 6, 5), 7, np.uint8)
+    before = profile(same, some(5, 6)[1])
+    drift = compared(profile(*some(5, 7)), before)
+    assert [channel.shift for channel in drift.channels] == [None, None]
+    assert drift.figures[0].bins[0].startswith("0 to")
 
 
 def test_brighter_images_and_surer_answers_have_moved(reference):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from pipeline import storage
@@ -68,8 +67,7 @@ def leave(run: TrackedRun, folder: str, result: ScoreResult, profile: Profile | 
         values |= {f"drift.{key}.psi": figure.psi, f"drift.{key}.psi_by_chance": figure.psi_by_chance,
                    f"drift.{key}.js_distance": figure.js_distance}  # fmt: skip
     for channel in result.drift.channels if result.drift else ():
-        if math.isfinite(channel.shift):
-            values[f"drift.channel_{channel.channel}.shift"] = channel.shift
+        values[f"drift.channel_{channel.channel}.shift"] = channel.shift  # null is left out
     run.log_summary(values)
     files = {PAGE: page_of(name, result.model_dump(mode="json"), result.drift, profile).encode()}
     if result.drift is not None:

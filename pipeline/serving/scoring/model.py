@@ -49,6 +49,7 @@ def find_model(settings: Settings) -> PackedModel:
         The registry is down for ``tracking.outage_seconds``.
     """
     from pipeline.serving.predictor import folder_within, read_served
+    from pipeline.serving.served import ServedModelError
 
     uri = settings.score.model or f"models:/{settings.registry.model or settings.name}@champion"
     with tempfile.TemporaryDirectory(prefix="sparknorm-model-") as temporary:
@@ -60,8 +61,11 @@ def find_model(settings: Settings) -> PackedModel:
             folder, name, version, run_id = fetched.folder, fetched.name, fetched.version, fetched.run_id
         else:
             folder = Path(uri)
-        folder = folder_within(folder)
-        served = read_served(folder)
+        try:
+            folder = folder_within(folder)
+            served = read_served(folder)
+        except ServedModelError as error:  # the folder may be a passing one
+            raise ServedModelError(f"score.model {uri}: {error}") from error
         archive = _archive(folder)
         facts = ScoredModel(
             uri=uri,

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.cluster.progress import spark_tasks
 from pipeline.cluster.resources import training_profile
+from pipeline.config.dataset import TABLES
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.score import DATASET
 from pipeline.config.settings import Settings, digest_of
 from pipeline.data import Manifest
 from pipeline.data.profile import Profile, merged
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 # Tasks that look at a split which scores are compared with.
 _REFERENCE_TASKS = 4
+# Threads that read remote files, each of which takes tens of milliseconds to come.
+_REMOTE_THREADS = 8
 
 
 class Reference(FrozenModel):
@@ -51,10 +55,15 @@ def work_of(settings: Settings, images: ImagesToScore, model: PackedModel, **mor
         item_rows=images.item_rows,
         read=images.read,
         batch_size=settings.score.batch_size,
-        threads=settings.score.decode_threads,
+        threads=_threads(settings, images.source.kind, images.source.path),
         device=settings.workers.device,
         **more,  # type: ignore[arg-type]
     )
+
+
+def _threads(settings: Settings, kind: str, path: str) -> int:
+    is_remote = kind not in (*TABLES, "fashion_mnist") and not storage.is_local(path)
+    return settings.score.decode_threads or (_REMOTE_THREADS if is_remote else 1)
 
 
 def score_images(
@@ -108,7 +117,7 @@ def _profile_of(
         item_rows=1,
         read=functools.partial(read_row_groups, dataset=dataset),
         batch_size=settings.score.batch_size,
-        threads=settings.score.decode_threads,
+        threads=_threads(settings, DATASET, dataset),
         device=settings.workers.device,
     )
     items = row_groups_to_read(spark, dataset, some, parts)
@@ -128,7 +137,7 @@ def _run(settings: Settings, items: DataFrame, order: tuple[str, ...], work: Wor
 @contextmanager
 def _few_rows(spark: SparkSession, images: ImagesToScore) -> Iterator[None]:
     """Where images themselves are handed to Python, of any size, few of them at once."""
-    if images.source.kind not in ("table", "parquet", "delta") or counts_bytes(spark):
+    if images.source.kind not in TABLES or counts_bytes(spark):
         yield
         return
     with rows_of_a_batch(spark, UNKNOWN_BATCH_ROWS):
