@@ -1,4 +1,4 @@
-"""A comparison as typed data, and as a page with a verdict, tables and figures. No Spark, no MLflow."""
+"""A comparison as typed data, and as a page with a verdict, tables and figures; a registration. No Spark, no MLflow."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.report.comparison import Comparison
     from pipeline.report.page import render
+    from pipeline.report.registration import Registration
 
-__all__ = ["Comparison", "render"]
+__all__ = ["Comparison", "Registration", "render"]
 
-_MODULES = {"Comparison": "comparison", "render": "page"}
+_MODULES = {"Comparison": "comparison", "Registration": "registration", "render": "page"}
 
 
 def __getattr__(name: str) -> Any:  # `page` imports matplotlib and jinja2, which a driver may not have

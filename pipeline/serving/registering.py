@@ -81,7 +81,9 @@ def rollback(settings: Settings) -> Registration:
     registry = _open(settings)
     fallen, back = aliases.roll_back(registry)
     why = (f"Version {back.number} is the champion again; version {fallen.number} has the alias previous.",)
-    return _publish(registry, settings, _registration(registry, fallen, "rolled back", why, before=fallen))
+    made = _publish(registry, settings, _registration(registry, fallen, "rolled back", why, before=fallen))
+    aliases.end_rollback(registry, fallen)
+    return made
 
 
 def model_name(settings: Settings) -> str:

@@ -1,5 +1,7 @@
 """A winner becomes a version of a registered model, and the champion if the gate lets it pass; all in a real store."""
 
+import contextlib
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -195,3 +197,56 @@ def test_a_registry_that_is_down_is_waited_for_and_then_an_error(settings):
     with pytest.raises(TrackingError, match=r"could not find \w+@champion at http://127.0.0.1:9 within tracking"):
         register(changed(settings, tracking=down))
     assert not Path(settings.output, "register.json").exists()
+
+
+class CutOffError(Exception):
+    """The process ends here."""
+
+
+def cut_off(monkeypatch, calls: int):
+    """Let the process end before its next call to MLflow after so many."""
+    left = [calls]
+    for module in ("pipeline.tracking.registry", "pipeline.tracking.served_model"):
+        real = importlib.import_module(module).call_store
+
+        def call_store(what, call, seconds, real=real):
+            left[0] -= 1
+            if left[0] < 0:
+                raise CutOffError(what)
+            return real(what, call, seconds)
+
+        monkeypatch.setattr(f"{module}.call_store", call_store)
+    return left
+
+
+@pytest.mark.parametrize("calls", [pytest.param(n, marks=[] if n in (12, 20) else pytest.mark.slow) for n in range(45)])
+def test_what_was_cut_off_ends_whole_when_it_is_called_again(settings, monkeypatch, calls):
+    """Before every single call to MLflow, of a first champion and of one that takes its place."""
+    second = as_train(settings, max_accuracy_drop=0.99, significance=1e-9, max_latency_ratio=None)
+    with monkeypatch.context() as patch:
+        left = cut_off(patch, calls)
+        with contextlib.suppress(CutOffError):
+            register(settings)
+            register(second)
+            assert left[0] >= 0
+    first, then = register(settings), register(second)
+    assert (first.version, then.version) == ("1", "2")
+    assert list(versions(settings)) == ["1", "2"]
+    assert aliases(settings) == {"champion": 2, "previous": 1}
+    found = versions(settings)
+    assert {tags["sparknorm.status"] for tags in found.values()} == {"done"}
+    assert [found[number]["sparknorm.decision"] for number in "12"] == ["first", "promoted"]
+
+
+@pytest.mark.parametrize("calls", [pytest.param(n, marks=[] if n == 5 else pytest.mark.slow) for n in range(12)])
+def test_a_rollback_that_was_cut_off_is_finished_and_not_turned_round(settings, monkeypatch, calls):
+    register(settings)
+    register(as_train(settings, max_accuracy_drop=0.99, significance=1e-9, max_latency_ratio=None))
+    with monkeypatch.context() as patch:
+        left = cut_off(patch, calls)
+        with contextlib.suppress(CutOffError):
+            rollback(settings)
+        ended = left[0] >= 0
+    if not ended:
+        rollback(settings)
+    assert aliases(settings) == {"champion": 1, "previous": 2}
