@@ -44,9 +44,11 @@ def register(settings: Settings) -> Registration:
         MLflow was down for ``tracking.outage_seconds``, or refuses a call. What was begun is finished by the next call.
     """
     from pipeline.serving.winner import find_candidate
+    from pipeline.tracking.registry import Registry
 
-    registry = _open(settings)
+    name = _begin(settings)
     candidate = find_candidate(settings)
+    registry = Registry(settings.tracking, settings.registry.uri, name)
     champion = registry.holder(CHAMPION)
     loaded, notes = _load_champion(registry, champion, candidate)
     known = registry.versions(_TRAINING, candidate.origin.training, run_id=candidate.origin.run_id)
@@ -78,7 +80,10 @@ def rollback(settings: Settings) -> Registration:
     TrackingError
         MLflow was down for ``tracking.outage_seconds``, or refuses a call.
     """
-    registry = _open(settings)
+    from pipeline.tracking.registry import Registry
+
+    name = _begin(settings)
+    registry = Registry(settings.tracking, settings.registry.uri, name)
     fallen, back = aliases.roll_back(registry)
     why = (f"Version {back.number} is the champion again; version {fallen.number} has the alias previous.",)
     made = _publish(registry, settings, _registration(registry, fallen, "rolled back", why, before=fallen))
@@ -100,13 +105,13 @@ def model_name(settings: Settings) -> str:
         raise SettingsError(f"name {error}; or set registry.model") from None
 
 
-def _open(settings: Settings) -> Registry:
-    from pipeline.tracking.registry import Registry
-
+def _begin(settings: Settings) -> str:
+    """The name of the registered model. What an earlier call has left is removed: if this one fails, it must not look
+    like its own."""
     name = model_name(settings)
-    for file in (FILE, PAGE):  # if this call fails, an earlier result must not look like its own
+    for file in (FILE, PAGE):
         storage.remove(storage.join(settings.output, file))
-    return Registry(settings.tracking, settings.registry.uri, name)
+    return name
 
 
 def _load_champion(
@@ -131,9 +136,7 @@ def _add(registry: Registry, candidate: Candidate, settings: Settings) -> Versio
         packaged, _ = package(candidate.trained, candidate.settings, origin.training, Path(local))
         model_id = log_served_model(packaged, settings.tracking.outage_seconds)
     facts = {f"sparknorm.{name}": str(value) for name, value in origin.model_dump(exclude_none=True).items()}
-    version = registry.add(model_id, {STATUS: PENDING, **facts})
-    registry.describe(version.number, _description(origin))
-    return version
+    return registry.add(model_id, {STATUS: PENDING, **facts}, _description(origin))
 
 
 def _description(origin: TrainingOrigin) -> str:
