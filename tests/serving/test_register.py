@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow_server import MlflowServer
 from small_models import train_network
 
 from pipeline.__main__ import app
@@ -197,6 +198,24 @@ def test_a_registry_that_is_down_is_waited_for_and_then_an_error(settings):
     with pytest.raises(TrackingError, match=r"could not find \w+@champion at http://127.0.0.1:9 within tracking"):
         register(changed(settings, tracking=down))
     assert not Path(settings.output, "register.json").exists()
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_and_comes_back(trained, settings, tmp_path):
+    """A real one, on the store that the trainings are in."""
+    server = MlflowServer(tmp_path, trained[0].tracking.uri)
+    server.start()
+    try:
+        through = changed(settings, tracking={"uri": server.uri, "outage_seconds": 1})
+        assert register(through).decision == "first"
+        server.kill()
+        with pytest.raises(TrackingError, match="within tracking.outage_seconds = 1"):
+            register(through)
+        server.start()
+        assert register(through).decision == "unchanged"
+        assert list(versions(settings)) == ["1"]
+    finally:
+        server.kill()
 
 
 class CutOffError(Exception):
