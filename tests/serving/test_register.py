@@ -209,7 +209,7 @@ def test_a_server_that_dies_and_comes_back(trained, settings, tmp_path):
         through = changed(settings, tracking={"uri": server.uri, "outage_seconds": 1})
         assert register(through).decision == "first"
         server.kill()
-        with pytest.raises(TrackingError, match="within tracking.outage_seconds = 1"):
+        with pytest.raises(TrackingError, match=r"within tracking\.outage_seconds = 1"):
             register(through)
         server.start()
         assert register(through).decision == "unchanged"
