@@ -53,7 +53,7 @@ def register(settings: Settings) -> Registration:
     loaded, notes = _load_champion(registry, champion, candidate)
     known = registry.versions(_TRAINING, candidate.origin.training, run_id=candidate.origin.run_id)
     version = known[0] if known else _add(registry, candidate, settings)
-    if settled := _settled(registry, version, champion, candidate.origin):
+    if settled := _settled(registry, version, champion, candidate.origin, gated=settings.registry.gate):
         return _publish(registry, settings, settled)
     if champion is None or champion.number != version.number:
         registry.set_alias(CHALLENGER, version.number)
@@ -147,16 +147,19 @@ def _description(origin: TrainingOrigin) -> str:
 
 
 def _settled(
-    registry: Registry, version: Version, champion: Version | None, origin: TrainingOrigin
+    registry: Registry, version: Version, champion: Version | None, origin: TrainingOrigin, *, gated: bool
 ) -> Registration | None:
-    """What there is to say of a version about which nothing is to be decided; what was begun of it is finished."""
+    """What there is to say of a version about which nothing is to be decided; what was begun of it is finished.
+
+    gated : whether what a person has taken back stays so
+    """
     if champion is not None and champion.number == version.number:
         begun = version.tags.get(STATUS) != DONE
         aliases.finish_promotion(registry, version)
         what = "An earlier call had made it the champion, and is finished now." if begun else "It is the champion."
         return _registration(registry, version, "unchanged", (what,), before=champion, origin=origin)
-    if version.tags.get(DECISION) == ROLLED_BACK:
-        what = "It was rolled back: `sparknorm register --rollback` once more makes it the champion again."
+    if gated and version.tags.get(DECISION) == ROLLED_BACK:
+        what = "It was rolled back, so it does not become the champion again unless registry.gate is false."
         return _registration(registry, version, "unchanged", (what,), before=champion, origin=origin)
     return None
 
