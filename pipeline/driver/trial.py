@@ -90,7 +90,6 @@ def run_trial(
     record = trial.record
     if known := _known_result(settings, record, name, cycle):
         return known
-    which = settings.tracking.log_models if log_model else "none"
     slot, job = slot or TrainingSlot(), replace(trial.job, until_cycle=cycle, hook=hook)
     with _hold(record, name, lease, slot.stop) as owner, ExitStack() as training:
         training.enter_context(slot)
@@ -101,7 +100,7 @@ def run_trial(
             run.log_dataset(manifest, settings.dataset.path, context="training")
             trained = _train(spark, settings, job, run, name, slot.stop)
             training.close()  # what is left to do needs no worker
-            result = _log_end(run, trial, trained, manifest, which=which)
+            result = _log_end(run, trial, trained, manifest, settings.tracking.log_models if log_model else "none")
         return _preserve(record, result, cycle)
 
 
@@ -225,7 +224,7 @@ def _train(
 
 
 def _log_end(
-    run: TrackedRun, trial: BegunTrial, trained: TrainResult, manifest: Manifest, *, which: LogModels
+    run: TrackedRun, trial: BegunTrial, trained: TrainResult, manifest: Manifest, which: LogModels
 ) -> TrialResult:
     """Log the result and, unless MLflow has it or the training diverged, the network."""
     result = _log_result(run, trial.job, trained, manifest.classes)
