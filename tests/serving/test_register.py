@@ -76,7 +76,7 @@ def client(settings: Settings) -> mlflow.MlflowClient:
 def versions(settings: Settings) -> dict[str, dict[str, str]]:
     """The tags of every version."""
     found = client(settings).search_model_versions(f"name='{settings.registry.model}'")
-    return {version.version: version.tags for version in found}
+    return {str(each.version): each.tags for each in sorted(found, key=lambda each: int(each.version))}
 
 
 def aliases(settings: Settings) -> dict[str, int]:
