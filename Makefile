@@ -55,7 +55,7 @@ ui-test: setup ## look at the MLflow UI and the report of `make run` in a headle
 gpu-test: ## tests/cuda, which needs torch, numpy, pyarrow, fsspec, pydantic, PyYAML, Pillow and pytest (PYTHON=the one that has them)
 	$(PYTHON) -m pytest tests/cuda
 
-bench: setup ## loading, ingest, training and norms against their peers, about an hour (PART=loader, ingest, scale with ranks and manifest, training, study, norms, gpu, verdicts or requests)
+bench: setup ## loading, ingest, training and norms against their peers, about an hour (PART=loader, ingest, scale with ranks and manifest, training, study, norms, gpu, verdicts, requests, finetune, score or tune)
 	$(BIN)/python tests/bench/run.py $(PART)
 
 docs: setup ## the documentation as a site: docs/_build/index.html

@@ -32,6 +32,7 @@ def write_pages(folder: Path) -> None:
         "commands": command_line(),
         "comparison": json_schema("pipeline.report", "Comparison", "comparison.json"),
         "registration": json_schema("pipeline.report", "Registration", "register.json"),
+        "tuning": json_schema("pipeline.report", "Tuning", "tune.json"),
         "manifest": json_schema("pipeline.data", "Manifest", "manifest.json"),
         "api": python_api(),
     }

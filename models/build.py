@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from models.activations import initialization_gain
+from models.entrance import CentreCrop, Normalize
 from models.fold import by_reason
 from models.imported import NetworkError, build_imported, described
 from models.networks.cnn import PlainCNN
@@ -23,7 +25,7 @@ from models.networks.vision_transformer import VisionTransformer
 from models.networks.wide_resnet import WideResNet
 from models.norms.kept import join_statistics_of_torch
 from models.norms.registry import NORMS, make_norm
-from models.swap import with_norm
+from models.swap import NOTHING_REPLACED, NothingReplacedWarning, with_norm
 from pipeline.config.import_path import KEEP, is_import_path
 from pipeline.config.model import ModelSettings
 
@@ -39,28 +41,6 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-class Normalize(nn.Module):
-    """The layer turns uint8 images into float images that have mean 0 and standard deviation 1 in each channel, over
-    the training split. Both have shape (N, C, H, W).
-
-    Parameters
-    ----------
-    mean, std : sequence of C floats
-        Mean and standard deviation of pixel values scaled to [0, 1], as the manifest states them.
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        super().__init__()
-        scale = torch.tensor([1 / (255 * max(s, 1e-6)) for s in std])
-        self.register_buffer("scale", scale.view(1, -1, 1, 1))
-        self.register_buffer("shift", (torch.tensor(list(mean)) * 255 * scale).view(1, -1, 1, 1))
-        self.scale: torch.Tensor
-        self.shift: torch.Tensor
-
-    def forward(self, images_nchw: torch.Tensor) -> torch.Tensor:
-        return images_nchw.to(self.scale.dtype) * self.scale - self.shift
-
-
 def build_model(
     settings: ModelSettings,
     *,
@@ -71,7 +51,7 @@ def build_model(
     seed: int = 0,
 ) -> nn.Sequential:
     """Return the network of the settings, which turns uint8 images of shape (N, C, H, W) into float logits of shape
-    (N, num_classes).
+    (N, num_classes). With `model.input_size` it takes images of that size, too, and the centre of all others.
 
     For one seed the weights that two norms share start equal, so that arms of a comparison differ in the norm alone.
     A network of one's own (`build_own`) keeps the initial weights that its function gives it.
@@ -81,7 +61,7 @@ def build_model(
     settings : ModelSettings
         The network, its norm and their options.
     image_shape : tuple of 3 ints
-        C, H and W in pixels.
+        C, H and W in pixels, of the images as a dataset stores them.
     num_classes : int
         The number of logits.
     mean, std : sequence of C floats, optional
@@ -96,18 +76,20 @@ def build_model(
         network, the norm or the images.
     """
     channels = image_shape[0]
+    crop = CentreCrop(settings.centre_crop, settings.input_size) if settings.input_size else None
     if is_import_path(settings.network):
         network, _ = build_own(settings, image_shape=image_shape, num_classes=num_classes, seed=seed)
     else:
-        network = _build_known(settings, image_shape, num_classes)
+        network = _build_known(settings, settings.input_shape(image_shape), num_classes)
         _initialize(network, settings, seed)
-    return nn.Sequential(Normalize(mean or [0.5] * channels, std or [0.25] * channels), network)
+    return nn.Sequential(Normalize(mean or [0.5] * channels, std or [0.25] * channels, crop), network)
 
 
 def build_own(
     settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int, seed: int = 0
 ) -> tuple[nn.Module, list[str]]:
-    """Return the network of an import path with the norm of the settings, from float images to logits.
+    """Return the network of an import path with the norm of the settings, from float images to logits. Its function is
+    told the shape of images that `ModelSettings.input_shape` makes of the stored one.
 
     For one seed its function draws the same weights whatever the norm, which comes after.
 
@@ -123,20 +105,35 @@ def build_own(
     NetworkError
         It cannot be imported or built (see `models.imported`), or the norm does not fit it.
     """
-    path, remarks = settings.network, []
+    path, remarks, image_shape = settings.network, [], settings.input_shape(image_shape)
     network = build_imported(path, settings.options, image_shape=image_shape, num_classes=num_classes, seed=seed)
     if settings.norm != KEEP:
         try:
-            swapped = with_norm(network, settings, inputs=torch.zeros(2, *image_shape))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NothingReplacedWarning)  # it is a remark
+                swapped = with_norm(network, settings, inputs=torch.zeros(2, *image_shape))
         except Exception as error:
             if error.__cause__ is None and isinstance(error, ValueError):
                 raise NetworkError(path, str(error)) from error
             raise NetworkError(path, f"evaluation raised {described(error.__cause__ or error, path)}") from error
         network = swapped.network
         remarks += [f"as they were: {by_reason(swapped.kept)}"] if swapped.kept else []
+        remarks += [] if swapped.replaced else [f"nothing was replaced: {NOTHING_REPLACED}"]
     if not_joined := join_statistics_of_torch(network):
         remarks.append(f"each worker evaluates with running statistics of its own in {', '.join(not_joined)}")
     return network, remarks
+
+
+def build_before_swap(settings: ModelSettings, *, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Return the network of the settings as it is with batch norm: one of one's own as its function gives it, from
+    float images to logits. Its weights say nothing."""
+    if is_import_path(settings.network):
+        return build_imported(
+            settings.network, settings.options, image_shape=image_shape, num_classes=num_classes, seed=0
+        )
+    learned = {"norm": "batch", "norm_scale": "learned", "norm_shift": "learned"}
+    defaults = {"norm_eps": ModelSettings.model_fields["norm_eps"].default}
+    return _build_known(settings.model_copy(update=learned | defaults), image_shape, num_classes)
 
 
 def _build_known(settings: ModelSettings, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

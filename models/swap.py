@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace as changed
 from typing import NamedTuple
 
@@ -37,6 +38,13 @@ BATCH_NORMS: tuple[type[nn.Module], ...] = (
 _NORMS = (NormLayer, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 # A constant that is added to a channel before such a norm changes nothing after it.
 _CENTERING = (BatchNorm, BatchRenorm, InstanceNorm)
+
+
+NOTHING_REPLACED = "the network has no batch norm layer that can be, and computes what it did"
+
+
+class NothingReplacedWarning(UserWarning):
+    """A network was given to `with_norm` that has no layer to replace."""
 
 
 class Swapped(NamedTuple):
@@ -96,6 +104,11 @@ def with_norm(
     inputs : Tensor, optional
         A batch that the network takes. With it the shapes that reach each layer are known and not guessed.
 
+    Warns
+    -----
+    NothingReplacedWarning
+        No layer was replaced.
+
     Raises
     ------
     ValueError
@@ -103,20 +116,26 @@ def with_norm(
     """
     _check_sizes(network)
     norm_types = (*replace, *_NORMS)
-    try:
-        network = copy.deepcopy(network)
-    except (RuntimeError, TypeError) as error:  # tensors of a graph, locks, open files
-        raise ValueError(f"the network cannot be copied: {error}") from error
+    network = _copy(network)
     shapes = {} if inputs is None else input_shapes(network, norm_types, inputs)
     flow = DataFlow(network, norm_types)
     swap = _Swap(network, settings, replace, flow, LayersBefore(network, flow, shapes))
     swap.make_layers()
     for name in swap.new:
         swap.connect(name)
+    if not swap.new:
+        warnings.warn(f"with_norm has replaced nothing: {NOTHING_REPLACED}", NothingReplacedWarning, stacklevel=2)
     modules = dict(network.named_modules())
     replacements = {modules[name]: layer for name, layer in swap.new.items()}
     replace_modules(network, replacements)
     return Swapped(replacements.get(network, network), tuple(swap.new), swap.kept, swap.notes)
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except (RuntimeError, TypeError) as error:  # tensors of a graph, locks, open files
+        raise ValueError(f"the network cannot be copied: {error}") from error
 
 
 def _check_sizes(network: nn.Module) -> None:

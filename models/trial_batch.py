@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
 from models.imported import NetworkError, described
+from models.recompute import recompute_in_backward
 
 _ROWS = 4
 _LISTED = 6  # parameters that a message names
@@ -45,6 +48,44 @@ def check_trains(path: str, model: nn.Module, *, image_shape: tuple[int, int, in
         _check_gradients(path, model)
         with torch.inference_mode():
             _logits(path, model.eval(), images[:1], num_classes)
+
+
+def check_recomputes(path: str, model: nn.Sequential, *, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Make a forward and a backward pass on random images, with blocks that are computed again and without.
+
+    Parameters
+    ----------
+    path, model, image_shape, num_classes
+        As in `check_trains`.
+
+    Raises
+    ------
+    NetworkError
+        There are no blocks, a pass raises, or gradients or buffers are others than without.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (_ROWS, *image_shape), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, num_classes, (_ROWS,), generator=generator)
+    again = copy.deepcopy(model)
+    try:
+        recompute_in_backward(again[1])
+        for network in (model, again):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                nn.functional.cross_entropy(network.train()(images).float(), labels).backward()
+    except Exception as error:
+        raise NetworkError(path, f"train.gradient_checkpointing: {described(error, path)}") from error
+    values = (
+        {name: p.grad for name, p in network.named_parameters() if p.grad is not None} | dict(network.named_buffers())
+        for network in (model, again)
+    )
+    first, second = values
+    if other := [name for name in first if not torch.allclose(first[name], second[name], rtol=1e-3, equal_nan=True)]:
+        raise NetworkError(
+            path,
+            f"train.gradient_checkpointing changes {other[0].partition('.')[2]}: its blocks do not compute the same "
+            "the second time, since they change something other than their own buffers; set it to false",
+        )
 
 
 def _logits(path: str, model: nn.Module, images: torch.Tensor, num_classes: int) -> torch.Tensor:

@@ -123,6 +123,28 @@ def register(
 
 
 @app.command()
+def score(config: Config, override: Overrides = None) -> None:
+    """Give the images of a source the probabilities of a registered model's classes."""
+    from pipeline import serving
+
+    settings = load_settings(config, override or [])
+    result = serving.score(_session(settings, "score.json"), settings)
+    aside = sum(result.set_aside.values())
+    if result.written:
+        _say(f"{result.scores}: {result.images:,} images scored with {result.model.uri}, {aside:,} set aside")
+    else:
+        _say(f"{result.scores} unchanged: the model had scored these images before, or none is new")
+    if result.parts_found:
+        _say(f"{result.parts_found} of {result.parts} parts were there from a job that did not end")
+    for figure in result.drift.figures if result.drift else ():
+        chance = f"by chance up to {figure.psi_by_chance:.3f}"
+        _say(f"{figure.name} {figure.state} ({figure.reference} split): index {figure.psi:.3f}, {chance}")
+    for line in result.notes:
+        _say(f"note: {line}")
+    _print_path(settings.output, "score.json")
+
+
+@app.command()
 def compare(config: Config, override: Overrides = None) -> None:
     """Train every arm with every seed, and report which settings did best and what they cost."""
     from pipeline.study import compare as job
@@ -138,6 +160,21 @@ def compare(config: Config, override: Overrides = None) -> None:
     if settings.tracking.uri == TrackingSettings().uri:
         _say("runs: `make ui` shows them in MLflow")
     _print_path(settings.output, "comparison.json")
+
+
+@app.command()
+def tune(config: Config, override: Overrides = None) -> None:
+    """Search for the values of settings that are best on the validation split, and train the best few again."""
+    from pipeline.study import tune as job
+
+    settings = load_settings(config, override or [])
+    tuning = job(_session(settings, "tune.json"), settings)
+    for line in tuning.verdict:
+        _say(line)
+    _say(", ".join(f"{name}={value}" for name, value in tuning.values.items()))
+    _say(f"report: {storage.absolute(settings.output)}/tune.html")
+    _say(f"settings for train and compare: {storage.absolute(settings.output)}/best.yaml")
+    _print_path(settings.output, "tune.json")
 
 
 @app.command()

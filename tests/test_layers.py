@@ -49,7 +49,8 @@ def test_the_training_half_needs_neither_spark_nor_mlflow_nor_a_screen():
 
 def test_executors_import_what_they_run_without_what_only_a_driver_has():
     names = ["pipeline.daemon", "pipeline.cluster.task", "pipeline.ingest.tasks", *modules("pipeline/ingest/sources")]
-    names += ["pipeline.training.probe", "pipeline.serving.predictor"]  # the doctor's function for ranks; scoring
+    # The doctor's function for ranks, and what scores.
+    names += ["pipeline.training.probe", "pipeline.serving.predictor", "pipeline.serving.scoring.task"]
     done = run_without(NOT_ON_EXECUTORS, "\n".join(f"import {name}" for name in names))
     assert done.returncode == 0, done.stderr
 

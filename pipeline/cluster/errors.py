@@ -24,6 +24,17 @@ class StoppedError(LaunchError):
     """The caller asked for the end of the stage."""
 
 
+class PrunedError(StoppedError):
+    """The caller asked for the end of a training that has shown enough: an end, and no failure.
+
+    ``run_id`` is its MLflow run.
+    """
+
+    def __init__(self, text: str, run_id: str):
+        super().__init__(text)
+        self.run_id = run_id
+
+
 class GangLostError(LaunchError):
     """The gang ran and its workers were lost; another launch may go on from what was saved.
 

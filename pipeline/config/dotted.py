@@ -42,6 +42,27 @@ def is_in_free_mapping(model: type[BaseModel], name: str) -> bool:
     return False
 
 
+def is_list(model: type[BaseModel], name: str) -> bool:
+    """Return whether the value of a setting may itself be a list, such as ``model.freeze``."""
+    kind = _annotation(model, name)
+    return any(get_origin(each) is tuple for each in (kind, *get_args(kind)))
+
+
+def takes_only_integers(model: type[BaseModel], name: str) -> bool:
+    """Return whether the values of a setting are whole numbers alone, as far as its type says."""
+    kind = _annotation(model, name)
+    kinds = set(get_args(kind)) or {kind}
+    return int in kinds and not kinds & {float, str, bool}
+
+
+def _annotation(model: type[BaseModel], name: str) -> Any:
+    """The type of a setting; None where there is none of this name."""
+    kind: Any = model
+    for part in name.split("."):
+        kind = getattr(getattr(kind, "model_fields", {}).get(part), "annotation", None)
+    return kind
+
+
 def nearest(model: type[BaseModel], name: str) -> str:
     """Return the known name of a setting that is most like this one, in the same section; empty where none is."""
     *sections, last = name.split(".")

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pipeline.config import dotted, yaml_text
 from pipeline.config.secrets import MASK, is_secret, mask
 from pipeline.config.settings import VARIABLE, Settings, SettingsError, explain
+from pipeline.config.tune import replace_parameters
 
 
 def load_settings(
@@ -156,6 +157,7 @@ def _give_way(tree: dotted.Tree, later: dotted.Tree) -> None:
     for name, values in _entries(later).items():
         if name in lists:
             dotted.put(Settings, tree, name, values)
+    replace_parameters(_entries(tree, "tune", "space"), _entries(later, "tune", "space"))
 
 
 def _refuse_masked(tree: dotted.Tree, path: str | Path) -> None:
@@ -176,8 +178,10 @@ def _spread(tree: dotted.Tree) -> tuple[str, ...]:
     listed = []
     for section in VARIABLE:
         for name, value in list(dotted.leaves({section: tree.get(section)})):
-            # Of an option of one's own network a list may be the value: its values are compared by the grid alone.
-            if isinstance(value, list) and not dotted.is_in_free_mapping(Settings, name):
+            # Of an option of one's own network a list may be the value, and of some settings it is: their values are
+            # compared by the grid alone.
+            is_value = dotted.is_in_free_mapping(Settings, name) or dotted.is_list(Settings, name)
+            if isinstance(value, list) and not is_value:
                 if tree.get("compare") is None:
                     tree["compare"] = {}
                 if isinstance(tree["compare"], dict):
@@ -188,8 +192,8 @@ def _spread(tree: dotted.Tree) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def _entries(tree: dotted.Tree) -> dotted.Tree:
-    """``compare.grid`` of a tree; apart from the tree where it is not there, or cannot be used as it stands."""
-    compare = tree.get("compare")
-    grid = compare.get("grid") if isinstance(compare, dict) else None
-    return grid if isinstance(grid, dict) else {}  # what is wrong is said when the settings are checked
+def _entries(tree: dotted.Tree, section: str = "compare", name: str = "grid") -> dotted.Tree:
+    """A mapping of a tree; apart from the tree where it is not there, or cannot be used as it stands."""
+    holder = tree.get(section)
+    entries = holder.get(name) if isinstance(holder, dict) else None
+    return entries if isinstance(entries, dict) else {}  # what is wrong is said when the settings are checked

@@ -1,10 +1,11 @@
-"""Settings of a network: which one it is, and how it is normalized."""
+"""Settings of a network: which one it is, what it takes, and how it is normalized."""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.import_path import NetworkName, Options
@@ -15,6 +16,19 @@ class ModelSettings(FrozenModel):
 
     network: NetworkName = Field("cnn", description="name in `models.NETWORKS`, or package.module:function of your own")
     options: Options = Field(default_factory=dict, description="what a function of your own gets, by keyword")
+    input_size: int | None = Field(
+        None,
+        ge=1,
+        description="height and width of the square images that it takes: the centre of larger stored ones is cut out, "
+        "by the network itself, also where it is served; null: as they are stored",
+    )
+    centre_crop: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of a stored image's shorter side that this centre has, resized to input_size: 0.875 is the "
+        "usual one; null: input_size pixels, without resizing",
+    )
     norm: str = Field("batch", description="name in `models.NORMS`; keep: a network of your own stays as it is")
     depth: int = Field(3, ge=1, description="layers; each network of models/networks/ says which numbers it takes")
     width: int = Field(16, ge=1, description="channels of the first stage, or features of a vector")
@@ -52,3 +66,76 @@ class ModelSettings(FrozenModel):
     norm_warmup_steps: int | None = Field(
         None, ge=0, description="steps in which batch_renorm and power use the batch alone; null: 5000 and 4000"
     )
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="file or fsspec URL of weights to start from: safetensors, a state dict that torch has saved, or "
+        "a checkpoint of sparknorm; null: weights are drawn",
+    )
+    weights_sha256: str | None = Field(None, description="what the file must have as its SHA-256, 64 hex digits")
+    freeze: tuple[str, ...] = Field(
+        (),
+        description="names of modules or parameters, with all in them, that are not trained: [conv1, layer1]; or none",
+    )
+    mean: Literal["imagenet"] | tuple[float, ...] | None = Field(
+        None,
+        description="what is subtracted from each channel, as a share of white; imagenet: what published weights "
+        "expect; null: the mean of the training split",
+    )
+    std: Literal["imagenet"] | tuple[float, ...] | None = Field(
+        None, description="what each channel is then divided by; null: the standard deviation of the training split"
+    )
+
+    @field_validator("weights_sha256")
+    @classmethod
+    def _is_a_digest(cls, text: str | None) -> str | None:
+        digits = text and text.lower().removeprefix("sha256:")
+        if digits is not None and not re.fullmatch("[0-9a-f]{64}", digits):
+            raise ValueError(f"{text!r} is no SHA-256, which has 64 hex digits")
+        return digits
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _names_as_one_text(cls, value: Any) -> Any:
+        """An arm of a comparison has its names as one text: ``conv1, layer1``, or ``none``."""
+        if not isinstance(value, str):
+            return value
+        return () if value == "none" else tuple(part.strip() for part in value.split(","))
+
+    @field_validator("freeze")
+    @classmethod
+    def _names_are_not_empty(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(names):
+            raise ValueError("a name is empty: write those of the network's modules, such as layer1")
+        return names
+
+    @field_validator("std")
+    @classmethod
+    def _divisors_are_positive(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and not all(number > 0 for number in value):
+            raise ValueError(f"{list(value)} divide the channels of images, and must be above 0")
+        return value
+
+    @model_validator(mode="after")
+    def _centre_has_a_size(self) -> ModelSettings:
+        if self.centre_crop is not None and self.input_size is None:
+            raise ValueError(f"centre_crop {self.centre_crop:g} is resized to input_size, which is not set: set it too")
+        return self
+
+    def input_shape(self, stored: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The shape (C, H, W) of what the network takes, where a dataset stores images of the shape ``stored``.
+
+        Raises
+        ------
+        ValueError
+            Stored images are smaller than the centre that is cut out of them.
+        """
+        if self.input_size is None:
+            return stored
+        if self.centre_crop is None and self.input_size > min(stored[1:]):
+            raise ValueError(
+                f"model.input_size {self.input_size} is larger than stored images, {stored[1]} x {stored[2]}: "
+                "ingest them with a larger dataset.image.shape, set a smaller size, or model.centre_crop, with which "
+                "they are resized"
+            )
+        return stored[0], self.input_size, self.input_size

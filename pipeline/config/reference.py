@@ -57,6 +57,8 @@ def _type(annotation: Any) -> str:
         return f"list of {count}{_PLURALS.get(arguments[0]) or _type(arguments[0])}"
     if origin is dict:
         return f"mapping of {_type(arguments[0])} to {_type(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation.__name__.lower()
     return _TYPES[annotation]
 
 

@@ -16,9 +16,11 @@ from pipeline.config.frozen import FrozenModel
 from pipeline.config.import_path import is_import_path
 from pipeline.config.model import ModelSettings
 from pipeline.config.registry import RegistrySettings
+from pipeline.config.score import ScoreSettings
 from pipeline.config.secrets import mask, masked
 from pipeline.config.study import CompareSettings, ExportSettings, TrackingSettings
 from pipeline.config.training import AUTO, CheckpointSettings, TrainSettings
+from pipeline.config.tune import TuneSettings
 
 # Sections whose settings may have several values in one study.
 VARIABLE = ("model", "train", "reader", "workers")
@@ -32,6 +34,16 @@ SET_BY_SEARCH = (
     "train.final_network",
 )
 
+
+# Settings that a search with `tune` sets, or that would make its trials another question, with the reason.
+SET_BY_TUNE = {
+    "train.seed": "with which all trials train: set tune.confirm_seeds",
+    "train.evaluate_on": "since trials are evaluated on tune.search_on",
+    "train.select_on": "since trials are evaluated on tune.search_on",
+    "train.final_network": "since a trial is judged by its last evaluation",
+    "train.evaluations_per_epoch": "by which trials are held against each other",
+    "train.first_cycle_epochs": "since a trial has one schedule",
+}
 
 # Settings of the model that only networks of `models.NETWORKS` read: one of your own has ``model.options``.
 OF_OUR_NETWORKS = (
@@ -58,7 +70,9 @@ class Settings(FrozenModel):
     checkpoint: CheckpointSettings = CheckpointSettings()
     workers: WorkerSettings = WorkerSettings()
     compare: CompareSettings = CompareSettings()
+    tune: TuneSettings = TuneSettings()
     export: ExportSettings = ExportSettings()
+    score: ScoreSettings = ScoreSettings()
     registry: RegistrySettings = RegistrySettings()
     tracking: TrackingSettings = TrackingSettings()
     spark: SparkSettings = SparkSettings()
@@ -100,13 +114,7 @@ class Settings(FrozenModel):
         for name in (*self.compare.grid, *self.compare.tune):
             if name == "train.seed":
                 raise ValueError("train.seed cannot vary: set compare.seeds")
-            section, _, rest = name.partition(".")
-            if section not in VARIABLE or not rest or not dotted.is_setting(Settings, name):
-                hint = dotted.nearest(Settings, name)
-                also = (
-                    f"; did you mean {hint}?" if hint not in ("", name) else f": settings of {', '.join(VARIABLE)} can"
-                )
-                raise ValueError(f"compare cannot vary {name!r}{also}")
+            self._require_variable(name, "compare")
         return self
 
     @model_validator(mode="after")
@@ -136,6 +144,42 @@ class Settings(FrozenModel):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _space_can_vary(self) -> Settings:
+        for name in self.tune.space:
+            if name in SET_BY_TUNE:
+                raise ValueError(f"tune cannot choose {name}, {SET_BY_TUNE[name]}: take it out of tune.space")
+            self._require_variable(name, "tune")
+        if {"train.rank_batch_size", "train.batch_size"} <= self.tune.space.keys():
+            raise ValueError(
+                "tune.space has train.rank_batch_size and train.batch_size, that both say the batch size: use one"
+            )
+        if self.tune.space and self.tune.search_on == self.train.evaluate_on and self.tune.confirm:
+            raise ValueError(
+                f"tune.search_on and train.evaluate_on are both {self.tune.search_on!r}: values that are chosen on the "
+                "split that judges them seem better than they are; use `validation`"
+            )
+        if self.tune.confirm and self.tune.space and self.train.seed in self.tune.confirm_seeds:
+            raise ValueError(
+                f"tune.confirm_seeds has {self.train.seed}, which is train.seed: the trials of the search have it, and "
+                "a new seed alone can tell whether chance chose the best"
+            )
+        return self
+
+    @staticmethod
+    def _require_variable(name: str, command: str) -> None:
+        """Raise ValueError unless `compare` or `tune` can vary a setting of this name."""
+        section, _, rest = name.partition(".")
+        if section not in VARIABLE or not rest or not dotted.is_setting(Settings, name):
+            hint = dotted.nearest(Settings, name)
+            also = f"; did you mean {hint}?" if hint not in ("", name) else f": settings of {', '.join(VARIABLE)} can"
+            raise ValueError(f"{command} cannot vary {name!r}{also}")
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """Names of settings that were loaded with a list in the place of their value."""
+        return self._listed
+
     def require_single_run(self) -> None:
         """Refuse settings of which there is more than one training, for what trains once.
 
@@ -154,7 +198,7 @@ class Settings(FrozenModel):
             )
 
     def with_values(self, values: Mapping[str, Any]) -> Settings:
-        """Return these settings with values of the grid, checked as a whole, and nothing left to compare.
+        """Return these settings with such values, checked as a whole, and nothing left to compare or to tune.
 
         The batch size of a worker is held where it was given, that of all workers where that was.
 
@@ -168,7 +212,7 @@ class Settings(FrozenModel):
             A value cannot be used, alone or with the others.
         """
         tree = self.model_dump()
-        tree["compare"] = {**tree["compare"], "grid": {}}
+        tree["compare"], tree["tune"] = {**tree["compare"], "grid": {}}, {**tree["tune"], "space": {}}
         if "train.batch_size" in values:
             tree["train"]["rank_batch_size"] = None
         elif "train.rank_batch_size" in values or tree["train"]["rank_batch_size"] is not None:

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, PlainSerializer, WrapValidator, field_validator, model_validator
 
 from pipeline.config import weights_text
+from pipeline.config.augment import AugmentSettings
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.optimizer import OptimizerSettings
 
 # What stands for a number that the size of the training split decides: see `pipeline.config.auto`.
 AUTO = "auto"
@@ -30,14 +32,6 @@ OtherVersions = Literal["warn", "refuse"]
 RANK_BATCH_SIZE = 128
 
 
-class AugmentSettings(FrozenModel):
-    """Training images are changed at random, on the device, in the same way for any number of workers."""
-
-    flip: bool = Field(False, description="mirror left-right with probability one half")
-    shift: int = Field(0, ge=0, description="shift by up to this many pixels each way, zeros moving in")
-    cutout: int = Field(0, ge=0, description="side of a square at a random place that gets the mean colour; 0: none")
-
-
 class DiagnosticsSettings(FrozenModel):
     """Diagnostics observe the network while it trains. They change no result, and cost nothing where they are off."""
 
@@ -51,7 +45,7 @@ class DiagnosticsSettings(FrozenModel):
     )
 
 
-class TrainSettings(FrozenModel):
+class TrainSettings(OptimizerSettings):
     """The network is trained in this way."""
 
     seed: int = Field(0, ge=0, description="seed of the initial weights, the order of rows and augmentation")
@@ -68,16 +62,6 @@ class TrainSettings(FrozenModel):
     )
     lanes: int = Field(16, ge=1, description="fixed parts of every epoch; the number of workers divides it")
     shuffle_row_groups: int = Field(4, ge=1, description="rows are shuffled over windows of this many row groups")
-    learning_rate: float = Field(0.1, gt=0, description="peak learning rate of the schedule")
-    base_batch_size: int | None = Field(
-        None,
-        ge=1,
-        description="the global batch that learning_rate is for: at another it is scaled in proportion, and warm-up "
-        "begins at the unscaled rate; null: not scaled",
-    )
-    schedule: Literal["cosine", "linear", "constant", "one_cycle"] = Field(
-        "cosine", description="after warm-up; one_cycle has a rise of its own, and cycles momentum the other way"
-    )
     warmup_epochs: OrAuto[Annotated[float, Field(ge=0)]] = Field(
         0.5, description="epochs of linear warm-up (not of one_cycle); auto: a twentieth of the epochs"
     )
@@ -86,10 +70,6 @@ class TrainSettings(FrozenModel):
         gt=0,
         description="warm restarts: epochs of the schedule's first cycle; each next one is twice as long, the last "
         "ends with the training, and warm-up is at most half of a cycle; null: one schedule over all epochs",
-    )
-    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of SGD")
-    weight_decay: float = Field(
-        5e-4, ge=0, description="weight decay of SGD, not applied to norm parameters and biases"
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of a label that is spread evenly over all classes (Szegedy et al. 2016)"
@@ -143,6 +123,11 @@ class TrainSettings(FrozenModel):
     )
     accumulate: int = Field(
         1, ge=1, description="parts of a worker's batch that are computed one after the other, to save memory"
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="blocks of the network keep their inputs alone and are computed again in the backward pass, to "
+        "save memory (Chen et al. 2016); the result is the same",
     )
     gradient_compression: Literal["none", "bf16"] = Field(
         "none", description="bf16: workers exchange gradients in half the bytes, rounded to bfloat16"
@@ -211,6 +196,18 @@ class TrainSettings(FrozenModel):
                 f"cuda_graphs is for batches that are computed at once, and accumulate is {self.accumulate}: set it to "
                 "1, or cuda_graphs to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _recomputed_passes_are_plain(self) -> TrainSettings:
+        for name in ("cuda_graphs", "compile"):
+            if self.gradient_checkpointing and getattr(self, name):
+                why = (
+                    "is for small batches, which need no memory saved"
+                    if name == "cuda_graphs"
+                    else "chooses itself what is computed again"
+                )
+                raise ValueError(f"gradient_checkpointing and {name}, which {why}: set one of the two to false")
         return self
 
     @model_validator(mode="after")

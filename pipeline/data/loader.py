@@ -29,7 +29,8 @@ def check_data(manifest: Manifest, train: TrainSettings, settings: ReaderSetting
     ------
     ValueError
         The worker count does not divide the lanes, a split is missing, a batch is larger than the split, or there are
-        too few row groups; or balanced sampling is asked of Petastorm, which knows no lanes.
+        too few row groups; balanced sampling is asked of Petastorm, which knows no lanes; or images cannot be changed
+        as ``train.augment`` says.
     """
     if train.sampling == "balanced" and settings.kind == "petastorm":
         raise ValueError(
@@ -37,6 +38,9 @@ def check_data(manifest: Manifest, train: TrainSettings, settings: ReaderSetting
         )
     plan.rank_lanes(0, world_size, train.lanes)
     train = train.for_workers(world_size)
+    train.augment.check(
+        channels=manifest.image.shape[0], lane_rows=train.global_batch // train.lanes, reader=settings.kind
+    )
     selecting = (train.select_on,) if train.final_network != "last" else ()
     for split in ("train", train.evaluate_on, *selecting):
         if not manifest.split(split).rows:
@@ -160,6 +164,7 @@ class TrainLoader:
             first_epoch=first_epoch,
             first_step=first_step,
             pin=self._pin,
+            ids=self._train.augment.flip == "alternating",
         )
 
     def _petastorm(self, first_epoch: int, first_step: int) -> Iterator[reader.Block]:

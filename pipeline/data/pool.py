@@ -36,15 +36,16 @@ def concatenated(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def open_pool(files: SplitFiles, rows: int, executor: ThreadPoolExecutor) -> Pool:
+def open_pool(files: SplitFiles, rows: int, executor: ThreadPoolExecutor, *, ids: bool = False) -> Pool:
     """The pool that suits a split.
 
     Parameters
     ----------
     rows : what it must hold at once, where the split does not stay in memory
     executor : its threads read row groups, and decode encoded images
+    ids : whether it holds the images' ids, too
     """
-    return (_RawPool if files.encoding == "raw" else _EncodedPool)(files, rows, executor)
+    return (_RawPool if files.encoding == "raw" else _EncodedPool)(files, rows, executor, ids)
 
 
 def is_resident(files: SplitFiles) -> bool:
@@ -58,12 +59,13 @@ class Pool:
     A position is the number of a row in this memory; a region is named by its first position.
     """
 
-    def __init__(self, files: SplitFiles, rows: int, executor: ThreadPoolExecutor):
+    def __init__(self, files: SplitFiles, rows: int, executor: ThreadPoolExecutor, ids: bool):
         self.files, self.executor = files, executor
         self._starts = np.cumsum(files.group_rows) - files.group_rows
         self.resident = is_resident(files)
         self.rows = int(files.group_rows.sum()) if self.resident else rows
         self._labels = np.zeros(self.rows, np.int64)
+        self._ids = np.zeros(self.rows, np.int64) if ids else None
         self._loaded = np.zeros(len(files.group_rows), bool)
         self._locks = [threading.Lock() for _ in files.group_rows] if self.resident else []
 
@@ -86,6 +88,10 @@ class Pool:
         """The labels at positions, int64 (batches, rows): for each batch int64 (rows,), pinned if asked."""
         labels = torch.from_numpy(self._labels[positions])
         return (labels.pin_memory() if pin else labels).unbind()
+
+    def ids_at(self, positions: np.ndarray) -> Sequence[torch.Tensor | None]:
+        """The ids at positions, int64 (batches, rows): for each batch int64 (rows,); None where the pool has none."""
+        return [None] * len(positions) if self._ids is None else torch.from_numpy(self._ids[positions]).unbind()
 
     def load_images(self, number: int, first: int, end: int, rows: slice, kept: np.ndarray | None) -> None:
         """Read rows [first, end) of a row group to the positions ``rows``: all images, or those that are kept."""
@@ -124,14 +130,17 @@ class Pool:
         self.load_images(number, first, end, rows, kept)
         labels = self.files.read_labels(number, first, end)
         self._labels[rows] = labels if kept is None else labels[kept]
+        if self._ids is not None:
+            ids = self.files.read_ids(number, first, end)
+            self._ids[rows] = ids if kept is None else ids[kept]
         return count
 
 
 class _RawPool(Pool):
     """Raw images: side by side where they stay, else as they lie in the file, each behind its length."""
 
-    def __init__(self, files: SplitFiles, rows: int, executor: ThreadPoolExecutor):
-        super().__init__(files, rows, executor)
+    def __init__(self, files: SplitFiles, rows: int, executor: ThreadPoolExecutor, ids: bool):
+        super().__init__(files, rows, executor, ids)
         self._prefix = 0 if self.resident else PREFIX
         # numpy asks for huge pages, torch does not: random rows then miss the address cache less often.
         self._rows = np.empty((self.rows, self._prefix + files.image_bytes), np.uint8)
@@ -160,8 +169,8 @@ class _RawPool(Pool):
 class _EncodedPool(Pool):
     """PNG or JPEG images as they are stored; a batch is decoded by the threads."""
 
-    def __init__(self, files: SplitFiles, rows: int, executor: ThreadPoolExecutor):
-        super().__init__(files, rows, executor)
+    def __init__(self, files: SplitFiles, rows: int, executor: ThreadPoolExecutor, ids: bool):
+        super().__init__(files, rows, executor, ids)
         self._stored = np.empty(self.rows, object)
         self._groups = np.zeros(self.rows, np.int64)  # where each came from, for an error that names it
 

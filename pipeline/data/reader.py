@@ -27,10 +27,12 @@ _PLANNED_STEPS = 256
 
 
 class Batch(NamedTuple):
-    """images : uint8 tensor (rows, C, H, W); labels : int64 tensor (rows,)"""
+    """images : uint8 tensor (rows, C, H, W); labels : int64 tensor (rows,); ids : those of the images, int64 (rows,) on
+    the host, where they were asked for"""
 
     images: torch.Tensor
     labels: torch.Tensor
+    ids: torch.Tensor | None = None
 
 
 Block = list[Batch]
@@ -45,6 +47,7 @@ def train_blocks(
     first_epoch: int = 0,
     first_step: int = 0,
     pin: bool = False,
+    ids: bool = False,
 ) -> Iterator[Block]:
     """One rank's batches from a step of an epoch to the end of the last, lane after lane inside a batch.
 
@@ -54,11 +57,12 @@ def train_blocks(
     ----------
     plan_of : epoch -> its plan; all plans are of one split, with the same lanes and batch size
     epochs : number of the last epoch, plus 1
+    ids : whether batches have the images' ids, whose column is else not read
     """
     first = plan_of(first_epoch)
     region_rows = _region_rows(first, resumed=first_step > 0)
     with ThreadPoolExecutor(files.settings.threads, thread_name_prefix="sparknorm-reader") as executor:
-        pool = open_pool(files, 2 * len(lanes) * region_rows, executor)
+        pool = open_pool(files, 2 * len(lanes) * region_rows, executor, ids=ids)
         feeds = [
             _Lane(
                 pool,
@@ -92,11 +96,12 @@ def _epoch(pool: Pool, lanes: list[_Lane], steps: int, lane_batch: int, pin: boo
         count = max(1, min(min(lane.ready_rows for lane in lanes) // lane_batch, steps - done, _PLANNED_STEPS))
         parts = [lane.take(count * lane_batch).reshape(count, lane_batch) for lane in lanes]
         rows = np.stack(parts, axis=1).reshape(count, -1)
-        labels = pool.labels_at(rows, pin)
+        labels, ids = pool.labels_at(rows, pin), pool.ids_at(rows)
         for start in range(0, count, together):
             images = pool.gather(rows[start : start + together].reshape(-1), pin)
             batches = (images.view(shape),) if together == 1 else images.view(-1, *shape).unbind()
-            yield [Batch(*pair) for pair in zip(batches, labels[start : start + together], strict=True)]
+            part = slice(start, start + together)
+            yield [Batch(*row) for row in zip(batches, labels[part], ids[part], strict=True)]
         for lane in lanes:
             lane.fill()
         done += count

@@ -65,8 +65,8 @@ def check_trial(spark: SparkSession, settings: Settings, manifest: Manifest | No
     Raises
     ------
     ValueError
-        Dataset, batch size, lanes, network and norm do not fit each other, executors run several versions of Java, or
-        a network of one's own cannot be imported on each of them.
+        Dataset, batch size, lanes, network, norm and weights do not fit each other, executors run several versions of
+        Java, or a network of one's own cannot be imported on each of them.
     LaunchError
         There are fewer slots than workers.
     """
@@ -96,25 +96,37 @@ def check_dataset(settings: Settings, manifest: Manifest | None = None) -> Manif
 def check_network(settings: Settings, manifest: Manifest) -> int:
     """Build the network for the dataset's images and classes once, and return its number of parameters.
 
-    One of your own is also tried on a batch.
+    One of your own is also tried on a batch. Pretrained weights are loaded, and what is to be frozen is.
     """
+    from pipeline.training.network import network_for
+    from pipeline.training.pretrained import check_pretrained
+
     if is_import_path(settings.model.network):
         from pipeline.training.own_network import check_own_network
 
-        return check_own_network(settings.model, manifest).parameters
-    from pipeline.training.network import network_for
+        again = settings.train.gradient_checkpointing
+        count = check_own_network(settings.model, manifest, recomputes=again).parameters
+    else:
+        from models.recompute import recompute_in_backward
 
-    network = network_for(settings.model, manifest)
-    return sum(parameter.numel() for parameter in network.parameters())
+        network = network_for(settings.model, manifest)
+        if settings.train.gradient_checkpointing:
+            recompute_in_backward(network[1])
+        count = sum(parameter.numel() for parameter in network.parameters())
+    check_pretrained(settings.model, settings.train, manifest)
+    return count
 
 
 def network_notes(settings: Settings, manifest: Manifest) -> list[str]:
-    """What a person should know of a network of their own, as sentences; none of one of ours."""
+    """What a person should know of a network of their own, and of weights that it starts from, as sentences."""
+    from pipeline.training.pretrained import check_pretrained
+
+    notes = list(check_pretrained(settings.model, settings.train, manifest).notes)
     if not is_import_path(settings.model.network):
-        return []
+        return notes
     from pipeline.training.own_network import check_own_network
 
-    return list(check_own_network(settings.model, manifest).notes)
+    return [*check_own_network(settings.model, manifest).notes, *notes]
 
 
 def check_slots(spark: SparkSession, settings: Settings) -> int:

@@ -6,24 +6,26 @@ import logging
 import re
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.cluster import elastic
+from pipeline.cluster.errors import PrunedError, StoppedError
 from pipeline.config.settings import Settings
 from pipeline.config.study import LogModels
 from pipeline.data.manifest import Manifest
 from pipeline.driver import checks
+from pipeline.driver.early_end import EarlyEnd
 from pipeline.driver.lease import Lease
 from pipeline.driver.record import Record, finished_record, unfinished_record
 from pipeline.driver.slots import TrainingSlot
 from pipeline.driver.trained_model import log_models
 from pipeline.report.comparison import TrialResult
 from pipeline.report.confusion import MOST_CLASSES
-from pipeline.telemetry import heartbeat
+from pipeline.telemetry import Event, heartbeat
 from pipeline.tracking import Tracker
 from pipeline.tracking.progress import TrainingBar
 from pipeline.tracking.relay import Relay
@@ -55,6 +57,7 @@ def run_trial(
     hook: Hook | None = None,
     cycle: int | None = None,
     lease: Lease | None = None,
+    early_end: EarlyEnd | None = None,
     **tags: Any,
 ) -> TrialResult:
     """Train once and log it as one MLflow run, whatever the number of ranks or restarts, also of the driver.
@@ -70,27 +73,27 @@ def run_trial(
     slot : held while it trains; None where nothing else trains
     manifest : of the dataset, where it is loaded already, and has decided what was ``auto``
     hook : what every rank calls at the moments that `pipeline.training.hooks` documents
-    cycle : train to the end of this cycle of the schedule, 1 is the first, and later go on with the next in the same
-        run; None trains to the end
+    cycle : train to the end of this cycle of the schedule, 1 is the first; a later one goes on in the same run
     lease : of the study that it is a part of; None where it needs one of its own
+    early_end : sees the evaluations of the training while it lasts, and may end it; None where nobody does
 
     Raises
     ------
-    BusyError
-        Another process is training it now.
-    TakenOverError
-        Another process has taken it over, since this one gave no sign of life.
+    BusyError, TakenOverError
+        Another process is training it now, or has taken it over, since this one gave no sign of life.
+    PrunedError
+        ``early_end`` has pruned it: its MLflow run ends as KILLED with the tag ``state: pruned``.
     VersionsError
         Other versions of the packages have trained what is taken up, and ``checkpoint.other_versions`` is ``refuse``.
     """
     if manifest is None:
         settings, manifest = checks.open_dataset(settings)
     checks.check_trial(spark, settings, manifest)
-    trial = _begin(settings, manifest, name, parent)
-    record = trial.record
+    record = (trial := _begin(settings, manifest, name, parent)).record
     if known := _known_result(settings, record, name, cycle):
         return known
-    slot, job = slot or TrainingSlot(), replace(trial.job, until_cycle=cycle, hook=hook)
+    slot = slot or TrainingSlot()
+    job = replace(trial.job, until_cycle=cycle, hook=hook, live=early_end is not None)
     with _hold(record, name, lease, slot.stop) as owner, ExitStack() as training:
         training.enter_context(slot)
         with tracker.run(
@@ -98,7 +101,7 @@ def run_trial(
         ) as run:
             record.update(run_id=run.run_id)
             run.log_dataset(manifest, settings.dataset.path, context="training")
-            trained = _train(spark, settings, job, run, name, slot.stop)
+            trained = _train(spark, settings, job, run, name, slot.stop, early_end)
             training.close()  # what is left to do needs no worker
             result = _log_end(run, trial, trained, manifest, settings.tracking.log_models if log_model else "none")
         return _preserve(record, result, cycle)
@@ -177,26 +180,63 @@ def _begin(settings: Settings, manifest: Manifest, name: str, parent: str | None
 
 def _new_job(settings: Settings, manifest: Manifest) -> tuple[Job, dict[str, Any]]:
     """A job that has no folder yet, and its identity."""
-    from pipeline.training.job import Job, identity, source_identity
+    from pipeline.training.job import Job, identity, source_identity, weights_identity
 
+    model = settings.model
+    if model.weights is not None:
+        model = model.model_copy(update={"weights": storage.absolute(model.weights)})
     job = Job(
         storage.absolute(settings.dataset.path),
         "",
-        settings.model,
+        model,
         settings.train,
         reader=settings.reader,
         version=manifest.version,  # also after a restart, whatever is appended meanwhile
         token=uuid.uuid4().hex,
         checkpoint=settings.checkpoint,
-        source="".join(source_identity(settings.model.network).values()),
+        source="".join(source_identity(model.network).values()),
+        weights_digest="".join(weights_identity(model).values()),
     )
     return job, identity(job, manifest)
 
 
 def _train(
-    spark: SparkSession, settings: Settings, job: Job, run: TrackedRun, name: str, stop: threading.Event
+    spark: SparkSession,
+    settings: Settings,
+    job: Job,
+    run: TrackedRun,
+    name: str,
+    stop: threading.Event,
+    early_end: EarlyEnd | None,
 ) -> TrainResult:
-    """Launch it, and pass on its events while it lasts."""
+    """Launch it, unless it is pruned already, and pass on its events while it lasts.
+
+    One that came to its end before it could be stopped is pruned all the same: that follows from what it has shown.
+    """
+    if early_end is None:
+        return _launch(spark, settings, job, run, name, stop)
+    try:
+        result = None if early_end.pruned else _launch(spark, settings, job, run, name, early_end, early_end.see)
+    except StoppedError as error:
+        if early_end.pruned:
+            raise PrunedError(f"{name} was pruned", run.run_id) from None
+        raise early_end.error or error from None
+    if early_end.error is not None:
+        raise early_end.error
+    if result is None or early_end.pruned:
+        raise PrunedError(f"{name} was pruned", run.run_id)
+    return result
+
+
+def _launch(
+    spark: SparkSession,
+    settings: Settings,
+    job: Job,
+    run: TrackedRun,
+    name: str,
+    stop: threading.Event,
+    watch: Callable[[Sequence[Event]], None] | None = None,
+) -> TrainResult:
     from pipeline.training import checkpoint
     from pipeline.training.job import TOKEN, facts
     from pipeline.training.loop import fit
@@ -207,7 +247,7 @@ def _train(
     heartbeat.end_attempt(job.folder)
     with (
         TrainingBar(name, settings.train.global_batch) as bar,
-        Relay(storage.join(job.folder, "events"), run, bar),
+        Relay(storage.join(job.folder, "events"), run, bar, watch),
     ):
         results = elastic.run(
             spark,

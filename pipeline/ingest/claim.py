@@ -96,13 +96,14 @@ class Claim(Lease):
 
 
 @contextmanager
-def claimed(dataset: str, application: str) -> Iterator[Claim]:
-    """Have a dataset for this job alone while the context lasts.
+def claimed(dataset: str, application: str, *, setting: str = "dataset.path") -> Iterator[Claim]:
+    """Have a dataset, or another folder that jobs write to, for this job alone while the context lasts.
 
     Parameters
     ----------
     dataset : absolute path or URL
     application : Spark's id of the job, for the messages of others
+    setting : that names the folder, for messages
 
     Raises
     ------
@@ -110,7 +111,7 @@ def claimed(dataset: str, application: str) -> Iterator[Claim]:
         Another job is writing to it, or others came first again and again; the message says which. Where a job has
         died, it takes `LEASE_SECONDS` to see.
     """
-    claim = _take(dataset, application)
+    claim = _take(dataset, application, setting)
     try:
         yield claim
     finally:
@@ -118,7 +119,7 @@ def claimed(dataset: str, application: str) -> Iterator[Claim]:
             claim.release()
 
 
-def _take(dataset: str, application: str) -> Claim:
+def _take(dataset: str, application: str, setting: str) -> Claim:
     content = ClaimContent(
         token=uuid.uuid4().hex,
         host=socket.gethostname(),
@@ -129,7 +130,7 @@ def _take(dataset: str, application: str) -> Claim:
     for _ in range(_TURNS):  # one turn more for each job that got the dataset first and has ended since
         number = _newest(dataset)
         if number:
-            _wait_for_end(dataset, number)
+            _wait_for_end(dataset, number, setting)
         if storage.create(_path(dataset, number + 1), _text(content)):
             return Claim(dataset, number + 1, content)
         time.sleep(LEASE_SECONDS / _LOOKS)
@@ -139,7 +140,7 @@ def _take(dataset: str, application: str) -> Claim:
     )
 
 
-def _wait_for_end(dataset: str, number: int) -> None:
+def _wait_for_end(dataset: str, number: int, setting: str) -> None:
     """Return when a claim is released or has not changed for `LEASE_SECONDS`, or raise DatasetError: it is renewed."""
     first = _read(dataset, number)
     if first and first.released:
@@ -149,7 +150,7 @@ def _wait_for_end(dataset: str, number: int) -> None:
         log.warning("%s was claimed by %s, which shows no sign of life: taken over", dataset, now or "another job")
     elif now and not now.released:
         raise DatasetError(
-            f"{dataset} is being written by {now}: run this again when that has ended, or choose another dataset.path"
+            f"{dataset} is being written by {now}: run this again when that has ended, or choose another {setting}"
         )
     # Otherwise it was released, or deleted by a job that took the next number.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -146,13 +146,20 @@ def only_new(spark: SparkSession, source: Source, dataset: str, base: Manifest |
         yield source, 0
         return
     paths = [*(shard.path for shard in base.shards), *base.quarantine]
-    stored = stored_ids(spark, [storage.join(dataset, path) for path in paths]).distinct()
-    with _ids_with_known(source, stored) as ids:
-        counts = _rows_of_new(ids, source)
-        if not any(counts.values()):
+    with without_stored(spark, source, [storage.join(dataset, path) for path in paths]) as (new, already_there):
+        if not any(new.rows.values()):
             raise DatasetError(
                 f"{dataset} already has all {sum(source.rows.values())} images of the source: nothing to append"
             )
+        yield new, already_there
+
+
+@contextmanager
+def without_stored(spark: SparkSession, source: Source, paths: Sequence[str]) -> Iterator[tuple[Source, int]]:
+    """The source without the images whose ids are in the column ``id`` of Parquet files, and how many those are. What
+    Spark holds for this is let go where the context ends."""
+    with _ids_with_known(source, stored_ids(spark, paths).distinct()) as ids:
+        counts = _rows_of_new(ids, source)
         # A split of which nothing is new is one that the source has, still.
         rows = {split: counts.get(split, 0) for split in source.rows}
         already_there = sum(source.rows.values()) - sum(rows.values())

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # A share of rows is compared as hash % this.
 _SHARE_STEPS = 1_000_000
 # Rows of a batch whose images may have any size, where Spark does not count bytes.
-_UNKNOWN_BATCH_ROWS = 64
+UNKNOWN_BATCH_ROWS = 64
 _CHECKED = "id long, split string, label int, image binary, origin string, reason string"
 
 
@@ -63,12 +63,22 @@ def _persisted(rows: DataFrame) -> Iterator[DataFrame]:
 
 @contextmanager
 def _batch_rows(spark: SparkSession, layout: Layout) -> Iterator[None]:
-    """Spark counts the rows of what it hands to Python, not (before 4.1) their bytes: large images need few rows."""
+    """Few rows in a batch where images are large; a table's images may be far larger than what becomes of them."""
+    by_bytes = layout.form == "pixels" or counts_bytes(spark)
+    with rows_of_a_batch(spark, layout.batch_rows if by_bytes else min(layout.batch_rows, UNKNOWN_BATCH_ROWS)):
+        yield
+
+
+def counts_bytes(spark: SparkSession) -> bool:
+    """Whether Spark counts the bytes of what it hands to Python (since 4.1), not only the rows."""
+    return not (spark.conf.get("spark.sql.execution.arrow.maxBytesPerBatch", None) or "-1").startswith("-")
+
+
+@contextmanager
+def rows_of_a_batch(spark: SparkSession, rows: int) -> Iterator[None]:
+    """Let Spark hand at most so many rows to Python at once while the block runs."""
     setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
     rows_before = spark.conf.get(setting)
-    # A table's images may be far larger than what becomes of them.
-    counts_bytes = not (spark.conf.get("spark.sql.execution.arrow.maxBytesPerBatch", None) or "-1").startswith("-")
-    rows = layout.batch_rows if layout.form == "pixels" or counts_bytes else min(layout.batch_rows, _UNKNOWN_BATCH_ROWS)
     spark.conf.set(setting, str(rows))
     try:
         yield
@@ -95,7 +105,7 @@ def _plan(rows: DataFrame, duplicates: DataFrame | None, settings: DatasetSettin
     rows = rows.withColumn("key", F.xxhash64(F.lit(settings.seed), "id"))
     shard, shards = _shard_column(layout)
     return (
-        _partitioned(rows.withColumn("shard", shard), shards)
+        partitioned(rows.withColumn("shard", shard), shards, "shard")
         .sortWithinPartitions("shard", "key", "id")
         .select("shard", "id", "label", "image", "origin", "reason", "copy", "duplicate")
         .mapInArrow(functools.partial(tasks.write, layout=layout), "record string")
@@ -138,8 +148,8 @@ def _shard_column(layout: Layout) -> tuple[Column, int]:
     return shard.cast("int"), first
 
 
-def _partitioned(rows: DataFrame, shards: int) -> DataFrame:
-    """One partition for each shard; where Spark is older than 4.1, chance puts several into one."""
+def partitioned(rows: DataFrame, count: int, column: str) -> DataFrame:
+    """One partition for each number from 0 in a column; where Spark is older than 4.1, chance puts several into one."""
     if hasattr(rows, "repartitionById"):
-        return rows.repartitionById(shards, "shard")
-    return rows.repartition(shards, "shard")
+        return rows.repartitionById(count, column)
+    return rows.repartition(count, column)

@@ -18,9 +18,7 @@ from pipeline.report.verdict import verdict
 
 def render(comparison: Comparison) -> str:
     """The page of a comparison, as HTML."""
-    loader = jinja2.FunctionLoader(lambda name: resources.files("pipeline.report").joinpath(name).read_text("utf-8"))
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"exact": tables.exact, "short": _short}
+    environment = environment_of()
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
         verdict=verdict(comparison),
@@ -37,6 +35,14 @@ def render(comparison: Comparison) -> str:
         batches=sorted({arm.global_batch for arm in comparison.arms}),
         figures=figures_of(comparison),
     )
+
+
+def environment_of() -> jinja2.Environment:
+    """How pages are made of the templates in this package."""
+    loader = jinja2.FunctionLoader(lambda name: resources.files("pipeline.report").joinpath(name).read_text("utf-8"))
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"exact": tables.exact, "short": _short}
+    return environment
 
 
 def _compared(comparison: Comparison) -> list[tuple[str, str]]:

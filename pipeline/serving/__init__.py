@@ -12,15 +12,37 @@ if TYPE_CHECKING:
     from pipeline.serving.predictor import Predictor
     from pipeline.serving.registering import register, rollback
     from pipeline.serving.result import ExportError, ExportResult
+    from pipeline.serving.scoring.errors import ScoreError
+    from pipeline.serving.scoring.job import score, scores_folder
+    from pipeline.serving.scoring.result import ScoreResult
+    from pipeline.serving.scoring.scores import load_scores
 
-__all__ = ["ExportError", "ExportResult", "Predictor", "export", "export_folder", "register", "rollback"]
+__all__ = [
+    "ExportError",
+    "ExportResult",
+    "Predictor",
+    "ScoreError",
+    "ScoreResult",
+    "export",
+    "export_folder",
+    "load_scores",
+    "register",
+    "rollback",
+    "score",
+    "scores_folder",
+]
 
 _MODULES = {
     "ExportError": "result",
     "ExportResult": "result",
     "Predictor": "predictor",
+    "ScoreError": "scoring.errors",
+    "ScoreResult": "scoring.result",
     "export": "exporting",
     "export_folder": "exporting",
+    "load_scores": "scoring.scores",
+    "score": "scoring.job",
+    "scores_folder": "scoring.job",
     "register": "registering",
     "rollback": "registering",
 }

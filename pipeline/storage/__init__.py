@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 from pipeline.config.secrets import masked
 from pipeline.storage import local_file
+from pipeline.storage.file_version import version_of
 from pipeline.storage.outage import (
     RETRY_SECONDS,
     UnreachableError,
@@ -39,15 +40,13 @@ from pipeline.storage.remote_file import open_remote
 __all__ = ["LEAST_FREE_BYTES", "RETRY_SECONDS", "UnreachableError", "absolute", "check_replaces", "check_seen",
            "create", "entries", "exists", "filesystem", "free_bytes", "is_folder", "is_local", "is_outage", "join",
            "names", "open_file", "publish", "publish_json", "read_bytes", "read_many", "read_range", "remove",
-           "remove_file", "retry_for", "size", "versions"]  # fmt: skip
+           "remove_file", "retry_for", "size", "version", "versions"]  # fmt: skip
 
 # Object stores, where a file appears with all its bytes or not at all. Elsewhere (HDFS, SFTP) it is written under
 # another name and renamed.
 _PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "r2", "memory", "dbfs"}
 # Its driver asks for the size of a file before it reads it, a request of its own: so many bytes are read without that.
 _S3, _FIRST_BYTES = {"s3", "s3a"}, 4 << 20
-# What drivers tell of a file that becomes another when it is replaced.
-_VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
 # Files that are read at once.
 _READERS = 8
 
@@ -144,6 +143,12 @@ def size(path: str) -> int | None:
     return info and int(info["size"])
 
 
+def version(path: str) -> str | None:
+    """A text that is another one when a file has been replaced, as `versions` has it; None if it is not there."""
+    info = _info(path)
+    return info and version_of(info)
+
+
 def _info(path: str) -> Any:
     fs, inner = filesystem(path)
     fs.invalidate_cache(inner)
@@ -188,7 +193,7 @@ def versions(folder: str) -> dict[str, str]:
     Where the driver tells nothing but the size, that is the text. Unfinished files are left out.
     """
     return {
-        name: " ".join(str(entry[key]) for key in ("size", *_VERSION_KEYS) if entry.get(key) is not None)
+        name: version_of(entry)
         for entry in entries(folder)
         if entry["type"] == "file" and (name := entry["name"].rpartition("/")[2])[:1] != "."
     }

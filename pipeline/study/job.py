@@ -27,6 +27,7 @@ from pipeline.report.figures.study import figures_of
 from pipeline.report.names import Values
 from pipeline.report.page import render
 from pipeline.study.arms import Arm, arms_of, candidates_of, with_final_network
+from pipeline.study.same_arms import check_same_arms
 from pipeline.study.search import ArmSearch, run_search
 from pipeline.study.seeds import run_seeds
 from pipeline.study.summary import judge_of, metrics_of, summarize
@@ -114,6 +115,7 @@ def _check(
     for arm in arms:
         check_trial(spark, arm.settings, manifest)
         notes += [note for note in network_notes(arm.settings, manifest) if note not in notes]
+    notes += check_same_arms(arms, manifest)
     searches = [ArmSearch(settings, arm, values, manifest) for arm in arms] if len(values) > 1 else []
     for search in searches[:1]:
         check_trial(spark, search.candidates[0].settings, manifest)
@@ -123,14 +125,15 @@ def _check(
 
 def _find_record(settings: Settings, manifest: Manifest) -> Record:
     """What was begun of this very study and not finished, or a new record."""
-    from pipeline.training.job import source_identity
+    from pipeline.training.job import source_identity, weights_identity
 
     parts = {
-        "model": identity_of("model", settings.model),
+        "model": identity_of("model", settings.model, exclude={"weights", "weights_sha256"}),
         "train": identity_of("train", settings.train),
         "reader": identity_of("reader", settings.reader),
         "compare": identity_of("compare", settings.compare, exclude={"side_by_side"}),
         **source_identity(settings.model.network, *map(str, settings.compare.grid.get("model.network", ()))),
+        **weights_identity(settings.model, *settings.compare.grid.get("model.weights", ())),
     }
     studies = storage.join(storage.absolute(settings.output), "studies")
     return unfinished_record(studies, settings.name, {**parts, "dataset": manifest.digest})

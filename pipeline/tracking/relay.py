@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline import storage
@@ -34,23 +35,28 @@ class _Pauses:
     """The pauses between looks for new events.
 
     is_local : whether the events lie on a mounted path, where a look costs next to nothing
+    is_watched : whether somebody decides by them, so that pauses stay short
     """
 
-    def __init__(self, *, is_local: bool):
+    def __init__(self, *, is_local: bool, is_watched: bool = False):
         self._is_local, self._found, self._seconds = is_local, False, _FIRST_PAUSE_SECONDS
+        self._longest_seconds = _LAUNCH_PAUSE_SECONDS if is_watched else _REMOTE_PAUSE_SECONDS
 
     def next(self, look_seconds: float, *, found: bool) -> float:
         """Seconds to wait after a look that took so long, and has found events or none."""
         if found and not self._found:
             self._found, self._seconds = True, _FIRST_PAUSE_SECONDS
         seconds = RELAY_SECONDS if self._is_local else self._seconds
-        longest = _REMOTE_PAUSE_SECONDS if self._found else _LAUNCH_PAUSE_SECONDS
+        longest = self._longest_seconds if self._found else _LAUNCH_PAUSE_SECONDS
         self._seconds = min(_GROWTH * self._seconds, longest)
         return min(max(seconds, _PAUSES * look_seconds), _LONGEST_PAUSE_SECONDS)
 
 
 class Relay:
     """Passes on the events of ``folder`` while the block runs; at its end, what is left.
+
+    watch : called with the events as they are read, from the thread that shows them; it raises nothing. None where
+        nobody watches
 
     If MLflow is down then, it is waited for up to ``run.outage_seconds``. If the block fails, its error is the one to
     show, and what is left is offered once.
@@ -61,8 +67,10 @@ class Relay:
         MLflow did not take all events, or the storage did not give them, within that time.
     """
 
-    def __init__(self, folder: str, run: TrackedRun, bar: TrainingBar):
-        self._folder, self._run, self._bar = folder, run, bar
+    def __init__(
+        self, folder: str, run: TrackedRun, bar: TrainingBar, watch: Callable[[Sequence[Event]], None] | None = None
+    ):
+        self._folder, self._run, self._bar, self._watch = folder, run, bar, watch
         self._reader = EventReader(folder)
         self._waiting: list[Event] = []  # read, and not yet taken by MLflow
         self._lock = threading.Lock()
@@ -121,13 +129,15 @@ class Relay:
 
     def _read(self) -> None:
         """Read and show until the training has ended and all is read."""
-        pauses = _Pauses(is_local=storage.is_local(self._folder))
+        pauses = _Pauses(is_local=storage.is_local(self._folder), is_watched=self._watch is not None)
         while not self._left.is_set():
             ending = self._ending.is_set()  # taken before the look: what it does not find now never comes
             started = time.monotonic()
             events = self._reader.new(_FILES_AT_ONCE)
             with self._lock:
                 self._waiting += events
+            if self._watch is not None:
+                self._watch(events)
             self._show(events)
             self._storage_error = self._complain("events cannot be read", self._storage_error, self._reader.failure)
             if events:

@@ -17,6 +17,7 @@ import mlflow
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
+from pipeline.cluster.errors import PrunedError
 from pipeline.config.secrets import mask
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
@@ -69,8 +70,8 @@ class Tracker:
     ) -> Iterator[TrackedRun]:
         """Open a run with all settings as params (see `params_of`) while the block runs.
 
-        It ends FINISHED, or FAILED with the reason in tag ``failure``; one that ``owner`` says to be another process's
-        is left as it is.
+        It ends FINISHED, KILLED with the tag ``state: pruned`` where a search has pruned it (PrunedError), or FAILED
+        with the reason in tag ``failure``; one that ``owner`` says to be another process's is left as it is.
 
         With ``run_id`` that run goes on; if it is no longer in the experiment, a new one is opened, so what counts
         afterwards is the ``run_id`` of the run returned.
@@ -91,6 +92,9 @@ class Tracker:
             run.log_params(params_of(settings, varied))
             yield run
             run.require_ownership()
+        except PrunedError:
+            _end_pruned(run, seconds)
+            raise
         except BaseException as error:
             _end_failed(run, error)
             raise
@@ -157,6 +161,16 @@ def _end(run_id: str, outage_seconds: float) -> None:
     except (MlflowException, OSError):  # it is no longer MLflow's active run: to call this again would end its parent
         client = mlflow.MlflowClient()
         call_store("mark a run as finished", lambda: client.set_terminated(run_id, "FINISHED"), outage_seconds)
+
+
+def _end_pruned(run: TrackedRun, outage_seconds: float) -> None:
+    """Mark the active run as one that was ended from outside, KILLED as MLflow's own searches do, and as pruned."""
+    run.log_summary({"state": "pruned"})
+    try:
+        mlflow.end_run("KILLED")
+    except (MlflowException, OSError):
+        client = mlflow.MlflowClient()
+        call_store("mark a run as pruned", lambda: client.set_terminated(run.run_id, "KILLED"), outage_seconds)
 
 
 def _end_failed(run: TrackedRun, error: BaseException) -> None:

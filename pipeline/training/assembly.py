@@ -17,14 +17,16 @@ from pipeline.training.arithmetic import arithmetic
 from pipeline.training.batch import DeviceBatches
 from pipeline.training.checkpointer import Checkpointer
 from pipeline.training.class_weights import class_weights
+from pipeline.training.clipping import make_clip
 from pipeline.training.diagnostics import Diagnostics
 from pipeline.training.evaluate import Evaluator
 from pipeline.training.event_log import EventLog
 from pipeline.training.hooks import CallHook
 from pipeline.training.job import Job
-from pipeline.training.network import build_network
+from pipeline.training.network import make_ready, network_for
 from pipeline.training.optimizer import Schedule, make_optimizer
 from pipeline.training.out_of_memory import explain_out_of_memory
+from pipeline.training.pretrained import prepare
 from pipeline.training.progress import TrainingState
 from pipeline.training.step import MeanLoss, TrainStep
 from pipeline.training.timing import StepTimes
@@ -39,6 +41,7 @@ class Training:
     last_step : optimizer steps done when this call of `fit` ends: all, or those to the end of ``Job.until_cycle``
     predictions_path : where rank 0 publishes the predictions of the network that the training ends with
     hook : see `hooks`
+    notes : what was made of pretrained weights, as sentences
     """
 
     worker: Worker
@@ -53,6 +56,7 @@ class Training:
     events: EventLog
     predictions_path: str
     hook: CallHook
+    notes: tuple[str, ...]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,7 +85,7 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
     Raises
     ------
     ValueError
-        Settings and dataset do not fit each other; see `check_data` and `build_network`.
+        Settings and dataset do not fit each other; see `check_data`, `prepare` and `make_ready`.
     OutOfMemoryError
         The device has too little memory for what is built here, or for what the block does with it.
     """
@@ -92,13 +96,15 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         manifest = load_manifest(job.dataset, job.version)
         loader = at_end.enter_context(contextlib.closing(TrainLoader(job.dataset, manifest, train, job.reader, worker)))
         hook = hooks.bind(worker, job, loader.steps_per_epoch)
-        model = build_network(worker, job.model, train, manifest, lanes=len(loader.lanes), hook=hook)
+        network = network_for(job.model, manifest, seed=train.seed)
+        prepared = prepare(network, job.model, train, manifest, digest=job.weights_digest)
+        model = make_ready(worker, network, job.model, train, lanes=len(loader.lanes), hook=hook)
         average = WeightAverage(model, train.weight_ema) if train.weight_ema else None
-        state = TrainingState(model, make_optimizer(model, train), average)
-        data = DeviceBatches(worker, loader, manifest, train)
+        state = TrainingState(model, make_optimizer(model, train, prepared.head), average)
+        data = DeviceBatches(worker, loader, manifest, train, job.model.input_shape(manifest.image.shape))
         evaluator = at_end.enter_context(contextlib.closing(Evaluator(state, data, job.dataset, job.reader)))
         exchange = GradientExchange(worker, model, train.gradient_compression)
-        events = at_end.enter_context(contextlib.closing(EventLog(worker, job.folder)))
+        events = at_end.enter_context(contextlib.closing(EventLog(worker, job.folder, live=job.live)))
         checkpoints = Checkpointer(worker, job, state, events, hook, manifest)
         loss = MeanLoss(train, worker.device.type, class_weights(train, manifest, worker.device))
         diagnostics = Diagnostics(worker, model, train.diagnostics, loss=loss, emit=events.emit)
@@ -107,9 +113,22 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         last_step = ends[-1] if job.until_cycle is None else ends[min(job.until_cycle, len(ends)) - 1]
         times = StepTimes(worker.world_size)
         step = TrainStep(
-            worker, train, state, data, exchange, schedule, loss, diagnostics, events, checkpoints.is_due, times, hook
-        )
+            worker, train, state, data, exchange, schedule, loss, diagnostics, events, checkpoints.is_due, times, hook,
+            make_clip(model, train, prepared.head),
+        )  # fmt: skip
         path = storage.join(job.folder, predictions.FILE)
         yield Training(
-            worker, train, last_step, loader, state, step, evaluator, diagnostics, checkpoints, events, path, hook
+            worker,
+            train,
+            last_step,
+            loader,
+            state,
+            step,
+            evaluator,
+            diagnostics,
+            checkpoints,
+            events,
+            path,
+            hook,
+            prepared.notes,
         )

@@ -13,10 +13,12 @@ from pipeline.data.loader import TrainLoader
 from pipeline.data.manifest import Manifest
 from pipeline.data.reader import Batch
 from pipeline.distributed.worker import Worker
-from pipeline.training.augment import augment
+from pipeline.training.augment import augment, mix
+from pipeline.training.augment.draws import BatchRows
 from pipeline.training.network import memory_format
 
-# Images and labels of a part of a batch.
+# Images and labels of a part of a batch: int64 (rows,), or where images are mixed float32 (rows, classes), the share of
+# each class.
 Part = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -26,28 +28,44 @@ class DeviceBatches:
 
     loader : of this rank; it knows the rank's lanes and the steps of an epoch
     train : with the global batch of the whole training
+    input_shape : (C, H, W) of the images that the network takes; None: as they are stored
     """
 
     worker: Worker
     loader: TrainLoader
     manifest: Manifest
     train: TrainSettings
+    input_shape: tuple[int, int, int] | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that the network is given: as they are stored, or random crops of its own size."""
+        cropped = self.train.augment.crop_scale is not None
+        return self.input_shape if cropped and self.input_shape else self.manifest.image.shape
 
     def parts(self, batch: Batch, step: int) -> list[Part]:
         """A batch on the device, augmented as step number ``step`` does, in ``train.accumulate`` parts of one size."""
         device = self.worker.device
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
+        train, lanes = self.train, self.loader.lanes
         images = augment(
             images,
-            self.train.augment,
-            seed=self.train.seed,
+            train.augment,
+            seed=train.seed,
             step=step,
-            lanes=self.loader.lanes,
-            num_lanes=self.train.lanes,
+            lanes=lanes,
+            num_lanes=train.lanes,
             mean=self.manifest.split("train").mean,
-        ).contiguous(memory_format=memory_format(self.train))
-        count = self.train.accumulate
+            size=self.image_shape[1:],
+            epoch=step // self.loader.steps_per_epoch,
+            ids=batch.ids,
+        )
+        if train.augment.mixes:
+            rows = BatchRows(train.seed, step, lanes, train.lanes, len(images) // len(lanes))
+            images, labels = mix(images, labels, train.augment, rows, classes=len(self.manifest.classes))
+        images = images.contiguous(memory_format=memory_format(train))
+        count = train.accumulate
         return list(zip(images.chunk(count), labels.chunk(count), strict=True))
 
     def first_images(self, step: int) -> Iterator[torch.Tensor]:
@@ -63,8 +81,11 @@ class DeviceBatches:
                 yield from (images for images, _ in self.parts(batch, number))
 
     def blank(self) -> Part:
-        """Black images as many as a part has, in the same layout, all of the first class."""
+        """Black images as many as a part has, in the same size and layout, all of the first class."""
         rows = self.train.global_batch // self.worker.world_size // self.train.accumulate
-        images = torch.zeros(rows, *self.manifest.image.shape, dtype=torch.uint8, device=self.worker.device)
+        images = torch.zeros(rows, *self.image_shape, dtype=torch.uint8, device=self.worker.device)
         labels = torch.zeros(rows, dtype=torch.int64, device=self.worker.device)
+        if self.train.augment.mixes:
+            classes = torch.arange(len(self.manifest.classes), device=self.worker.device)
+            labels = (labels[:, None] == classes).float()
         return images.contiguous(memory_format=memory_format(self.train)), labels

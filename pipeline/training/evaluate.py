@@ -70,7 +70,7 @@ def evaluate(
             logits = model.forward(images)  # not the compiled call: the last batch has another size
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    outputs = ((forward(images), labels) for images, labels in batches)
+    outputs = ((forward(images), labels) for images, labels, *_ in batches)
     for logits, labels in _joined(outputs, _SCORED_ON_GPU if worker.device.type == "cuda" else 1):
         scores = image_scores(logits, labels)
         counts.update(labels, scores)

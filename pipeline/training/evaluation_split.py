@@ -69,7 +69,7 @@ class EvaluationSplit:
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         device, layout = self._worker.device, memory_format(self._train)
         passed = []
-        for images, labels in batches:
+        for images, labels, *_ in batches:
             there = images.to(device, non_blocking=True).contiguous(memory_format=layout)
             batch = Batch(there, labels.to(device, non_blocking=True))
             if self._stays:

@@ -15,9 +15,11 @@ class EventLog:
     Parameters
     ----------
     folder : of the job; the events are in ``events`` below it
+    live : whether what is emitted with ``force`` is stored at once, however often that is asked
     """
 
-    def __init__(self, worker: Worker, folder: str):
+    def __init__(self, worker: Worker, folder: str, *, live: bool = False):
+        self._live = live
         self._writer = EventWriter(storage.join(folder, "events"), worker.rank) if worker.rank == 0 else None
 
     def emit(self, kind: str, *, force: bool = False, **fields: Any) -> None:
@@ -28,7 +30,9 @@ class EventLog:
         """
         if self._writer:
             self._writer.emit(kind, **fields)
-            if force:
+            if force and self._live:
+                self._writer.try_to_flush()
+            elif force:
                 self._writer.flush_early()
 
     def flush(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import torch
@@ -88,30 +88,33 @@ class PassGraph:
 
 
 class UpdateGraph:
-    """An optimizer's step, recorded once: afterwards only the learning rate changes.
+    """An optimizer's step, recorded once: afterwards only the learning rates of its groups change.
 
     Parameters
     ----------
-    optimizer : fused SGD that has taken a step, with gradients that stay in their place
+    optimizer : one of `make_optimizer` that has taken a step, with gradients that stay in their place
+    update : what is recorded: the optimizer's step, and what is done to the gradients before it
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer):
+    def __init__(self, optimizer: torch.optim.Optimizer, update: Callable[[], None]):
         groups = optimizer.param_groups
-        self._rate = torch.zeros((), device=groups[0]["params"][0].device)
+        device = next(parameter for group in groups for parameter in group["params"]).device
+        self._rates = [torch.zeros((), device=device) for _ in groups]
         self._graph = torch.cuda.CUDAGraph()
         rates = [group["lr"] for group in groups]
         try:
-            for group in groups:
-                group["lr"] = self._rate
-            with torch.cuda.graph(self._graph, stream=_stream(self._rate.device), capture_error_mode=_MODE):
-                optimizer.step()
-        finally:
-            for group, rate in zip(groups, rates, strict=True):
+            for group, rate in zip(groups, self._rates, strict=True):
                 group["lr"] = rate
+            with torch.cuda.graph(self._graph, stream=_stream(device), capture_error_mode=_MODE):
+                update()
+        finally:
+            for group, value in zip(groups, rates, strict=True):
+                group["lr"] = value
 
-    def step(self, learning_rate: float) -> None:
-        """Launch the update."""
-        self._rate.fill_(learning_rate)
+    def step(self, learning_rates: Iterable[float]) -> None:
+        """Launch the update, with a learning rate for each group."""
+        for rate, value in zip(self._rates, learning_rates, strict=True):
+            rate.fill_(value)
         self._graph.replay()
 
 

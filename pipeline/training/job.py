@@ -37,6 +37,10 @@ class Job:
         goes on as if it had not stopped
     source : digest of the network's source as the driver has it, where `model.network` is an import path; every rank
         compares its own. Empty where nobody says
+    weights_digest : SHA-256 of the file of `model.weights` as the driver has read it; every rank compares its own.
+        Empty where there is none, or nobody says
+    live : store each evaluation at once, however many there are: somebody decides by them whether it goes on. No part
+        of the identity
     hook : called by every rank at the moments that `hooks` documents, for tests of faults; no part of the identity
     """
 
@@ -50,6 +54,8 @@ class Job:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     until_cycle: int | None = None
     source: str = ""
+    weights_digest: str = ""
+    live: bool = field(default=False, compare=False)
     hook: Hook | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +79,8 @@ def identity(job: Job, manifest: Manifest | None = None) -> Identity:
     """
     return {
         **source_identity(job.model.network),
-        "model": identity_of("model", job.model),
+        **weights_identity(job.model, digest=job.weights_digest),
+        "model": identity_of("model", job.model, exclude={"weights", "weights_sha256"}),
         "train": identity_of("train", job.train, exclude={"on_divergence", "diagnostics", "log_every_steps"}),
         "reader": job.reader.kind,
         "dataset": (manifest or load_manifest(job.dataset, job.version)).digest,
@@ -96,6 +103,29 @@ def source_identity(*networks: str) -> dict[str, str]:
     return {f"source of model.network {network}": source_digest(network) for network in own}
 
 
+def weights_identity(model: ModelSettings, *others: str | None, digest: str = "") -> dict[str, str]:
+    """The part of an identity that tells weights from what they were before their file was replaced. Where the file
+    lies is no part of it.
+
+    Parameters
+    ----------
+    others : paths of other weights, as those of a study's arms
+    digest : of the weights of ``model``, where it is known already
+
+    Raises
+    ------
+    WeightsError
+        There is no such file.
+    """
+    if model.weights is None and not any(others):
+        return {}
+    from pipeline.training.weights_file import digest_of
+
+    parts = {"the content of model.weights": digest or digest_of(model)} if model.weights else {}
+    arms = {path: model.model_copy(update={"weights": path, "weights_sha256": None}) for path in others if path}
+    return parts | {f"the content of model.weights {path}": digest_of(arm) for path, arm in sorted(arms.items())}
+
+
 def facts(job: Job) -> Identity:
     """What every rank must see alike before step one; a launcher compares the ranks'.
 
@@ -104,8 +134,8 @@ def facts(job: Job) -> Identity:
     OSError
         The job's folder cannot be written here.
     ValueError
-        It is not the one that the driver sees, a file in it cannot be replaced, or its disk is full; or the network is
-        imported from other source here than on the driver, or cannot be.
+        It is not the one that the driver sees, a file in it cannot be replaced, or its disk is full; the network is
+        imported from other source here than on the driver, or cannot be; or the weights to start from are not there.
     """
     if job.token:
         storage.check_seen(storage.join(job.folder, TOKEN), job.token, writer="the driver")
@@ -120,6 +150,10 @@ def facts(job: Job) -> Identity:
                 f"{job.folder} has {free >> 20} MiB left, and checkpoints may not fit: make room, or set `output` to "
                 "another place"
             )
+    if job.model.weights is not None:
+        from pipeline.training.weights_file import check_there
+
+        check_there(job.model.weights)
     if not is_import_path(job.model.network):
         return identity(job)
     from pipeline.training.own_network import check_source, network_facts

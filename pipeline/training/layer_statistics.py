@@ -15,6 +15,7 @@ from torch import nn
 
 from models.activations import ACTIVATIONS
 from models.norms.base import RunningNorm
+from models.recompute import is_recomputing
 from pipeline.distributed.worker import Worker
 from pipeline.training import norm_statistics
 
@@ -80,6 +81,8 @@ class ActivationStatistics:
 
     def _adding(self, name: str) -> Callable[[nn.Module, Any], None]:
         def add(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            if is_recomputing():  # these inputs were here already
+                return
             x = inputs[0].detach()
             x = (x if x.dtype == torch.float64 else x.float()).movedim(2 if x.ndim == 3 else 1, -1).flatten(0, -2)
             # On CPU sums over rows are several times faster than torch.var_mean and torch.any.

@@ -161,4 +161,5 @@ def _result(training: Training) -> TrainResult:
         selected_step=progress.selected_step,
         ranks=tuple(training.step.times.totals()),
         versions=current_versions(),
+        notes=training.notes,
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
 
 from models import build_model
+from models.recompute import recompute_in_backward
 from pipeline.config.model import ModelSettings
 from pipeline.config.training import TrainSettings
 from pipeline.data.manifest import Manifest
@@ -16,8 +19,11 @@ from pipeline.distributed.worker import Worker
 from pipeline.training import norm_statistics
 from pipeline.training.hooks import CallHook
 
+# Mean and standard deviation of ImageNet's pixels, red, green and blue, as all published weights expect them.
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
-def network_for(model: ModelSettings, manifest: Manifest, *, seed: int = 0) -> nn.Module:
+
+def network_for(model: ModelSettings, manifest: Manifest, *, seed: int = 0) -> nn.Sequential:
     """The network that these settings describe, for the images and classes of a dataset; see `models.build_model`.
 
     Parameters
@@ -27,48 +33,67 @@ def network_for(model: ModelSettings, manifest: Manifest, *, seed: int = 0) -> n
     Raises
     ------
     ValueError
-        Network, norm and images do not fit each other.
+        Network, norm, images, ``model.mean`` and ``model.std`` do not fit each other.
     """
-    split = manifest.split("train")
+    split, shape = manifest.split("train"), manifest.image.shape
     return build_model(
         model,
-        image_shape=manifest.image.shape,
+        image_shape=shape,
         num_classes=len(manifest.classes),
-        mean=split.mean,
-        std=split.std,
+        mean=_of_channels("mean", model.mean, split.mean, shape[0]),
+        std=_of_channels("std", model.std, split.std, shape[0]),
         seed=seed,
     )
 
 
-def build_network(
+def _of_channels(
+    name: Literal["mean", "std"], given: str | tuple[float, ...] | None, of_split: Sequence[float], channels: int
+) -> Sequence[float]:
+    """The mean or the standard deviation of each channel that images are normalized with."""
+    if given is None:
+        return of_split
+    numbers = IMAGENET[name] if isinstance(given, str) else given
+    if len(numbers) != channels:
+        raise ValueError(
+            f"model.{name} {given if isinstance(given, str) else list(given)} has {len(numbers)} numbers, and the "
+            f"images of the dataset have {channels} channels: give one for each, or null for those of the training "
+            "split"
+        )
+    return numbers
+
+
+def make_ready(
     worker: Worker,
+    network: nn.Sequential,
     model: ModelSettings,
     train: TrainSettings,
-    manifest: Manifest,
     *,
     lanes: int,
     hook: CallHook = None,
 ) -> nn.Module:
-    """The network that these settings describe, ready to train. Its initial weights are the same on every rank.
+    """Bring a network to a rank's device, ready to train, and return it.
 
     Parameters
     ----------
+    network : that these settings describe, with weights that are the same on every rank
     lanes : of this rank
 
     Raises
     ------
     ValueError
-        The parts that a batch is accumulated in do not divide the rank's lanes, though norm statistics are by lane, or
-        the network cannot be compiled here.
+        The parts that a batch is accumulated in do not divide the rank's lanes, though norm statistics are by lane; the
+        network cannot be compiled here; or it has no blocks to compute again.
     """
     parts = train.accumulate
-    network = network_for(model, manifest, seed=train.seed).to(worker.device)
+    network.to(worker.device)
     if hook:
         hook("network_built", model=network)
     network.to(memory_format=memory_format(train))  # type: ignore[call-overload]
     if model.norm_statistics == "lane" and lanes % parts:
         raise ValueError(f"train.accumulate {parts} does not divide a worker's {lanes} lanes")
     norm_statistics.connect(network, worker, lanes=lanes // parts)
+    if train.gradient_checkpointing:
+        recompute_in_backward(network[1])
     if train.compile:
         compile_model(network, worker.device)
     return network

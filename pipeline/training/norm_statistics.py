@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from models.freeze import Frozen
 from models.norms.base import RunningNorm
 from models.norms.batch import BatchNorm
 from pipeline.distributed.worker import Worker
@@ -27,8 +28,13 @@ def connect(model: nn.Module, worker: Worker, *, lanes: int) -> None:
 
 
 def layers(model: nn.Module) -> dict[str, RunningNorm]:
-    """The norm layers of a model that have running statistics, by the name of the module."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, RunningNorm)}
+    """The norm layers of a model that gather running statistics, by the name of the module; not those of frozen parts,
+    whose statistics stay."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, RunningNorm) and not isinstance(module, Frozen)
+    }
 
 
 def join(model: nn.Module, ranks: Sequence[Mapping[str, torch.Tensor]], rows: Sequence[int]) -> dict[str, torch.Tensor]:

@@ -1,19 +1,26 @@
-"""SGD as the literature on batch normalization at scale uses it, and its learning rate and momentum by step."""
+"""The optimizer of a training, and its learning rate and momentum by step."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable, Collection
 
 import torch
 from torch import nn
 
 from pipeline.config.training import TrainSettings
+from pipeline.training.checkpoint import State
+from pipeline.training.layerwise import LAMB, LARS, Group
 
 # One cycle: the share of training that the rate rises, and what the peak is divided by at the start and at the end.
 _RISE, _START, _END = 0.3, 25.0, 2.5e5
 # How far momentum goes down while the rate goes up.
 _MOMENTUM_CYCLE = 0.1
+# What a group multiplies the schedule's learning rate by, where it does.
+_RATE_FACTOR = "rate_factor"
+# What of a group says how an update is computed, which the device decides.
+_HOW = ("fused", "foreach", "capturable")
 
 
 class Schedule:
@@ -99,28 +106,83 @@ def _between(start: float, end: float, part: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
 
 
-def make_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.SGD:
-    """SGD with Nesterov momentum. Norm parameters and biases, the ones with a single axis, do not decay.
+def make_optimizer(model: nn.Module, train: TrainSettings, head: Collection[str] = ()) -> torch.optim.Optimizer:
+    """The optimizer of the settings. Norm parameters and biases, the ones with a single axis, do not decay, and LARS
+    and LAMB take their steps as they are.
 
-    On CUDA all parameters are updated by one kernel.
+    On CUDA all parameters of SGD and AdamW are updated by one kernel.
+
+    Parameters
+    ----------
+    head : names of the parameters that ``train.head_learning_rate`` is for
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": train.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    parts = [[p for name, p in trained if name not in head], [p for name, p in trained if name in head]]
+    factors = [1.0, (train.head_learning_rate or train.learning_rate) / train.learning_rate]
+    if factors[1] == 1.0:
+        parts = [[parameter for _, parameter in trained]]
+    groups: list[Group] = []
+    for part, factor in zip(parts, factors, strict=False):
+        for decays in (True, False):
+            parameters = [p for p in part if (p.ndim > 1) == decays]
+            group = {"params": parameters, "weight_decay": train.weight_decay if decays else 0.0}
+            if train.optimizer in ("lars", "lamb"):
+                group["trust"] = decays
+            groups.append(group if factor == 1.0 else {**group, _RATE_FACTOR: factor})
+    return _MAKERS[train.optimizer](groups, train, all(p.is_cuda for _, p in trained))
+
+
+def _sgd(groups: list[Group], train: TrainSettings, on_cuda: bool) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         groups,
         lr=train.learning_rate,
         momentum=train.momentum,
         nesterov=train.momentum > 0,
-        fused=True if all(p.is_cuda for p in parameters) else None,
+        fused=True if on_cuda else None,
     )
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, object]) -> None:
-    """Load a state that may have been saved on another kind of device: how the update is computed stays as it was."""
-    how = [group["fused"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, fused in zip(optimizer.param_groups, how, strict=True):
-        group["fused"] = fused
+def _adamw(groups: list[Group], train: TrainSettings, on_cuda: bool) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        groups,
+        lr=train.learning_rate,
+        betas=(train.momentum, train.beta2),
+        eps=train.optimizer_eps or 1e-8,
+        fused=True if on_cuda else None,
+        capturable=on_cuda and train.cuda_graphs,
+    )
+
+
+def _lars(groups: list[Group], train: TrainSettings, on_cuda: bool) -> torch.optim.Optimizer:
+    return LARS(groups, lr=train.learning_rate, momentum=train.momentum, trust_coefficient=train.trust_coefficient)
+
+
+def _lamb(groups: list[Group], train: TrainSettings, on_cuda: bool) -> torch.optim.Optimizer:
+    betas = (train.momentum, train.beta2)
+    return LAMB(groups, lr=train.learning_rate, betas=betas, eps=train.optimizer_eps or 1e-6)
+
+
+_MAKERS: dict[str, Callable[[list[Group], TrainSettings, bool], torch.optim.Optimizer]] = {
+    "sgd": _sgd,
+    "adamw": _adamw,
+    "lars": _lars,
+    "lamb": _lamb,
+}
+
+
+def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, momentum: float) -> None:
+    """Give an optimizer of `make_optimizer` the numbers of the next step. In Adam's kind, momentum is beta1."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get(_RATE_FACTOR, 1.0)
+        if "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        else:
+            group["momentum"] = momentum
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
+    """Load a state that may have been saved on another kind of device: how the update is computed stays as it is here,
+    and counts of steps come to where it looks for them."""
+    how = [{name: group[name] for name in _HOW if name in group} for group in optimizer.param_groups]
+    saved = [{**group, **here} for group, here in zip(state["param_groups"], how, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": saved})

@@ -61,6 +61,8 @@ def _ways(train: TrainSettings, rows: int, device: torch.device) -> list[str]:
                     "for norm statistics")  # fmt: skip
     if device.type == "cuda" and not train.bf16:
         ways.append("set train.bf16=true")
+    if not (train.gradient_checkpointing or train.compile or train.cuda_graphs):
+        ways.append("set train.gradient_checkpointing=true")
     ways.append(f"lower train.batch_size ({train.global_batch})")
     ways.append("use more workers or a smaller network")
     return ways

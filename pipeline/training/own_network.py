@@ -13,7 +13,7 @@ from torch import nn
 
 from models.build import build_own
 from models.imported import NetworkError, load, source_digest, source_place
-from models.trial_batch import check_trains
+from models.trial_batch import check_recomputes, check_trains
 from pipeline.config.model import ModelSettings
 from pipeline.config.settings import OF_OUR_NETWORKS
 from pipeline.data.manifest import Manifest
@@ -32,11 +32,15 @@ class TriedNetwork(NamedTuple):
 
 
 # What was tried, by settings, source and dataset: a study asks before each of its trials.
-_TRIED: dict[tuple[str, str, str], TriedNetwork] = {}
+_TRIED: dict[tuple[str, str, str, bool], TriedNetwork] = {}
 
 
-def check_own_network(model: ModelSettings, manifest: Manifest) -> TriedNetwork:
+def check_own_network(model: ModelSettings, manifest: Manifest, *, recomputes: bool = False) -> TriedNetwork:
     """Build a network of an import path, and try it on one batch.
+
+    Parameters
+    ----------
+    recomputes : whether its blocks are to be computed again (``train.gradient_checkpointing``)
 
     Raises
     ------
@@ -44,9 +48,14 @@ def check_own_network(model: ModelSettings, manifest: Manifest) -> TriedNetwork:
         It cannot be imported, built, given the norm, or trained; the message names ``model.network``.
     """
     load(model.network)
-    key = (model.model_dump_json(), source_digest(model.network), manifest.digest)
+    key = (model.model_dump_json(), source_digest(model.network), manifest.digest, recomputes)
     if key not in _TRIED:
-        _TRIED[key] = _try(model, manifest)
+        tried = _try(model, manifest)
+        if recomputes:
+            network = network_for(model, manifest)
+            shape, classes = manifest.image.shape, len(manifest.classes)
+            check_recomputes(model.network, network, image_shape=shape, num_classes=classes)
+        _TRIED[key] = tried
     return _TRIED[key]
 
 

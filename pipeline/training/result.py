@@ -91,6 +91,7 @@ class TrainResult(TrainSummary):
         (see `pipeline.training.predictions`); None where none was kept
     ranks : what each rank of the last attempt spent its time on
     versions : of sparknorm and torch in the last attempt, by package; empty of what 0.7.0 or earlier has trained
+    notes : what of pretrained weights was left out or made anew, as sentences
     """
 
     curve: tuple[EvaluationPoint, ...]
@@ -101,6 +102,7 @@ class TrainResult(TrainSummary):
     predictions: str | None = None
     ranks: tuple[RankSeconds, ...]
     versions: dict[str, str] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def describe(result: TrainResult) -> list[str]:

@@ -22,7 +22,7 @@ from pipeline.training.diagnostics import Diagnostics
 from pipeline.training.event_log import EventLog
 from pipeline.training.graph import PassGraph, UpdateGraph
 from pipeline.training.hooks import CallHook
-from pipeline.training.optimizer import Schedule
+from pipeline.training.optimizer import Schedule, set_rates
 from pipeline.training.progress import TrainingState
 from pipeline.training.readback import Readback
 from pipeline.training.timing import StepTimes
@@ -37,6 +37,8 @@ class DivergedError(RuntimeError):
 @dataclass(frozen=True)
 class MeanLoss:
     """Mean cross-entropy of a batch, in nats: with bfloat16 autocast and smoothed labels where ``train`` says so.
+
+    Labels are numbers of classes, int64 (rows,), or where images are mixed the share of each class, (rows, classes).
 
     class_weights : float (classes,), on the device, as `class_weights` makes them; None: all 1. The loss is then the
         sum of weight times cross-entropy over the rows, divided by their number and not, as torch does, by the sum of
@@ -54,6 +56,7 @@ class MeanLoss:
         with torch.autocast(self.device_type, torch.bfloat16, enabled=self.train.bf16):
             logits = forward(images)
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        labels = labels.to(logits.dtype) if labels.is_floating_point() else labels
         smoothing, weights = self.train.label_smoothing, self.class_weights
         if weights is None:
             return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
@@ -81,6 +84,7 @@ class TrainStep:
     """Takes the optimizer steps of one rank; every rank takes the same ones.
 
     train : with the global batch of the whole training
+    clip : holds the gradients within bounds before they are used; diagnostics see them as they are
     save_is_due : says whether to save after so many steps; rank 0's word counts, and travels with the loss
     """
 
@@ -96,6 +100,7 @@ class TrainStep:
     save_is_due: Callable[[int], bool]
     times: StepTimes
     hook: CallHook = None
+    clip: Callable[[], None] | None = None
     _readback: Readback = field(init=False)
     _passes: PassGraph | None = field(init=False, default=None)
     _update_graph: UpdateGraph | None = field(init=False, default=None)
@@ -137,8 +142,7 @@ class TrainStep:
         batch = next(batches)
         times.data_arrived()
         rate, momentum = self.schedule.learning_rate(step), self.schedule.momentum(step)
-        for group in optimizer.param_groups:
-            group["lr"], group["momentum"] = rate, momentum
+        set_rates(optimizer, rate, momentum)
         if not self._passes:  # their gradients stay where they were recorded
             optimizer.zero_grad(set_to_none=True)
         loss, rank_loss, save = self.gradients(batch, step)
@@ -148,7 +152,7 @@ class TrainStep:
         if self.diagnostics.is_due(step):
             times.leave_out(self.diagnostics.observe(step, rate, self.data.parts(batch, step)))
         self.worker.status.enter("optimizer step")
-        self._update(rate)
+        self._update()
         self._count(loss, rate)
         return save
 
@@ -201,16 +205,21 @@ class TrainStep:
             return self.exchange.waited_on_gpu()
         return time.perf_counter() - computed_at if self.worker.world_size > 1 else 0.0
 
-    def _update(self, learning_rate: float) -> None:
+    def _update(self) -> None:
         optimizer = self.state.optimizer
-        # Only the learning rate of a recorded update can change; and its first step makes the momentum buffers.
+        # Only learning rates of a recorded update can change; and its first step makes the optimizer's buffers.
         varies = self.train.schedule == "one_cycle" or not optimizer.state
         if self._passes is None or varies:
-            optimizer.step()
+            self._change_weights()
             return
         if self._update_graph is None:
-            self._update_graph = UpdateGraph(optimizer)
-        self._update_graph.step(learning_rate)
+            self._update_graph = UpdateGraph(optimizer, self._change_weights)
+        self._update_graph.step(group["lr"] for group in optimizer.param_groups)
+
+    def _change_weights(self) -> None:
+        if self.clip:
+            self.clip()
+        self.state.optimizer.step()
 
     def _count(self, loss: float, rate: float) -> None:
         """A step has changed the weights: what follows from that."""

@@ -1,4 +1,5 @@
-"""`make bench`: loading, ingest, scale (of rows, ranks and manifests), training, studies, norms, one GPU, verdicts.
+"""`make bench`: loading, ingest, scale (of rows, ranks and manifests), training, studies, norms, one GPU, verdicts and
+fine-tuning.
 
 Nothing here fails.
 """
@@ -17,7 +18,10 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 WORK = Path("runs/bench/work")
 
 
-PARTS = ("loader", "ingest", "scale", "ranks", "manifest", "training", "study", "norms", "gpu", "verdicts", "requests")
+PARTS = (
+    *("loader", "ingest", "scale", "ranks", "manifest", "training", "study"),
+    *("norms", "gpu", "verdicts", "requests", "finetune", "score", "tune"),
+)
 
 
 def main() -> None:
@@ -44,28 +48,37 @@ def main() -> None:
 
 def _alone(parts: Sequence[str]) -> None:
     """Those that have a session of their own, or none."""
+    import finetune
     import gpu
     import gpu_norms
     import ingest
     import manifest
+    import many_ranks
     import norms
     import object_store
-    import ranks
+    import score
     import study
     import training
+    import tune
     import verdicts
 
     if {"scale", "ranks"} & set(parts):
-        ranks.run(WORK)
+        many_ranks.run(WORK)
     if {"scale", "manifest"} & set(parts):
         manifest.run(WORK)
-    for part, run in (("training", training.run), ("study", study.run)):
-        if part in parts:
-            spark = training.start()
-            try:
-                run(spark, ingest.fashion_mnist(spark, WORK), WORK)
-            finally:
-                spark.stop()
+    sessions = {"training": training.start, "study": training.start, "tune": training.start, "score": score.start}
+    of_part = {
+        "training": lambda spark: training.run(spark, ingest.fashion_mnist(spark, WORK), WORK),
+        "study": lambda spark: study.run(spark, ingest.fashion_mnist(spark, WORK), WORK),
+        "tune": lambda spark: tune.run(spark, ingest.fashion_mnist(spark, WORK), WORK),
+        "score": lambda spark: score.run(spark, WORK),
+    }
+    for part in [part for part in of_part if part in parts]:
+        spark = sessions[part]()
+        try:
+            of_part[part](spark)
+        finally:
+            spark.stop()
     if "norms" in parts:
         norms.run()
     if "gpu" in parts and gpu.is_there():
@@ -73,6 +86,8 @@ def _alone(parts: Sequence[str]) -> None:
         gpu_norms.run()
     if "verdicts" in parts:
         verdicts.run()
+    if "finetune" in parts:
+        finetune.run(WORK)
     if "requests" in parts:
         object_store.run(WORK)
 

@@ -73,7 +73,9 @@ def test_a_default_that_changes_later_is_not_taken_for_the_old_one():
 
 def test_a_later_section_with_a_setting_later_still(monkeypatch):
     """The section has an entry for what it began with, and each later setting of it one of its own."""
-    monkeypatch.setattr(identity, "NEUTRAL", {"train.augment": {"flip": False, "shift": 0}, "train.augment.cutout": 0})
+    others = {name: value for name, value in NEUTRAL.items() if name.startswith("train.augment.")}
+    section = {"train.augment": {"flip": False, "shift": 0}, "train.augment.cutout": 0, **others}
+    monkeypatch.setattr(identity, "NEUTRAL", section)
     assert "augment" not in identity_of("train", TrainSettings())
     assert identity_of("train", TrainSettings(augment={"cutout": 2}))["augment"] == {
         "flip": False, "shift": 0, "cutout": 2,

@@ -11,6 +11,7 @@ def rows():
 def test_every_setting_has_one_row_with_a_description():
     tree = {name for name, _ in leaves(Settings(name="x").model_dump())} | {
         "compare.grid",
+        "tune.space",
         "spark.conf",
         "model.options",
     }

@@ -36,6 +36,27 @@ def test_a_recorded_training_ends_where_another_does(model, schedule, shards, tm
     assert recorded.final_loss == pytest.approx(plain.final_loss, rel=5e-3)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "adamw", "learning_rate": 0.002, "clip_norm": 1.0},
+        {"optimizer": "lars", "learning_rate": 1.0, "clip_adaptive": 0.1},
+        {"optimizer": "lamb", "learning_rate": 0.005, "head_learning_rate": 0.01},
+    ],
+    ids=lambda options: options["optimizer"],
+)
+def test_every_optimizer_is_recorded(options, shards, tmp_path, cuda):
+    """With what clips gradients, and a rate for each group; and it goes on with the same bits."""
+    given = {"epochs": 1, "tf32": False, "deterministic": True, **options}
+    plain = fit(alone("cuda"), make_job(shards, tmp_path / "plain", **given))
+    whole, cut = (make_job(shards, tmp_path / name, cuda_graphs=True, **given) for name in ("whole", "cut"))
+    recorded = fit_until(alone("cuda"), whole, None)
+    assert recorded.train_loss == pytest.approx(plain.train_loss, rel=2e-3)
+    assert fit_until(alone("cuda"), cut, 9) is None
+    assert fit_until(alone("cuda"), cut, None)
+    assert_same_end(whole, cut)
+
+
 def test_on_cpu_nothing_is_recorded(shards, tmp_path):
     plain, recorded = (
         fit(alone("cpu"), make_job(shards, tmp_path / str(graphs), epochs=1, cuda_graphs=graphs))

@@ -6,23 +6,34 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gpu_jobs import AUGMENT, assert_same_end, make_job, newest, no_waiting
+from gpu_jobs import AUGMENT, PHOTOGRAPHS, assert_same_end, make_job, newest, no_waiting
 from ranks import fit_until, run_ranks
 
 from pipeline.distributed.worker import alone
 from pipeline.training.assembly import assemble
-from pipeline.training.augment import augment
+from pipeline.training.augment import augment, mix
+from pipeline.training.augment.draws import BatchRows
 from pipeline.training.loop import fit
 
 
-def test_changes_to_images_are_those_of_the_cpu(device):
-    images = torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    options = {"seed": 3, "step": 7, "lanes": range(4), "num_lanes": 4, "mean": [0.5, 0.2, 0.1]}
-    here = augment(images.to(device), AUGMENT, **options)
-    assert torch.equal(here.cpu(), augment(images, AUGMENT, **options))
+@pytest.mark.parametrize("settings", [AUGMENT, PHOTOGRAPHS], ids=["small", "photographs"])
+def test_changes_to_images_are_those_of_the_cpu(settings, device):
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8, generator=random)
+    labels, ids = torch.arange(24) % 5, torch.arange(24)
+    options = {"seed": 3, "step": 7, "lanes": range(4), "num_lanes": 4, "mean": [0.5, 0.2, 0.1], "ids": ids}
+    here, on_cpu = (augment(images.to(there), settings, size=(7, 7), **options) for there in (device, "cpu"))
+    assert torch.equal(here.cpu(), on_cpu)
+    if settings.mixes:
+        rows = BatchRows(3, 7, range(4), 4, 6)
+        found = mix(here, labels.to(device), settings, rows, classes=5)
+        expected = mix(on_cpu, labels, settings, rows, classes=5)
+        assert all(torch.equal(values.cpu(), others) for values, others in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"accumulate": 2}, {"weight_ema": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"bf16": True}, {"accumulate": 2}, {"weight_ema": 0.9}, {"gradient_checkpointing": True}], ids=str
+)
 def test_a_training_ends_where_the_cpu_does(options, shards, tmp_path, device):
     """The labels are noise: the loss that both have after some steps is the point, not the accuracy."""
     if device.type == "cpu" and options:
@@ -104,6 +115,18 @@ def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(last_step, shards
 def test_a_step_waits_for_nothing_but_its_loss(norm, shards, tmp_path, cuda):
     """The loss comes by an event."""
     with assemble(alone("cuda"), make_job(shards, tmp_path / "job", {"norm": norm}, bf16=True)) as training:
+        training.step.warm_up()
+        training.checkpoints.restore()
+        with training.loader.batches(0) as batches:
+            training.step.take(batches)
+            with no_waiting():
+                for _ in range(5):
+                    training.step.take(batches)
+
+
+def test_a_step_with_photographs_waits_for_nothing_either(shards, tmp_path, cuda):
+    options = {"augment": PHOTOGRAPHS, "gradient_checkpointing": True, "bf16": True}
+    with assemble(alone("cuda"), make_job(shards, tmp_path / "job", {"input_size": 6}, **options)) as training:
         training.step.warm_up()
         training.checkpoints.restore()
         with training.loader.batches(0) as batches:

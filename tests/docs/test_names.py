@@ -10,7 +10,7 @@ from pipeline.config.reference import reference_page
 
 PAGES = {str(path.relative_to(REPOSITORY)): path.read_text() for path in pages()}
 NOW = {page: text for page, text in PAGES.items() if "Superseded" not in text}
-SECTIONS = "dataset|reader|model|train|checkpoint|workers|compare|export|registry|tracking|spark"
+SECTIONS = "dataset|reader|model|train|checkpoint|workers|compare|tune|export|score|registry|tracking|spark"
 
 
 def messages():
@@ -49,6 +49,6 @@ def test_settings_that_a_page_names(page):
     not_now = ("model.dropout", "compare.norms", "compare.learning_rates")  # an example, and what was before 0.5.0
     known = reference_page()
     for name in re.findall(rf"`(?:-o )?((?:{SECTIONS})\.[a-z_.]+)(?:=[^`]*)?`", NOW[page]):
-        file = re.match(r"(model\.(pt2|ts|onnx)|(train|export|comparison)\.json)", name)
+        file = re.match(r"(model\.(pt2|ts|onnx)|(train|export|comparison|tune)\.json|tune\.html)", name)
         if not file and not name.startswith("spark."):  # Spark's own properties
             assert f"`{name}" in known or name in not_now, name

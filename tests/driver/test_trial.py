@@ -18,7 +18,8 @@ from small_training import trial_folder
 
 from pipeline import storage
 from pipeline.cluster.errors import WorkerError
-from pipeline.config.training import AugmentSettings, CheckpointSettings
+from pipeline.config.augment import AugmentSettings
+from pipeline.config.training import CheckpointSettings
 from pipeline.data import load_manifest
 from pipeline.driver import lease, record, trial
 from pipeline.driver.lease import record_path

@@ -13,6 +13,7 @@ from torch import nn
 from models import build_model
 from models.build import build_own
 from models.imported import NetworkError, load, source_digest
+from models.swap import NOTHING_REPLACED
 from models.trial_batch import check_trains
 from pipeline.config.model import ModelSettings
 
@@ -203,6 +204,14 @@ def test_what_of_a_strangers_network_stays_as_it_was_is_remarked(monkeypatch, fo
     kept, remarks = build_own(settings.model_copy(update={"norm": "keep"}), image_shape=SHAPE, num_classes=CLASSES)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in kept.modules()) == 5
     assert remarks == []
+
+
+@pytest.mark.parametrize("norm", ["group", "none", "batch"])
+def test_a_network_without_norm_layers_is_remarked(norm, recwarn):
+    settings = ModelSettings(network="fine_tuned_net:without_norm", norm=norm)
+    _, remarks = build_own(settings, image_shape=SHAPE, num_classes=CLASSES)
+    assert remarks == [f"nothing was replaced: {NOTHING_REPLACED}"]
+    assert not recwarn.list
 
 
 def zip_of(package, path):

@@ -14,7 +14,7 @@ from models.norms.instance import InstanceNorm
 from models.norms.weight_standardization import (
     StandardizedConv2d,
 )
-from models.swap import BATCH_NORMS
+from models.swap import BATCH_NORMS, NothingReplacedWarning
 
 
 class Uses(nn.Module):
@@ -256,3 +256,10 @@ def test_a_network_that_cannot_be_copied_is_refused():
 def test_an_unknown_norm_lists_those_that_are_known():
     with pytest.raises(ValueError, match=r"model.norm 'bach' is unknown; known are none, batch, "):
         with_norm(pair(), settings("bach"))
+
+
+@pytest.mark.parametrize("network", [nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), nn.Sequential(nn.LayerNorm(3))])
+def test_nothing_to_replace_is_a_warning(network):
+    with pytest.warns(NothingReplacedWarning, match="with_norm has replaced nothing: the network has no batch norm"):
+        swapped = with_norm(network, settings("group"))
+    assert swapped.replaced == ()

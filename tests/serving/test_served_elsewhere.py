@@ -17,10 +17,11 @@ import pandas as pd
 import pytest
 from mlflow_server import free_port
 from small_models import photo, train_network
+from small_scores import probabilities_of, rows_of, score_settings
 
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
-from pipeline.serving import Predictor
+from pipeline.serving import Predictor, score
 from pipeline.serving.packaging import package
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.served_model import log_served_model
@@ -160,6 +161,21 @@ def test_a_spark_udf(spark, registered, expected, column):
         table = spark.createDataFrame(rows, "id long, pixels array<int>")
     found = table.select("id", udf(column).alias("probabilities")).orderBy("id").collect()
     same([row.probabilities for row in found], expected[1], exact=False)
+
+
+def test_score(spark, registered, expected, tmp_path):
+    """Our own job, by the same alias: files in the order of their names."""
+    for number, data in enumerate(PHOTOS):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{number}.jpg").write_bytes(data)
+    store = Path(registered[0].removeprefix("sqlite:///"))
+    source = {"kind": "folder", "path": str(tmp_path / "in")}
+    settings = score_settings(tmp_path / "out", "models:/pets@champion", store, source=source)
+    result = score(spark, settings)
+    rows = sorted(rows_of(result.scores), key=lambda row: row["origin"])
+    same(probabilities_of(rows), expected[1], exact=False)
+    assert (result.model.name, result.model.version) == ("pets", "1")
+    assert {row["model"] for row in rows} == {"pets/1"}
 
 
 @pytest.mark.slow

@@ -38,6 +38,21 @@ def need(name: str, *, package: str, below: str = "") -> Path:
     skip_unless_ci(f"{name} is not here, and Debian's package {package} cannot be installed: {problem}")
 
 
+def need_files(folder: Path, *, package: str) -> None:
+    """Have a folder of a package, which is installed first where this user may do that; else skip, in CI fail.
+
+    Parameters
+    ----------
+    folder : absolute
+    package : Debian's package that has it
+    """
+    if folder.is_dir():
+        return
+    problem = _install(package)
+    if not folder.is_dir():
+        skip_unless_ci(f"{folder} is not here, and Debian's package {package} cannot be installed: {problem}")
+
+
 def _find(name: str, below: str) -> Path | None:
     if below:
         pattern = Path(below, name).relative_to("/")

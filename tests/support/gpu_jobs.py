@@ -6,12 +6,16 @@ import contextlib
 
 import torch
 
+from pipeline.config.augment import AugmentSettings
 from pipeline.config.model import ModelSettings
-from pipeline.config.training import AugmentSettings, CheckpointSettings, TrainSettings
+from pipeline.config.training import CheckpointSettings, TrainSettings
 from pipeline.training import checkpoint
 from pipeline.training.job import Job, identity
 
 AUGMENT = AugmentSettings(flip=True, shift=1, cutout=3)
+PHOTOGRAPHS = AugmentSettings(
+    crop_scale=0.2, flip="alternating", brightness=0.4, contrast=0.4, saturation=0.4, mixup=0.2, cutmix=1.0
+)
 
 
 def make_job(dataset, folder, model=None, **changes):

@@ -15,11 +15,12 @@ import psutil
 import torch
 
 from pipeline.cluster import elastic
+from pipeline.config.augment import AugmentSettings
 from pipeline.config.cluster import SparkSettings
 from pipeline.config.cluster import WorkerSettings as Workers
 from pipeline.config.model import ModelSettings
 from pipeline.config.settings import Settings
-from pipeline.config.training import AugmentSettings, CheckpointSettings, TrainSettings
+from pipeline.config.training import CheckpointSettings, TrainSettings
 from pipeline.telemetry import heartbeat
 from pipeline.telemetry.events import EventReader
 from pipeline.training import checkpoint, fit

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.training import AugmentSettings
-from pipeline.training.augment import augment
+from pipeline.config.augment import AugmentSettings
+from pipeline.training.augment import augment, placement
 
 LANES = 8
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (LANES * 4, 2, 6, 5), dtype=np.uint8))
@@ -78,3 +78,41 @@ def test_cutout_is_the_same_for_any_number_of_workers_and_leaves_the_other_draws
     assert torch.equal(changed(range(1, LANES, 2), settings), whole[1::2].flatten(0, 1))
     unmarked = (whole.flatten(0, 1) == changed(range(LANES), BOTH)).all(1)
     assert unmarked.float().mean() > 0.7
+
+
+def test_alternating_flip_shows_every_image_both_ways_in_two_epochs():
+    """Jordan 2024: half of the images are mirrored in even epochs, the others in odd ones."""
+    ids = torch.from_numpy(np.random.default_rng(1).integers(-(2**62), 2**62, LANES * 4))
+    settings = AugmentSettings(flip="alternating")
+
+    def mirrored(epoch, step, images=IMAGES, ids=ids, lanes=range(LANES), seed=0):
+        options = {"seed": seed, "step": step, "lanes": lanes, "num_lanes": LANES, "epoch": epoch, "ids": ids}
+        out = augment(images, settings, **options)
+        return [not torch.equal(a, b) for a, b in zip(out, images, strict=True)]
+
+    first, second = mirrored(0, 3), mirrored(1, 20)
+    assert [not flip for flip in first] == second
+    assert mirrored(2, 31) == first
+    assert 8 < sum(first) < 24
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
+    assert mirrored(0, 3, IMAGES[order], ids[order]) == [first[number] for number in order]  # whatever its place
+    assert mirrored(0, 3, part(range(1, 8, 2)), ids.view(LANES, 4)[1::2].flatten(), range(1, 8, 2)) == list(
+        np.array(first).reshape(LANES, 4)[1::2].ravel()
+    )
+    assert mirrored(0, 3, seed=1) not in (first, second)
+
+
+def test_alternating_flip_is_even_over_ids_that_follow_each_other():
+    flips = np.array([placement.alternating(np.arange(100_000), 0, seed) for seed in range(3)])
+    assert flips.mean(1) == pytest.approx(np.full(3, 0.5), abs=0.006)
+    assert (flips[0] == flips[1]).mean() == pytest.approx(0.5, abs=0.006)
+    assert (flips[0, 1:] == flips[0, :-1]).mean() == pytest.approx(0.5, abs=0.006)
+
+
+def test_the_names_of_flips():
+    assert AugmentSettings(flip="random") == AugmentSettings(flip=True)
+    assert AugmentSettings(flip="random").model_dump(mode="json")["flip"] is True
+    with pytest.raises(ValueError, match="flip"):
+        AugmentSettings(flip="sometimes")
+    with pytest.raises(ValueError, match=r"flip alternating needs reader\.kind arrow"):
+        AugmentSettings(flip="alternating").check(channels=3, lane_rows=2, reader="petastorm")

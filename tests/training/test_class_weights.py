@@ -160,7 +160,7 @@ def test_evaluation_is_not_weighted(noise, tmp_path):
         with training.evaluator._split.batches() as batches:
             losses = [
                 torch.nn.functional.cross_entropy(model(images), labels, reduction="sum").item()
-                for images, labels in batches
+                for images, labels, _ in batches
             ]
     assert sum(losses) / 520 == pytest.approx(result.curve[-1].loss, rel=1e-5)
 

@@ -5,9 +5,10 @@ import torch
 from last_network import weights_after
 from ranks import run_ranks
 
+from pipeline.config.augment import AugmentSettings
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.model import ModelSettings
-from pipeline.config.training import AugmentSettings, TrainSettings
+from pipeline.config.training import TrainSettings
 from pipeline.data import load_manifest, plan
 from pipeline.data.loader import check_data
 from pipeline.distributed.worker import alone

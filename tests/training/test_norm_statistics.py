@@ -10,8 +10,9 @@ from torch import nn
 
 from models import build_model
 from models.norms.registry import NORMS, make_norm
+from pipeline.config.augment import AugmentSettings
 from pipeline.config.model import ModelSettings
-from pipeline.config.training import AugmentSettings, TrainSettings
+from pipeline.config.training import TrainSettings
 from pipeline.distributed.worker import alone
 from pipeline.training import checkpoint, norm_statistics
 from pipeline.training.assembly import assemble

@@ -1,5 +1,6 @@
 """Learning rate and momentum by step, and what decays."""
 
+import copy
 import math
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from torch import nn
 
 from pipeline.config.training import TrainSettings
-from pipeline.training.optimizer import Schedule, make_optimizer
+from pipeline.training.layerwise import LAMB, LARS
+from pipeline.training.optimizer import Schedule, load_optimizer, make_optimizer, set_rates
 
 
 def rates(steps=100, **train):
@@ -69,6 +71,68 @@ def test_vectors_do_not_decay():
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.5, 0)
     assert [p.ndim for p in decayed["params"]] == [4, 2]
     assert [p.ndim for p in kept["params"]] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW), ("lars", LARS), ("lamb", LAMB)]
+)
+def test_every_optimizer_leaves_vectors_without_decay_and_trust(name, kind):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    optimizer = make_optimizer(model, TrainSettings(optimizer=name, weight_decay=0.5))
+    assert type(optimizer) is kind
+    assert [(g["weight_decay"], {p.ndim > 1 for p in g["params"]}) for g in optimizer.param_groups] == [
+        (0.5, {True}), (0.0, {False}),
+    ]  # fmt: skip
+    assert [group.get("trust") for group in optimizer.param_groups] == {
+        "lars": [True, False],
+        "lamb": [True, False],
+    }.get(name, [None, None])
+
+
+@pytest.mark.parametrize(("name", "eps"), [("adamw", 1e-8), ("lamb", 1e-6)])
+def test_momentum_is_beta1_of_adams_kind(name, eps):
+    """So that one_cycle cycles it, too."""
+    optimizer = make_optimizer(nn.Linear(2, 2), TrainSettings(optimizer=name, momentum=0.8, beta2=0.99))
+    assert all((g["betas"], g["eps"]) == ((0.8, 0.99), eps) for g in optimizer.param_groups)
+    set_rates(optimizer, 0.3, 0.7)
+    assert all((g["lr"], g["betas"]) == (0.3, (0.7, 0.99)) for g in optimizer.param_groups)
+    given = make_optimizer(nn.Linear(2, 2), TrainSettings(optimizer=name, optimizer_eps=0.1))
+    assert {group["eps"] for group in given.param_groups} == {0.1}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "lamb"])
+def test_a_head_has_a_rate_of_its_own_all_the_way(name):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    train = TrainSettings(optimizer=name, learning_rate=0.1, head_learning_rate=0.5)
+    optimizer = make_optimizer(model, train, head={"1.weight", "1.bias"})
+    set_rates(optimizer, 0.05, 0.9)  # half way through a schedule
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert [rates[id(p)] for p in model.parameters()] == pytest.approx([0.05, 0.05, 0.25, 0.25])
+    other = make_optimizer(model, train, head={"1.weight", "1.bias"})
+    load_optimizer(other, optimizer.state_dict())
+    set_rates(other, 0.02, 0.9)
+    assert [group["lr"] for group in other.param_groups] == pytest.approx([0.02, 0.02, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "lamb"])
+def test_a_state_of_a_gpu_is_loaded_as_this_device_computes(name):
+    """What one kernel has updated there is updated by others here; counts of steps come along."""
+    model = nn.Linear(2, 2)
+    twin = copy.deepcopy(model)
+    optimizer, other = (make_optimizer(one, TrainSettings(optimizer=name)) for one in (model, twin))
+    for parameter, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        parameter.grad, theirs.grad = torch.ones_like(parameter), torch.ones_like(parameter)
+    optimizer.step()
+    twin.load_state_dict(model.state_dict())
+    state = copy.deepcopy(optimizer.state_dict())
+    load_optimizer(other, {**state, "param_groups": [{**g, "fused": True} for g in state["param_groups"]]})
+    assert all(not group["fused"] for group in other.param_groups if name in ("sgd", "adamw"))
+    other.step()
+    optimizer.step()
+    one, two = (each.state_dict()["state"] for each in (optimizer, other))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[n][key], two[n][key]) for n in one for key in one[n])
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
 
 
 @pytest.mark.parametrize(

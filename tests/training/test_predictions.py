@@ -15,8 +15,9 @@ from ranks import Killed, run_ranks
 from sklearn.metrics import recall_score
 
 from pipeline import storage
+from pipeline.config.augment import AugmentSettings
 from pipeline.config.model import ModelSettings
-from pipeline.config.training import AugmentSettings, CheckpointSettings, TrainSettings
+from pipeline.config.training import CheckpointSettings, TrainSettings
 from pipeline.data import load_manifest, reader
 from pipeline.data.shards import SplitFiles
 from pipeline.distributed.worker import alone

@@ -9,8 +9,9 @@ from ranks import fit_until, run_ranks
 from small_training import equal
 
 from pipeline import storage
+from pipeline.config.augment import AugmentSettings
 from pipeline.config.model import ModelSettings
-from pipeline.config.training import AugmentSettings, CheckpointSettings, TrainSettings
+from pipeline.config.training import CheckpointSettings, TrainSettings
 from pipeline.distributed.worker import alone
 from pipeline.telemetry.events import EventReader
 from pipeline.training import checkpoint, rank_state

@@ -10,8 +10,9 @@ import torch
 from last_network import evaluated_directly, weights_after
 from ranks import Killed, run_ranks
 
+from pipeline.config.augment import AugmentSettings
 from pipeline.config.model import ModelSettings
-from pipeline.config.training import AugmentSettings, CheckpointSettings, TrainSettings
+from pipeline.config.training import CheckpointSettings, TrainSettings
 from pipeline.data.manifest import DatasetError
 from pipeline.distributed.worker import alone
 from pipeline.telemetry.events import EventReader, metric_values

@@ -39,8 +39,10 @@ _TASK_BYTES, _TASK_FILES, _FEWEST_TASKS = 64 << 20, 4_000, 8
 _BATCH_BYTES = 16 << 20
 
 
-def open_folder(spark: SparkSession, settings: SourceSettings, *, known_classes: tuple[str, ...] | None) -> Source:
-    """List the folder and give every file its label.
+def open_folder(
+    spark: SparkSession, settings: SourceSettings, *, known_classes: tuple[str, ...] | None, labelled: bool = True
+) -> Source:
+    """List the folder and give every file its label, or none.
 
     Raises
     ------
@@ -52,19 +54,21 @@ def open_folder(spark: SparkSession, settings: SourceSettings, *, known_classes:
 
     root = storage.absolute(settings.path or "").rstrip("/")
     listing = _list(spark, root)
-    labelled = image_files(_with_labels(spark, listing, settings), settings)
+    files = image_files(_with_labels(spark, listing, settings), settings)
     first_folder = F.substring_index("path", "/", 1)
     split = split_column(first_folder) if settings.split_folders else F.lit(None).cast("string")
     everything = (
-        labelled.withColumn("id", F.xxhash64("path"))
+        files.withColumn("id", F.xxhash64("path"))
         .withColumn("split", split)
         .persist(StorageLevel.DISK_ONLY)  # listed once; counting and reading must see the same files
     )
     items, others = everything.where("is_item"), other_files(everything.where("not is_item"))
     totals = _totals(items, root, settings, others)
-    classes = settings.classes or known_classes or distinct_classes(items, F.col("label_name"))
-    if not classes:
-        raise SourceError(f"{root}: no image has a label; put each class into a folder of its own, or set `labels`")
+    classes: tuple[str, ...] = ()
+    if labelled:
+        classes = settings.classes or known_classes or distinct_classes(items, F.col("label_name"))
+        if not classes:
+            raise SourceError(f"{root}: no image has a label; put each class into a folder of its own, or set `labels`")
     numbered = items.withColumn("label", class_number(F.col("label_name"), classes)).select(
         "id", "split", "label", "path", "problem"
     )

@@ -21,6 +21,8 @@ def open_source(
     cache: str,
     *,
     base: Manifest | None = None,
+    labelled: bool = True,
+    first_id: int | None = None,
 ) -> Source:
     """Find the source and check what can be checked without reading its images.
 
@@ -29,6 +31,8 @@ def open_source(
     cache : folder for what has to be fetched
     base : the version of a dataset that is added to: numbered images go on from its last id, and labels that the
         settings do not name are looked up in its classes
+    first_id : of numbered images, where ``base`` does not say it
+    labelled : whether every image should have a label; without it none has one, and a table needs no column of them
 
     Raises
     ------
@@ -37,9 +41,9 @@ def open_source(
     """
     known_classes = base.classes if base else None
     if settings.kind == "folder":
-        return open_folder(spark, settings, known_classes=known_classes)
+        return open_folder(spark, settings, known_classes=known_classes, labelled=labelled)
     if settings.kind in ("table", "parquet", "delta"):
-        return open_table(spark, settings, known_classes=known_classes)
-    return open_record_files(
-        spark, settings, cache, first_id=sum(source.rows for source in base.sources) if base else 0
-    )
+        return open_table(spark, settings, known_classes=known_classes, labelled=labelled)
+    if first_id is None:
+        first_id = sum(source.rows for source in base.sources) if base else 0
+    return open_record_files(spark, settings, cache, first_id=first_id)

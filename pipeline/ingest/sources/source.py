@@ -37,6 +37,7 @@ class SourceError(ValueError):
 class Source:
     """What is known of a source before the Spark job reads its images.
 
+    classes : names, in the order of labels; none where the source was opened without labels
     rows : images by the split that the source gives them: "" where ingest splits them by a hash of the id,
         `NO_SPLIT` where they name none
     form : what a payload is: raw pixels of ``pixel_shape`` (C, H, W), the content of an image file, or Spark's struct
@@ -76,9 +77,12 @@ class Source:
 
 
 def class_number(label: Column, classes: tuple[str, ...]) -> Column:
-    """The place of a string label among the classes: null for null, -1 for one that is not there."""
+    """The place of a string label among the classes: null for null, and where there are no classes, -1 for one that is
+    not there."""
     from pyspark.sql import functions as F
 
+    if not classes:
+        return F.lit(None).cast("int")
     known = F.array(*[F.lit(name) for name in classes])
     return (F.array_position(known, label) - 1).cast("int")
 

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 SPARK_IMAGE = ("height", "width", "mode", "data")
 
 
-def open_table(spark: SparkSession, settings: SourceSettings, *, known_classes: tuple[str, ...] | None) -> Source:
+def open_table(
+    spark: SparkSession, settings: SourceSettings, *, known_classes: tuple[str, ...] | None, labelled: bool = True
+) -> Source:
     """Find the table and check its columns; its images are not read.
 
     Raises
@@ -43,8 +45,9 @@ def open_table(spark: SparkSession, settings: SourceSettings, *, known_classes: 
     from pyspark.sql import functions as F
 
     table = _table(spark, settings)
-    form = _check_columns(table, settings)
-    image, label = F.col(f"`{settings.image_column}`"), F.col(f"`{settings.label_column}`")
+    form = _check_columns(table, settings, labelled=labelled)
+    image = F.col(f"`{settings.image_column}`")
+    label = F.col(f"`{settings.label_column}`") if labelled else F.lit(None).cast("string")
     name, content = label_name(label), _content(image, form)
     too_large = F.coalesce(F.octet_length(content[-1]) > settings.max_image_bytes, F.lit(False))
     row_id = F.col(f"`{settings.id_column}`").cast("long") if settings.id_column else F.xxhash64(name, *content)
@@ -53,13 +56,15 @@ def open_table(spark: SparkSession, settings: SourceSettings, *, known_classes: 
     files, times = _files(table)
     # Where files say when images changed, their names and sizes stand for the images, which are not read twice.
     totals = _totals(table, settings, [name] if files else [name, *content])
-    classes = settings.classes or known_classes or distinct_classes(table, name)
-    if not classes:
+    classes: tuple[str, ...] = ()
+    if labelled:
+        classes = settings.classes or known_classes or distinct_classes(table, name)
+    if labelled and not classes:
         raise SourceError(f"{settings.path}: column {settings.label_column!r} is null or blank in every row")
     items = table.select(
         row_id.alias("id"),
         split.alias("split"),
-        _label_number(table, settings, label, classes).alias("label"),
+        (_label_number(table, settings, label, classes) if labelled else F.lit(None).cast("int")).alias("label"),
         F.when(~too_large, image).alias("payload"),  # what is too large is not handed to Python
         too_large.alias("too_large"),
         F.concat(F.lit(f"{settings.path}#"), row_id.cast("string")).alias("origin"),
@@ -117,10 +122,10 @@ def _table(spark: SparkSession, settings: SourceSettings) -> DataFrame:
     return table
 
 
-def _check_columns(table: DataFrame, settings: SourceSettings) -> Form:
+def _check_columns(table: DataFrame, settings: SourceSettings, *, labelled: bool) -> Form:
     """The form of the images, once every column is there and of a usable type."""
     types = {field.name: field.dataType for field in table.schema.fields}
-    wanted = {"image_column": settings.image_column, "label_column": settings.label_column,
+    wanted = {"image_column": settings.image_column, "label_column": settings.label_column if labelled else None,
               "id_column": settings.id_column, "split_column": settings.split_column}  # fmt: skip
     for setting, name in wanted.items():
         if name is not None and name not in types:
@@ -128,7 +133,7 @@ def _check_columns(table: DataFrame, settings: SourceSettings) -> Form:
                 f"{settings.path} has no column {name!r} (dataset.source.{setting}); it has {', '.join(types)}"
             )
     for setting, name, right in (
-        ("label_column", settings.label_column, ("string", "tinyint", "smallint", "int", "bigint")),
+        ("label_column", wanted["label_column"], ("string", "tinyint", "smallint", "int", "bigint")),
         ("id_column", settings.id_column, ("tinyint", "smallint", "int", "bigint")),
         ("split_column", settings.split_column, ("string",)),
     ):

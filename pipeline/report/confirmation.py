@@ -1,0 +1,151 @@
+"""The best trials of a search, trained again with new seeds -> which of them is taken, and what can be said of it."""
+
+from __future__ import annotations
+
+import statistics as numbers
+from collections.abc import Mapping, Sequence
+
+from pipeline.report import statistics
+from pipeline.report.comparison import ComparedRun, Difference, StudyRun, by
+from pipeline.report.differences import PredictionsOf, difference_of
+from pipeline.report.formats import signed
+from pipeline.report.significance import holm
+from pipeline.report.tuning import ConfirmedTrial, SeedScore, TestFigure, Tuning
+
+# Two-sided level of what is called certain, after the correction for the number of comparisons.
+LEVEL = 0.05
+
+
+def confirmed_trials(
+    runs: Sequence[StudyRun], searched: Mapping[int, float], predictions: PredictionsOf, judge: statistics.Judge
+) -> list[ConfirmedTrial]:
+    """The trials with what their new seeds show, the one with the best mean first; the others are compared with it.
+
+    Parameters
+    ----------
+    runs : every trial with every seed; the arm of a run is named after the number of its trial
+    searched : metric of each trial in the search, by its number
+    predictions : of these runs, by arm and seed
+    """
+    compared = by(statistics.with_targets(runs, runs[0].arm, None, judge), lambda run: run.arm)
+    order = sorted(compared, key=lambda arm: _rank(compared[arm]), reverse=True)
+    winner = order[0]
+    differences = {
+        arm: difference_of(compared[arm], compared[winner], predictions, judge.metric, judge.smallest_difference)
+        for arm in order[1:]
+    }
+    adjusted = _adjusted(differences)
+    return [_confirmed(int(arm), compared[arm], searched[int(arm)], adjusted.get(arm)) for arm in order]
+
+
+def _rank(runs: Sequence[ComparedRun]) -> tuple[int, float]:
+    """Trials that diverge or do not learn with a seed come after those that never do."""
+    return -sum(not run.is_healthy for run in runs), numbers.fmean(run.score for run in runs)
+
+
+def _adjusted(differences: Mapping[str, Difference | None]) -> dict[str, Difference]:
+    """The differences that are known, with p-values corrected for their number, after Holm (1979)."""
+    known = {arm: each for arm, each in differences.items() if each is not None}
+    tested = {arm: each.p_value for arm, each in known.items() if each.p_value is not None}
+    p_values = dict(zip(tested, holm(list(tested.values())), strict=True))
+    return {arm: each.model_copy(update={"p_adjusted": p_values.get(arm)}) for arm, each in known.items()}
+
+
+def _confirmed(
+    number: int, runs: Sequence[ComparedRun], searched: float, difference: Difference | None
+) -> ConfirmedTrial:
+    scores = [run.score for run in runs]
+    return ConfirmedTrial(
+        number=number,
+        searched_score=searched,
+        runs=tuple(SeedScore(seed=run.seed, score=run.score, diverged=run.diverged, run_id=run.run_id) for run in runs),
+        mean=numbers.fmean(scores),
+        std=numbers.stdev(scores) if len(scores) > 1 else None,
+        **({} if difference is None else {"difference": difference}),
+    )
+
+
+def test_figure(split: str, runs: Sequence[SeedScore]) -> TestFigure:
+    """The winner's runs on the split that judges, as one figure."""
+    scores = [run.score for run in runs]
+    std = numbers.stdev(scores) if len(scores) > 1 else None
+    return TestFigure(split=split, runs=tuple(runs), mean=numbers.fmean(scores), std=std)
+
+
+def verdict_of(tuning: Tuning) -> list[str]:
+    """What a search has found and how sure that is, as sentences."""
+    metric = tuning.metric.replace("_", " ")
+    searched = tuning.trial(tuning.winner).score
+    if not tuning.confirmed:
+        return [
+            f"Trial {tuning.winner} was the best of {len(tuning.trials)}: {metric} {_percent(searched)} on the "
+            f"{tuning.search_on} split. It was not confirmed with other seeds (tune.confirm is 0): chance may have "
+            "chosen it, and the figure flatters it."
+        ]
+    winner, *others = tuning.confirmed
+    seeds = f"{len(winner.runs)} new seed{'s' if len(winner.runs) != 1 else ''}"
+    first = (
+        f"Trial {winner.number} is taken: {metric} {_with_std(winner.mean, winner.std)} on the {tuning.search_on} "
+        f"split with {seeds}."
+    )
+    flattered = (
+        f"In the search it had {_percent(winner.searched_score)}, "
+        f"{signed(100 * (winner.searched_score - winner.mean))} points against that: the best of {len(tuning.trials)} "
+        "figures flatters."
+    )
+    sentences = [first, *_against(tuning, others), flattered]
+    if tuning.test is not None:
+        sentences.append(
+            f"On the {tuning.test.split} split, by which nothing was chosen, it has "
+            f"{_with_std(tuning.test.mean, tuning.test.std)} ({seeds})."
+        )
+    return sentences
+
+
+def _against(tuning: Tuning, others: Sequence[ConfirmedTrial]) -> list[str]:
+    """How sure it is that the winner is better than the other trials that were trained again."""
+    if not others:
+        return ["No other trial was trained again: whether it is better than the next cannot be told."]
+    behind = [each for each in others if _is_behind(each)]
+    if len(behind) == len(others):
+        return [f"It is better than {_named(others)}, the next best, beyond what seeds and images explain."]
+    tied = [each for each in others if not _is_behind(each)]
+    sentences = [
+        f"It was chosen among noise: it cannot be told from {_named(tied)}, whose differences from it are "
+        f"{'; '.join(map(_difference, tied))}."
+    ]
+    if behind:
+        sentences.append(f"It is better than {_named(behind)}.")
+    return sentences
+
+
+def _is_behind(trial: ConfirmedTrial) -> bool:
+    difference = trial.difference
+    if difference is None:  # no seed has two sound runs
+        return all(run.diverged for run in trial.runs)
+    return difference.mean < 0 and difference.p_adjusted is not None and difference.p_adjusted <= LEVEL
+
+
+def _named(trials: Sequence[ConfirmedTrial]) -> str:
+    names = [str(each.number) for each in trials]
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"trial{'s' if len(names) != 1 else ''} {listed}"
+
+
+def _difference(trial: ConfirmedTrial) -> str:
+    found, diverged = trial.difference, sum(run.diverged for run in trial.runs)
+    fallen = f", diverged with {diverged} of {len(trial.runs)} seeds" if diverged else ""
+    if found is None:
+        return f"not known{fallen}"
+    ends = ""
+    if found.low is not None and found.high is not None:
+        ends = f" [{signed(100 * found.low)}, {signed(100 * found.high)}]"
+    return f"{signed(100 * found.mean)} points{ends}{fallen}"
+
+
+def _percent(score: float | None) -> str:
+    return "unknown" if score is None else f"{100 * score:.2f}%"
+
+
+def _with_std(mean: float, std: float | None) -> str:
+    return _percent(mean) if std is None else f"{_percent(mean)} ± {100 * std:.2f}"

@@ -1,0 +1,138 @@
+"""A search's verdict, page and figures."""
+
+import csv
+import re
+from html.parser import HTMLParser
+
+import pytest
+from small_tunings import SPACE, tuning_of
+
+from pipeline.report.confirmation import verdict_of
+from pipeline.report.figures.tune import figures_of
+from pipeline.report.tune_page import render
+from pipeline.report.tuning import Tuning
+
+
+@pytest.fixture(scope="module")
+def tuning():
+    return tuning_of()
+
+
+def test_the_winner_is_the_best_with_new_seeds_and_not_the_best_of_the_search():
+    """With seeds that lie far apart, the one that was first in the search is not always first again."""
+    winners = set()
+    for seeds in (2, 3, 4):
+        found = tuning_of(seeds=seeds, seed_deviation=0.02)
+        means = [each.mean for each in found.confirmed]
+        assert found.winner == found.confirmed[0].number
+        assert means == sorted(means, reverse=True)
+        winners.add(found.winner == max(found.complete, key=lambda trial: trial.score).number)
+    assert False in winners
+
+
+def test_a_choice_among_noise_is_called_so(tuning):
+    text = " ".join(tuning.verdict)
+    assert "It was chosen among noise: it cannot be told from trial" in text
+    assert re.search(r"[−+]\d\.\d\d points \[[−+]\d+\.\d\d, [−+]\d+\.\d\d\]", text)
+    assert "figures flatters" in text
+    assert text.count("test split") == 1
+
+
+def test_a_winner_beyond_chance_is_called_so():
+    clear = tuning_of(seed_deviation=1e-6)
+    text = " ".join(clear.verdict)
+    assert "It is better than trials" in text
+    assert "noise" not in text
+    for other in clear.confirmed[1:]:
+        assert other.difference.p_adjusted <= 0.05
+        assert other.difference.p_adjusted >= other.difference.p_value
+
+
+def test_a_trial_that_diverges_with_a_seed_does_not_win_and_it_is_said(tuning):
+    winner, second, *rest = tuning.confirmed
+    run = second.runs[0].model_copy(update={"diverged": True})
+    fallen = second.model_copy(update={"runs": (run, *second.runs[1:])})
+    text = " ".join(verdict_of(tuning.model_copy(update={"confirmed": (winner, fallen, *rest)})))
+    assert "diverged with 1 of 3 seeds" in text
+
+
+def test_without_a_confirmation_nothing_is_said_of_the_test_split():
+    text = " ".join(tuning_of(confirm=0).verdict)
+    assert "was not confirmed with other seeds" in text
+    assert "test split" not in text
+    assert "chance may have chosen it" in text
+
+
+def test_one_confirmed_trial_and_one_seed():
+    text = " ".join(tuning_of(confirm=1, seeds=1).verdict)
+    assert "with 1 new seed." in text
+    assert "No other trial was trained again" in text
+
+
+def test_the_result_is_read_back(tuning):
+    assert Tuning.model_validate_json(tuning.model_dump_json(exclude_unset=True)) == tuning
+
+
+class _Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.scripts = [], [], 0
+
+    def handle_starttag(self, tag, _):
+        self.scripts += tag == "script"
+        if tag not in ("meta", "br", "path", "use", "line"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.mark.parametrize("confirm", [0, 1, 3])
+def test_the_page_is_whole_and_needs_nothing_else(confirm):
+    made = tuning_of(confirm=confirm)
+    page = render(made)
+    tags = _Tags()
+    tags.feed(page)
+    assert (tags.open, tags.scripts) == ([], 0)
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', page)
+    text = "".join(tags.text)
+    for line in made.verdict:
+        assert line in text
+    for name, words in made.space.items():
+        assert name in text
+        assert words in text
+    assert "Every trial" in text
+    assert text.count("diverged") >= sum(trial.state == "diverged" for trial in made.trials)
+
+
+def test_the_figures_are_drawn_from_their_numbers(tuning):
+    drawings = {drawing.name: drawing for drawing in figures_of(tuning)}
+    assert set(drawings) == {"history", "curves", "importance", "slices", "norm_settings"}
+    for drawing in drawings.values():
+        assert drawing.png().startswith(b"\x89PNG")
+        assert "<svg" in drawing.svg()
+    rows = list(csv.DictReader(drawings["slices"].csv().splitlines()))
+    assert {row["setting"] for row in rows} == set(SPACE)
+    of_eps = {int(row["trial"]) for row in rows if row["setting"] == "model.norm_eps"}
+    assert of_eps == {trial.number for trial in tuning.trials if trial.values["model.norm"] == "batch"}
+    norms = list(csv.DictReader(drawings["norm_settings"].csv().splitlines()))
+    assert {(row["norm_setting"], row["setting"]) for row in norms} == {
+        (norm, other)
+        for norm in SPACE
+        if norm.startswith("model.norm")
+        for other in ("train.learning_rate", "train.batch_size")
+    }
+    curves = list(csv.DictReader(drawings["curves"].csv().splitlines()))
+    assert len(curves) == sum(len(trial.curve) for trial in tuning.trials)
+
+
+def test_what_there_is_no_data_for_is_not_drawn(tuning):
+    few = tuning.model_copy(update={"importance": {}, "space": {"train.momentum": "0.1 to 0.9"}})
+    plain = few.model_copy(update={"trials": tuple(
+        trial.model_copy(update={"values": {"train.momentum": 0.5}, "curve": trial.curve[:1]}) for trial in few.trials
+    )})  # fmt: skip
+    assert [drawing.name for drawing in figures_of(plain)] == ["history", "slices"]
