@@ -238,7 +238,7 @@ def cut_off(monkeypatch, calls: int):
     return left
 
 
-@pytest.mark.parametrize("calls", [pytest.param(n, marks=[] if n in (12, 20) else pytest.mark.slow) for n in range(45)])
+@pytest.mark.parametrize("calls", [pytest.param(n, marks=[] if n in (12, 20) else pytest.mark.slow) for n in range(63)])
 def test_what_was_cut_off_ends_whole_when_it_is_called_again(settings, monkeypatch, calls):
     """Before every single call to MLflow, of a first champion and of one that takes its place."""
     second = as_train(settings, max_accuracy_drop=0.99, significance=1e-9, max_latency_ratio=None)
@@ -258,7 +258,7 @@ def test_what_was_cut_off_ends_whole_when_it_is_called_again(settings, monkeypat
     assert [found[number]["sparknorm.decision"] for number in "12"] == ["first", "promoted"]
 
 
-@pytest.mark.parametrize("calls", [pytest.param(n, marks=[] if n == 5 else pytest.mark.slow) for n in range(12)])
+@pytest.mark.parametrize("calls", [pytest.param(n, marks=[] if n == 5 else pytest.mark.slow) for n in range(17)])
 def test_a_rollback_that_was_cut_off_is_finished_and_not_turned_round(settings, monkeypatch, calls):
     register(settings)
     register(as_train(settings, max_accuracy_drop=0.99, significance=1e-9, max_latency_ratio=None))
