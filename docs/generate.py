@@ -31,6 +31,7 @@ def write_pages(folder: Path) -> None:
         "settings": reference_page(),
         "commands": command_line(),
         "comparison": json_schema("pipeline.report", "Comparison", "comparison.json"),
+        "registration": json_schema("pipeline.report", "Registration", "register.json"),
         "tuning": json_schema("pipeline.report", "Tuning", "tune.json"),
         "manifest": json_schema("pipeline.data", "Manifest", "manifest.json"),
         "api": python_api(),

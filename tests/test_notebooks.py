@@ -80,6 +80,12 @@ def test_from_files_to_report(spark, idx_folder, tmp_path):
     names, shown = run("03_compare.py", spark, chosen)
     assert {arm.arm for arm in names["comparison"].arms} == {"none", "batch"}
     assert shown[0].lstrip().startswith("<!doctype html>")
+    # The fourth: the winner, in a registered model of the store that the settings name.
+    chosen["model"] = "halves"
+    names, shown = run("04_tune_register_score.py", spark, chosen)
+    assert (names["registration"].model, names["registration"].version) == ("halves", "1")
+    assert names["registration"].origin.comparison_run
+    assert "halves, version 1" in shown[0]
     # The fifth: an own network as it is and with two norms, its file sent by the session that is there already.
     own = {"model.norm": "'[keep, group]'", "compare.seeds": "'[0]'", "train.learning_rate": "'[0.1]'"}
     chosen["overrides"] = " ".join(f"{key}={value}" for key, value in {**overrides, **own}.items())
@@ -121,6 +127,6 @@ def test_defaults_point_at_a_file_that_is_there(path):
         assert (NOTEBOOKS / dbutils.widgets.get("files")).is_file()
 
 
-def test_there_are_four():
-    names = ["01_ingest.py", "02_train.py", "03_compare.py", "05_your_network.py"]
+def test_there_are_five():
+    names = ["01_ingest.py", "02_train.py", "03_compare.py", "04_tune_register_score.py", "05_your_network.py"]
     assert [path.name for path in sorted(NOTEBOOKS.glob("*.py"))] == names

@@ -18,9 +18,9 @@ def check_model_name(name: str) -> str:
         No registry takes it.
     """
     parts = name.split(".")
-    if not name.strip() or set(name) & set("/:\\@") or not all(part.strip() for part in parts):
+    if not name.strip() or set(name) & set("/:\\@'") or not all(part.strip() for part in parts):
         raise ValueError(
-            f"{name!r} cannot be the name of a registered model: write it without /, :, \\ and @, in Unity Catalog as "
+            f"{name!r} cannot be the name of a registered model: write it without / : \\ @ and ', in Unity Catalog as "
             "catalog.schema.model"
         )
     return name

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config import weights_text
 from pipeline.config.frozen import FrozenModel
 
+LogModels = Literal["none", "final", "evaluated"]
+
 # Seeds of the first look of `seeds: auto`: fewer say next to nothing about their spread.
 FIRST_LOOK = 3
 _WEIGHTS = "train.class_weights"
@@ -129,6 +131,12 @@ class TrackingSettings(FrozenModel):
     )
     experiment: str = Field("sparknorm", min_length=1, description="MLflow experiment of the runs, made where absent")
     artifacts: str = Field("runs/mlartifacts", description="artifact root of a new experiment in a local store")
+    log_models: LogModels = Field(
+        "final",
+        description="models that a run gets in MLflow, with metrics linked to model and dataset; final: the network "
+        "that the training ends with, and its weights; evaluated: also each evaluated state with its step, the last "
+        "100 and the best, which is tagged, without weights but for those in kept checkpoints; none: no model",
+    )
     system_metrics: bool = Field(True, description="let MLflow sample CPU, memory and disk of the driver")
     outage_seconds: float = Field(
         120, ge=0, description="seconds to wait at the start or end of a run for a tracking server that is down"

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.cluster import elastic
 from pipeline.cluster.errors import PrunedError, StoppedError
-from pipeline.config.import_path import is_import_path
 from pipeline.config.settings import Settings
+from pipeline.config.study import LogModels
 from pipeline.data.manifest import Manifest
 from pipeline.driver import checks
 from pipeline.driver.early_end import EarlyEnd
 from pipeline.driver.lease import Lease
 from pipeline.driver.record import Record, finished_record, unfinished_record
 from pipeline.driver.slots import TrainingSlot
+from pipeline.driver.trained_model import log_models
 from pipeline.report.comparison import TrialResult
 from pipeline.report.confusion import MOST_CLASSES
 from pipeline.telemetry import Event, heartbeat
@@ -68,7 +69,7 @@ def run_trial(
     ----------
     name, tags : of the MLflow run; the trial and its progress bar have the same name
     parent : id of the MLflow run that this is a part of
-    log_model : whether MLflow gets the trained network
+    log_model : whether MLflow gets the models that ``tracking.log_models`` asks for
     slot : held while it trains; None where nothing else trains
     manifest : of the dataset, where it is loaded already, and has decided what was ``auto``
     hook : what every rank calls at the moments that `pipeline.training.hooks` documents
@@ -102,7 +103,7 @@ def run_trial(
             run.log_dataset(manifest, settings.dataset.path, context="training")
             trained = _train(spark, settings, job, run, name, slot.stop, early_end)
             training.close()  # what is left to do needs no worker
-            result = _log_end(run, trial, trained, manifest, log_model=log_model)
+            result = _log_end(run, trial, trained, manifest, settings.tracking.log_models if log_model else "none")
         return _preserve(record, result, cycle)
 
 
@@ -263,12 +264,12 @@ def _launch(
 
 
 def _log_end(
-    run: TrackedRun, trial: BegunTrial, trained: TrainResult, manifest: Manifest, *, log_model: bool
+    run: TrackedRun, trial: BegunTrial, trained: TrainResult, manifest: Manifest, which: LogModels
 ) -> TrialResult:
     """Log the result and, unless MLflow has it or the training diverged, the network."""
     result = _log_result(run, trial.job, trained, manifest.classes)
-    if log_model and not result.diverged and not trial.record.content.model:
-        _log_model(run, trial, manifest)
+    if which != "none" and not result.diverged and not trial.record.content.model:
+        log_models(run, trial, result, manifest, which)
     return result
 
 
@@ -302,26 +303,3 @@ def recall_metrics(recall: Sequence[float | None], classes: Sequence[str]) -> di
         f"recall/{number:02d} {name}".rstrip(): share
         for number, (name, share) in enumerate(zip(names, recall, strict=True))
     }
-
-
-def _log_model(run: TrackedRun, trial: BegunTrial, manifest: Manifest) -> None:
-    import torch
-
-    from pipeline.training import checkpoint
-    from pipeline.training.network import network_for
-    from pipeline.training.own_network import export_problem
-
-    checkpoints = storage.join(trial.job.folder, "checkpoints")
-    state = checkpoint.load_newest(checkpoints, identity=trial.identity, device=torch.device("cpu"))
-    if state is None:
-        raise checkpoint.CheckpointError(f"{checkpoints} has no whole checkpoint after training")
-    model = network_for(trial.job.model, manifest)
-    model.load_state_dict(state["model"])
-    if is_import_path(trial.job.model.network) and (reason := export_problem(model.eval(), manifest.image.shape)):
-        log.warning(
-            "%s cannot be logged to MLflow, since torch.export cannot follow it: %s; its checkpoint is in %s",
-            trial.job.model.network, reason, checkpoints,
-        )  # fmt: skip
-        return
-    run.log_model(model.eval(), manifest.image.shape)
-    trial.record.update(model=True)

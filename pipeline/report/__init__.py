@@ -1,4 +1,4 @@
-"""A comparison or a search as typed data, and as a page with a verdict, tables and figures. No Spark, no MLflow."""
+"""A comparison, a search or a registration as typed data, and as a page of tables and figures. No Spark, no MLflow."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.report.comparison import Comparison
     from pipeline.report.page import render
+    from pipeline.report.registration import Registration
     from pipeline.report.tuning import Tuning
 
-__all__ = ["Comparison", "Tuning", "render"]
+__all__ = ["Comparison", "Registration", "Tuning", "render"]
 
-_MODULES = {"Comparison": "comparison", "Tuning": "tuning", "render": "page"}
+_MODULES = {"Comparison": "comparison", "Registration": "registration", "Tuning": "tuning", "render": "page"}
 
 
 def __getattr__(name: str) -> Any:  # `page` imports matplotlib and jinja2, which a driver may not have

@@ -48,7 +48,7 @@ def finish_promotion(registry: Registry, version: Version) -> None:
 
 
 def roll_back(registry: Registry) -> tuple[Version, Version]:
-    """Let champion and previous champion change places; done again, they change back.
+    """Let champion and previous champion change places; done again, they change back, but not before `end_rollback`.
 
     Returns
     -------
@@ -75,8 +75,13 @@ def roll_back(registry: Registry) -> tuple[Version, Version]:
     registry.set_alias(PREVIOUS, fallen.number)
     registry.tag(fallen.number, {DECISION: ROLLED_BACK, HISTORY: history(fallen, f"rolled back to {back.number}")})
     registry.tag(back.number, {DECISION: "promoted", HISTORY: history(back, f"champion again after {fallen.number}")})
-    registry.untag(fallen.number, _ROLLING_BACK_TO)
     return fallen, back
+
+
+def end_rollback(registry: Registry, fallen: Version) -> None:
+    """Called once the result is written: a process that dies before has its rollback finished, and not turned round, by
+    the next."""
+    registry.untag(fallen.number, _ROLLING_BACK_TO)
 
 
 def history(version: Version, event: str) -> str:

@@ -40,8 +40,14 @@ def reference_of(network: nn.Module, images: torch.Tensor, labels: torch.Tensor)
     return Reference(images, labels, logits_of(network, images))
 
 
-def write_checked(name: str, network: nn.Module, reference: Reference) -> tuple[bytes, ExportedFile]:
+def write_checked(
+    name: str, network: nn.Module, reference: Reference, *, remedy: str | None = None
+) -> tuple[bytes, ExportedFile]:
     """Write a network in the format of this name, load it again, and compare what it gives with the reference.
+
+    Parameters
+    ----------
+    remedy : what to do if the network cannot be written so; None: leave the format out of an export
 
     Raises
     ------
@@ -55,8 +61,8 @@ def write_checked(name: str, network: nn.Module, reference: Reference) -> tuple[
     except Exception as error:  # of many kinds, by whatever a network of one's own does
         text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise ExportError(
-            f"the network cannot be written as {form.file}: {type(error).__name__}: {text}; leave {name} out of "
-            "export.formats, or change what the network does there"
+            f"the network cannot be written as {form.file}: {type(error).__name__}: {text}; "
+            f"{remedy or f'leave {name} out of export.formats, or change what the network does there'}"
         ) from error
     logits = logits_of(form.load(content), reference.images)
     exported = ExportedFile(

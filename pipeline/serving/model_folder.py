@@ -40,7 +40,8 @@ def write_model_folder(trained: Trained, settings: Settings, folder: str) -> Ser
     manifest = trained.manifest
     images, labels = first_images(trained, COMPARED_IMAGES)
     folded = fold_norms(trained.network, settings.export)
-    content, exported = write_checked("pt2", folded.model, reference_of(trained.network, images, labels))
+    reference = reference_of(trained.network, images, labels)
+    content, exported = write_checked("pt2", folded.model, reference, remedy="change what the network does there")
     served = ServedModel(
         format=1,
         name=trained.name,

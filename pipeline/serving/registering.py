@@ -44,14 +44,16 @@ def register(settings: Settings) -> Registration:
         MLflow was down for ``tracking.outage_seconds``, or refuses a call. What was begun is finished by the next call.
     """
     from pipeline.serving.winner import find_candidate
+    from pipeline.tracking.registry import Registry
 
-    registry = _open(settings)
+    name = _begin(settings)
     candidate = find_candidate(settings)
+    registry = Registry(settings.tracking, settings.registry.uri, name)
     champion = registry.holder(CHAMPION)
     loaded, notes = _load_champion(registry, champion, candidate)
     known = registry.versions(_TRAINING, candidate.origin.training, run_id=candidate.origin.run_id)
     version = known[0] if known else _add(registry, candidate, settings)
-    if settled := _settled(registry, version, champion, candidate.origin):
+    if settled := _settled(registry, version, champion, candidate.origin, gated=settings.registry.gate):
         return _publish(registry, settings, settled)
     if champion is None or champion.number != version.number:
         registry.set_alias(CHALLENGER, version.number)
@@ -78,10 +80,15 @@ def rollback(settings: Settings) -> Registration:
     TrackingError
         MLflow was down for ``tracking.outage_seconds``, or refuses a call.
     """
-    registry = _open(settings)
+    from pipeline.tracking.registry import Registry
+
+    name = _begin(settings)
+    registry = Registry(settings.tracking, settings.registry.uri, name)
     fallen, back = aliases.roll_back(registry)
     why = (f"Version {back.number} is the champion again; version {fallen.number} has the alias previous.",)
-    return _publish(registry, settings, _registration(registry, fallen, "rolled back", why, before=fallen))
+    made = _publish(registry, settings, _registration(registry, fallen, "rolled back", why, before=fallen))
+    aliases.end_rollback(registry, fallen)
+    return made
 
 
 def model_name(settings: Settings) -> str:
@@ -98,13 +105,13 @@ def model_name(settings: Settings) -> str:
         raise SettingsError(f"name {error}; or set registry.model") from None
 
 
-def _open(settings: Settings) -> Registry:
-    from pipeline.tracking.registry import Registry
-
+def _begin(settings: Settings) -> str:
+    """The name of the registered model. What an earlier call has left is removed: if this one fails, it must not look
+    like its own."""
     name = model_name(settings)
-    for file in (FILE, PAGE):  # if this call fails, an earlier result must not look like its own
+    for file in (FILE, PAGE):
         storage.remove(storage.join(settings.output, file))
-    return Registry(settings.tracking, settings.registry.uri, name)
+    return name
 
 
 def _load_champion(
@@ -129,9 +136,7 @@ def _add(registry: Registry, candidate: Candidate, settings: Settings) -> Versio
         packaged, _ = package(candidate.trained, candidate.settings, origin.training, Path(local))
         model_id = log_served_model(packaged, settings.tracking.outage_seconds)
     facts = {f"sparknorm.{name}": str(value) for name, value in origin.model_dump(exclude_none=True).items()}
-    version = registry.add(model_id, {STATUS: PENDING, **facts})
-    registry.describe(version.number, _description(origin))
-    return version
+    return registry.add(model_id, {STATUS: PENDING, **facts}, _description(origin))
 
 
 def _description(origin: TrainingOrigin) -> str:
@@ -142,16 +147,19 @@ def _description(origin: TrainingOrigin) -> str:
 
 
 def _settled(
-    registry: Registry, version: Version, champion: Version | None, origin: TrainingOrigin
+    registry: Registry, version: Version, champion: Version | None, origin: TrainingOrigin, *, gated: bool
 ) -> Registration | None:
-    """What there is to say of a version about which nothing is to be decided; what was begun of it is finished."""
+    """What there is to say of a version about which nothing is to be decided; what was begun of it is finished.
+
+    gated : whether what a person has taken back stays so
+    """
     if champion is not None and champion.number == version.number:
         begun = version.tags.get(STATUS) != DONE
         aliases.finish_promotion(registry, version)
         what = "An earlier call had made it the champion, and is finished now." if begun else "It is the champion."
         return _registration(registry, version, "unchanged", (what,), before=champion, origin=origin)
-    if version.tags.get(DECISION) == ROLLED_BACK:
-        what = "It was rolled back: `sparknorm register --rollback` once more makes it the champion again."
+    if gated and version.tags.get(DECISION) == ROLLED_BACK:
+        what = "It was rolled back, so it does not become the champion again unless registry.gate is false."
         return _registration(registry, version, "unchanged", (what,), before=champion, origin=origin)
     return None
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from pipeline import storage
 from pipeline.cluster.connect import import_from
+from pipeline.config.secrets import mask
 from pipeline.config.settings import Settings
 from pipeline.data import Manifest
 from pipeline.driver import checks
@@ -68,7 +69,7 @@ def _of_comparison(settings: Settings, path: str) -> Candidate:
     run = _run_of(comparison, arm, settings.registry.run)
     own = _settings_of(settings, comparison, run)
     trained = _load(own, manifest, run)
-    parent, report = comparison.mlflow.parent_run_id, storage.join(storage.absolute(settings.output), PAGE)
+    parent, report = comparison.mlflow.parent_run_id, mask(storage.join(storage.absolute(settings.output), PAGE))
     origin = _origin(trained, "comparison", _why(comparison, arm, run, settings.registry.run))
     return Candidate(
         trained,

@@ -37,6 +37,7 @@ _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 TABLES_SECONDS = 120.0
 os.environ.setdefault(TIMEOUT, CALL_SECONDS)
 os.environ.setdefault(_RETRIES, "1")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for a result's path
 
 _uploads: list[int] = []  # the threads that do it now

@@ -62,12 +62,12 @@ class Registry:
             mlflow.set_tracking_uri(tracking.uri)
             open_database(tracking.uri)
             if uri is not None:
-                mlflow.set_registry_uri(uri)
                 open_database(uri)
         except (MlflowException, OSError) as error:
             name, place = ("tracking.uri", tracking.uri) if uri is None else ("registry.uri", uri)
             raise TrackingError(f"{name} {mask(place)} cannot be used: {reason(error)}") from error
-        self._client = mlflow.MlflowClient()
+        # Not MLflow's own setting, which would stay for all that comes later in this process.
+        self._client, self._uri = mlflow.MlflowClient(registry_uri=uri), uri
 
     @property
     def address(self) -> str:
@@ -121,8 +121,12 @@ class Registry:
         get = partial(self._client.get_model_version, self.model, number)
         return _version(self._call(f"get version {number} of {self.model}", get))
 
-    def add(self, model_id: str, tags: Mapping[str, str]) -> Version:
+    def add(self, model_id: str, tags: Mapping[str, str], description: str = "") -> Version:
         """Make a LoggedModel a version, which has its tags from the beginning; the registered model is made if absent.
+
+        Parameters
+        ----------
+        description : in Markdown
 
         Raises
         ------
@@ -135,19 +139,17 @@ class Registry:
         except RefusedError as error:
             if _code(error.__cause__) not in _EXISTS:
                 raise
+        create = partial(
+            self._client.create_model_version,
+            self.model,
+            f"models:/{model_id}",
+            tags={key: _fitting(value) for key, value in tags.items()},
+            description=mask(description),
+            model_id=model_id,
+        )
         with time_to_upload():  # Unity Catalog copies the files
-            made = self._call(
-                f"register a version of {self.model}",
-                lambda: mlflow.register_model(
-                    f"models:/{model_id}", self.model, tags={key: _fitting(value) for key, value in tags.items()}
-                ),
-            )
+            made = self._call(f"register a version of {self.model}", create)
         return self.version(str(made.version))
-
-    def describe(self, number: str, text: str) -> None:
-        """Give a version a description, in Markdown."""
-        change = partial(self._client.update_model_version, self.model, number, mask(text))
-        self._call("describe the version", change)
 
     def tag(self, number: str, tags: Mapping[str, str]) -> None:
         """Set tags of a version, in their order."""
@@ -176,7 +178,9 @@ class Registry:
     def download(self, number: str, folder: Path) -> Path:
         """Copy the files of a version into a folder of a local disk, and return where they are."""
         uri = f"{self.address}/{number}"
-        get = partial(mlflow.artifacts.download_artifacts, artifact_uri=uri, dst_path=str(folder))
+        get = partial(
+            mlflow.artifacts.download_artifacts, artifact_uri=uri, dst_path=str(folder), registry_uri=self._uri
+        )
         with time_to_upload():
             return Path(self._call(f"download {uri}", get))
 

@@ -58,6 +58,11 @@ def _is_metric_name(key: str) -> bool:
     return bool(re.fullmatch(r"[\w\-. /:]{1,250}", key)) and posixpath.normpath(key) == key and key[0] not in "./"
 
 
+def dataset_digest(manifest: Manifest) -> str:
+    """The digest of a dataset as MLflow takes it, which is short."""
+    return manifest.digest.removeprefix("sha256:")[:_DIGEST_LENGTH]
+
+
 class TrackedRun:
     """One open MLflow run.
 
@@ -160,8 +165,7 @@ class TrackedRun:
     def log_dataset(self, manifest: Manifest, path: str, context: str) -> None:
         """Log the dataset's name, digest and place as the run's input; MLflow cuts digests, so a tag has it whole."""
         source = json.dumps({"uri": mask(storage.absolute(path))})
-        digest = manifest.digest.removeprefix("sha256:")[:_DIGEST_LENGTH]
-        entry = Dataset(name=manifest.name, digest=digest, source_type="local", source=source)
+        entry = Dataset(name=manifest.name, digest=dataset_digest(manifest), source_type="local", source=source)
         tags = [InputTag("mlflow.data.context", context)]
         inputs = [DatasetInput(entry, tags)]
 
@@ -174,8 +178,9 @@ class TrackedRun:
         self._call("log the dataset", log)
         self.log_summary({"dataset_digest": manifest.digest})
 
-    def log_model(self, model: torch.nn.Module, image_shape: tuple[int, int, int]) -> None:
-        """Log the trained model, uint8 images to logits, with signature and input example, as an exported graph.
+    def log_model(self, model: torch.nn.Module, image_shape: tuple[int, int, int], *, step: int = 0) -> str:
+        """Log the trained model, uint8 images to logits, with signature and input example, as an exported graph, and
+        return its id. It is the model of ``step`` optimizer steps.
 
         The `torch.export` format holds no pickled code and needs none of this package to be loaded.
         """
@@ -190,16 +195,23 @@ class TrackedRun:
             params = self._call("read params", lambda: self._client.get_run(self.run_id).data.params)
             # It is made once, and a store that fails later gets the same one again.
             begin = partial(mlflow.initialize_logged_model, "model", self.run_id, params=params)
+            model_id = self._call("begin a model", begin).model_id
             store = partial(
                 mlflow.pytorch.log_model,
                 model,
-                model_id=self._call("begin a model", begin).model_id,
+                model_id=model_id,
+                step=step,
                 signature=infer_signature(example, logits),
                 input_example=example,
                 pip_requirements=versions,
                 serialization_format="pt2",
             )
             self._call("store the model", store)
+        return model_id
+
+    def call(self, what: str, call: Callable[[], Answer]) -> Answer:
+        """The answer to a call of MLflow's client about this run, made as this class makes its own."""
+        return self._call(what, call)
 
     def require_ownership(self, *, lately: bool = False) -> None:
         """Raise NotOwnerError where another process goes on with the run. ``lately`` is that of `Ownership.holds`."""

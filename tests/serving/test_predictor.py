@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from small_models import photo, write_model
 
 from pipeline.data import reasons
 from pipeline.data.codec import BadImageError, decode_stored
-from pipeline.ingest.images import from_file
+from pipeline.data.manifest import Preparation
+from pipeline.ingest.images import ImageSpec, from_file
 from pipeline.serving import Predictor
-from pipeline.serving.served import ServedModelError
+from pipeline.serving.served import ServedImage, ServedModelError
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +119,10 @@ def test_a_folder_that_holds_no_model(made, tmp_path):
     (tmp_path / "network.pt2").write_bytes((made[0] / "network.pt2").read_bytes()[:-1])
     with pytest.raises(ServedModelError, match=r"network.pt2 is not what served.json says: it was cut or changed"):
         Predictor.load(tmp_path)
+
+
+def test_all_that_ingest_decides_of_an_image_is_known_to_the_model():
+    """What is added to one of the three and not to the others would be another preprocessing."""
+    decided = {field.name for field in fields(ImageSpec)} | {"max_bytes"}
+    assert set(ServedImage.model_fields) == decided
+    assert set(Preparation.model_fields) == decided - {"shape", "encoding"}

@@ -1,11 +1,14 @@
 """A winner becomes a version of a registered model, and the champion if the gate lets it pass; all in a real store."""
 
+import contextlib
+import importlib
 import json
 import shutil
 from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow_server import MlflowServer
 from small_models import train_network
 
 from pipeline.__main__ import app
@@ -73,7 +76,7 @@ def client(settings: Settings) -> mlflow.MlflowClient:
 def versions(settings: Settings) -> dict[str, dict[str, str]]:
     """The tags of every version."""
     found = client(settings).search_model_versions(f"name='{settings.registry.model}'")
-    return {version.version: version.tags for version in found}
+    return {str(each.version): each.tags for each in sorted(found, key=lambda each: int(each.version))}
 
 
 def aliases(settings: Settings) -> dict[str, int]:
@@ -149,7 +152,7 @@ def test_the_command_says_what_it_did(settings, capsys, tmp_path):
 
 def test_a_model_of_other_classes_or_shape_is_refused_before_anything_is_registered(settings, tmp_path):
     registry = Registry(settings.tracking, None, settings.registry.model)
-    run = client(settings).create_run("0")
+    run = client(settings).create_run(client(settings).get_experiment_by_name("sparknorm").experiment_id)
     other = train_network(tmp_path)
     result = other.result.model_copy(update={"run_id": run.info.run_id})
     other = type(other)(other.name, other.network, other.job, other.manifest, other.checkpoint, result)
@@ -195,3 +198,75 @@ def test_a_registry_that_is_down_is_waited_for_and_then_an_error(settings):
     with pytest.raises(TrackingError, match=r"could not find \w+@champion at http://127.0.0.1:9 within tracking"):
         register(changed(settings, tracking=down))
     assert not Path(settings.output, "register.json").exists()
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_and_comes_back(trained, settings, tmp_path):
+    """A real one, on the store that the trainings are in."""
+    server = MlflowServer(tmp_path, trained[0].tracking.uri)
+    server.start()
+    try:
+        through = changed(settings, tracking={"uri": server.uri, "outage_seconds": 1})
+        assert register(through).decision == "first"
+        server.kill()
+        with pytest.raises(TrackingError, match=r"within tracking\.outage_seconds = 1"):
+            register(through)
+        server.start()
+        assert register(through).decision == "unchanged"
+        assert list(versions(settings)) == ["1"]
+    finally:
+        server.kill()
+
+
+class CutOffError(Exception):
+    """The process ends here."""
+
+
+def cut_off(monkeypatch, calls: int):
+    """Let the process end before its next call to MLflow after so many."""
+    left = [calls]
+    for module in ("pipeline.tracking.registry", "pipeline.tracking.served_model"):
+        real = importlib.import_module(module).call_store
+
+        def call_store(what, call, seconds, real=real):
+            left[0] -= 1
+            if left[0] < 0:
+                raise CutOffError(what)
+            return real(what, call, seconds)
+
+        monkeypatch.setattr(f"{module}.call_store", call_store)
+    return left
+
+
+@pytest.mark.parametrize("calls", [pytest.param(n, marks=[] if n in (12, 20) else pytest.mark.slow) for n in range(63)])
+def test_what_was_cut_off_ends_whole_when_it_is_called_again(settings, monkeypatch, calls):
+    """Before every single call to MLflow, of a first champion and of one that takes its place."""
+    second = as_train(settings, max_accuracy_drop=0.99, significance=1e-9, max_latency_ratio=None)
+    left = [settings, second]
+    with monkeypatch.context() as patch:
+        cut_off(patch, calls)
+        with contextlib.suppress(CutOffError):
+            while left:
+                register(left[0])
+                left.pop(0)
+    for again in left:
+        register(again)
+    assert list(versions(settings)) == ["1", "2"]
+    assert aliases(settings) == {"champion": 2, "previous": 1}
+    found = versions(settings)
+    assert {tags["sparknorm.status"] for tags in found.values()} == {"done"}
+    assert [found[number]["sparknorm.decision"] for number in "12"] == ["first", "promoted"]
+
+
+@pytest.mark.parametrize("calls", [pytest.param(n, marks=[] if n == 5 else pytest.mark.slow) for n in range(17)])
+def test_a_rollback_that_was_cut_off_is_finished_and_not_turned_round(settings, monkeypatch, calls):
+    register(settings)
+    register(as_train(settings, max_accuracy_drop=0.99, significance=1e-9, max_latency_ratio=None))
+    with monkeypatch.context() as patch:
+        left = cut_off(patch, calls)
+        with contextlib.suppress(CutOffError):
+            rollback(settings)
+        ended = left[0] >= 0
+    if not ended:
+        rollback(settings)
+    assert aliases(settings) == {"champion": 1, "previous": 2}

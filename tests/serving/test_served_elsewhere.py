@@ -138,6 +138,7 @@ def test_the_model_says_what_it_is(registered):
     assert Predictor.load(registered[1]).decode(example["image"][0]).shape == (3, 12, 10)
 
 
+@pytest.mark.slow
 def test_the_command_line(registered, expected, tmp_path):
     (tmp_path / "in.json").write_text(json.dumps(as_json()))
     command = ["predict", "-m", "models:/pets@champion", "-i", "in.json", "-o", "out.json", "-t", "json"]
@@ -177,6 +178,7 @@ def test_score(spark, registered, expected, tmp_path):
     assert {row["model"] for row in rows} == {"pets/1"}
 
 
+@pytest.mark.slow
 def test_over_http(registered, expected, tmp_path):
     port = free_port()
     command = ["serve", "-m", "models:/pets@champion", "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]

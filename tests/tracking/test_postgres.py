@@ -207,9 +207,9 @@ def test_a_database_that_is_down_at_the_end_is_waited_for(spark, database, study
         timers[-1].start()
         return before
 
-    train_all, log_model = trial.elastic.run, trial._log_model
+    train_all, log_models = trial.elastic.run, trial.log_models
     monkeypatch.setattr(trial.elastic, "run", lambda *args, **more: then_down(train_all(*args, **more)))
-    monkeypatch.setattr(trial, "_log_model", lambda *args: log_model(*then_down(args)))
+    monkeypatch.setattr(trial, "log_models", lambda *args: log_models(*then_down(args)))
     try:
         result = run_trial(spark, study, Tracker(study.tracking), name="ends")
     finally:
