@@ -88,11 +88,9 @@ def verdict_of(tuning: Tuning) -> list[str]:
         f"Trial {winner.number} is taken: {metric} {_with_std(winner.mean, winner.std)} on the {tuning.search_on} "
         f"split with {seeds}."
     )
-    flattered = (
-        f"In the search it had {_percent(winner.searched_score)}, "
-        f"{signed(100 * (winner.searched_score - winner.mean))} points against that: the best of {len(tuning.trials)} "
-        "figures flatters."
-    )
+    gap = winner.searched_score - winner.mean
+    flattered = f"In the search it had {_percent(winner.searched_score)}"
+    flattered += f", {signed(100 * gap)} points: the best of {len(tuning.trials)} figures flatters." if gap > 0 else "."
     sentences = [first, *_against(tuning, others), flattered]
     if tuning.test is not None:
         sentences.append(
@@ -110,8 +108,9 @@ def _against(tuning: Tuning, others: Sequence[ConfirmedTrial]) -> list[str]:
     if len(behind) == len(others):
         return [f"It is better than {_named(others)}, the next best, beyond what seeds and images explain."]
     tied = [each for each in others if not _is_behind(each)]
+    differences = "difference from it is" if len(tied) == 1 else "differences from it are"
     sentences = [
-        f"It was chosen among noise: it cannot be told from {_named(tied)}, whose differences from it are "
+        f"It was chosen among noise: it cannot be told from {_named(tied)}, whose {differences} "
         f"{'; '.join(map(_difference, tied))}."
     ]
     if behind:

@@ -115,24 +115,29 @@ def _mlflow_has_all(read, settings):
     assert names >= {"tune.json", "best.yaml", "tune.html", "tune"}
 
 
-def test_a_pruned_trial_of_two_ranks_gives_its_slots_to_the_next_at_once(spark, settings, tmp_path, monkeypatch):
-    """Evaluations come from both ranks' gang while it trains: all but the first are stopped in the middle."""
-    path = write(settings, tmp_path, trials=3, confirm=0, random_trials=3)
-    slow = load_settings(path, ["workers.count=2", "train.epochs=30", "tune.side_by_side=1"])
+def test_a_pruned_trial_of_two_ranks_is_ended_in_the_middle_and_the_next_trains(spark, settings, tmp_path, monkeypatch):
+    """Of trials of 2 and 400 epochs, one after the other on the two slots, the long ones end at their second."""
+    space = {"train.epochs": [2, 400], "train.learning_rate": [0.01, 0.02]}
+    path = write(settings, tmp_path, trials=None, sampler="grid", confirm=0, space=space)
+    loaded = load_settings(path, ["workers.count=2"])
     report = Search.report
 
     def report_and_prune(self, number, evaluation, value):
-        return report(self, number, evaluation, value) or (number > 0 and evaluation >= 2)
+        return report(self, number, evaluation, value) or evaluation >= 2
 
     monkeypatch.setattr(Search, "report", report_and_prune)
-    result = tune(spark, slow)
-    first, *others = result.trials
-    assert (first.state, len(first.curve)) == ("complete", 30)
-    for trial in others:
-        assert (trial.state, len(trial.curve)) == ("pruned", 2)
-        assert trial.seconds < first.seconds
-    assert result.confirmed == ()
-    assert result.test is None
+    result = tune(spark, loaded)
+    assert (result.ended_by, result.side_by_side) == ("grid", 1)
+    assert sorted((trial.state, trial.values["train.epochs"]) for trial in result.trials) == [
+        ("complete", 2), ("complete", 2), ("pruned", 400), ("pruned", 400),
+    ]  # fmt: skip
+    client = mlflow.MlflowClient(settings.tracking.uri)
+    for trial in result.trials:
+        assert len(trial.curve) == 2
+        assert trial.images == result.trials[0].images
+        steps = client.get_metric_history(trial.run_id, "train/loss")[-1].step
+        assert steps * trial.global_batch == trial.images if trial.state == "complete" else steps < 200 * 25
+    assert (result.confirmed, result.test) == ((), None)
     assert "It was not confirmed with other seeds (tune.confirm is 0)" in result.verdict[0]
 
 

@@ -1,5 +1,7 @@
 """What a space allows is known before anything is launched: on a real dataset's manifest, without Spark."""
 
+import sys
+
 import pytest
 from small_manifests import make
 
@@ -143,3 +145,10 @@ def test_a_search_that_has_ended_goes_on_where_its_limit_was_raised(tmp_path):
         assert not more.finished
     assert found().folder == record.folder  # killed meanwhile, and no limit holds it back: it confirms again
     assert found(seed=1).folder != record.folder
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "pipeline.study.tuning.sampling", raising=False)
+    with pytest.raises(ValueError, match=r"tune needs the package optuna: pip install 'sparknorm\[tune\]'"):
+        job._require_optuna()

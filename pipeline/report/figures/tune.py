@@ -71,9 +71,11 @@ def curves(tuning: Tuning) -> Drawing | None:
     ]
     if not any(evaluation > 1 for _, _, evaluation, _ in rows):
         return None
-    ended = sum(trial.state == "pruned" for trial in tuning.trials)
-    caption = f"On the {tuning.search_on} split. Grey and a cross: {ended} trials that were pruned there."
-    caption += " Framed in colour: the trial whose values were taken."
+    ended = sum(trial.state in ("pruned", "diverged") for trial in tuning.trials if trial.curve)
+    caption = (
+        f"On the {tuning.search_on} split. Grey, with a cross at the end: {ended} trials that were pruned or diverged."
+    )
+    caption += " In colour: the trial whose values were taken."
     columns, paint = ("trial", "state", "evaluation", "score"), partial(_paint_curves, tuning=tuning)
     return Drawing("curves", "Evaluations of each trial", caption, columns, rows, (WIDTH, 3.5), paint)
 
@@ -245,7 +247,7 @@ def _places(axes: Axes, values: Sequence[SettingValue], *, along: str = "x") -> 
     elif min(numbers) > 0 and max(numbers) / min(numbers) >= _WIDE:
         axes.set_xscale("log") if along == "x" else axes.set_yscale("log")
         is_narrow = max(numbers) / min(numbers) < _TWO_DECADES
-        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if is_narrow else (1,), numticks=6 if is_narrow else 5))
+        axis.set_major_locator(LogLocator(10, subs=(1, 3) if is_narrow else (1,), numticks=6 if is_narrow else 5))
         axis.set_minor_locator(NullLocator())
         if is_narrow:
             axis.set_major_formatter("{x:g}")

@@ -39,6 +39,7 @@ _STATES: Mapping[TrialState, State] = {
 _OUTPUT, _FACTS, SECONDS = "output", "facts", "search_seconds"
 # PED-ANOVA tells apart the best share of trials; fewer than so many of them are chance.
 _BEST_TRIALS, _LEAST_SHARE, _LARGEST_SHARE = 5, 0.1, 0.5
+_LEAST_TRIALS = 2 * _BEST_TRIALS
 
 
 class StorageHeldError(ValueError):
@@ -205,8 +206,7 @@ class Search:
         with self._lock:
             complete = [t for t in self._study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
             share = min(_LARGEST_SHARE, max(_LEAST_SHARE, _BEST_TRIALS / max(1, len(complete))))
-            best = len(complete) * share
-            if best < 2 or len({trial.value for trial in complete}) < 2:
+            if len(complete) < _LEAST_TRIALS or len({trial.value for trial in complete}) < 2:
                 return {}
             found = get_param_importances(self._study, evaluator=PedAnovaImportanceEvaluator(target_quantile=share))
         return {name: float(value) for name, value in found.items() if math.isfinite(value)}
