@@ -178,7 +178,12 @@ class ReaderSettings(FrozenModel):
     verify: Literal["shard", "off"] = Field(
         "shard", description="shard: compare each file with its SHA-256 when a process first reads it"
     )
-    threads: int = Field(2, ge=1, description="threads of a worker that read row groups and decode png and jpeg")
+    threads: int = Field(2, ge=1, description="threads of a worker that read row groups, and as many that decode")
+    decode_in: Literal["processes", "threads"] = Field(
+        "processes",
+        description="where png and jpeg images are decoded, `threads` at a time. processes: none of it holds the "
+        "interpreter lock that training needs; threads: fewer processes, the same pixels",
+    )
     prefetch_batches: int = Field(16, ge=1, description="batches that are made before they are asked for")
     memory_bytes: int = Field(
         256 << 20,

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from pipeline.data import plan
-from pipeline.data.pool import Load, Pool, concatenated, open_pool
+from pipeline.data.pool import Gathering, Load, Pool, concatenated, open_pool
 from pipeline.data.shards import SplitFiles
 
 # Small batches are gathered several at once: handing one over costs as much as gathering it.
@@ -34,6 +35,8 @@ class Batch(NamedTuple):
 
 
 Block = list[Batch]
+# A block that is gathered: its images, and the labels of each of its batches.
+_Coming = tuple[Gathering, Sequence[torch.Tensor]]
 
 
 def train_blocks(
@@ -57,8 +60,12 @@ def train_blocks(
     """
     first = plan_of(first_epoch)
     region_rows = _region_rows(first, resumed=first_step > 0)
-    with ThreadPoolExecutor(files.settings.threads, thread_name_prefix="sparknorm-reader") as executor:
-        pool = open_pool(files, 2 * len(lanes) * region_rows, executor)
+    batch_rows = len(lanes) * first.lane_batch
+    together = _batches_together(files, batch_rows)
+    with (
+        ThreadPoolExecutor(files.settings.threads, thread_name_prefix="sparknorm-reader") as executor,
+        closing(open_pool(files, 2 * len(lanes) * region_rows, executor, most_gathered=together * batch_rows)) as pool,
+    ):
         feeds = [
             _Lane(
                 pool,
@@ -68,11 +75,34 @@ def train_blocks(
             for number, lane in enumerate(lanes)
         ]
         try:
-            for epoch in range(first_epoch, epochs):
-                steps = plan_of(epoch).steps - (first_step if epoch == first_epoch else 0)
-                yield from _epoch(pool, feeds, steps, first.lane_batch, pin)
+            coming = (
+                block
+                for epoch in range(first_epoch, epochs)
+                for block in _epoch(
+                    pool, feeds, plan_of(epoch).steps - (first_step if epoch == first_epoch else 0),
+                    first.lane_batch, together, pin,
+                )
+            )  # fmt: skip
+            shape = (batch_rows, *files.shape)
+            # Images that are decoded are two blocks ahead, so that no decoder waits for another at a block's end.
+            yield from (_block(*each, shape) for each in _started_ahead(coming, 2 if blocks_ahead(files) else 0))
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _started_ahead(coming: Iterator[_Coming], ahead: int) -> Iterator[_Coming]:
+    """The same, each given once so many after it have been started."""
+    started: deque[_Coming] = deque()
+    for each in coming:
+        started.append(each)
+        if len(started) > ahead:
+            yield started.popleft()
+    yield from started
+
+
+def _block(images: Gathering, labels: Sequence[torch.Tensor], shape: tuple[int, ...]) -> Block:
+    batches = images().view(len(labels), *shape).unbind() if len(labels) > 1 else (images().view(shape),)
+    return [Batch(*pair) for pair in zip(batches, labels, strict=True)]
 
 
 def train_batches(*args: Any, **options: Any) -> Iterator[Batch]:
@@ -81,12 +111,14 @@ def train_batches(*args: Any, **options: Any) -> Iterator[Batch]:
         yield from block
 
 
-def _epoch(pool: Pool, lanes: list[_Lane], steps: int, lane_batch: int, pin: bool) -> Iterator[Block]:
-    shape = (len(lanes) * lane_batch, *pool.files.shape)
-    together = 1  # a batch that is used at once is still in the processor's cache
-    if blocks_ahead(pool.files):
-        batch_bytes = shape[0] * pool.files.image_bytes
-        together = max(1, min(pool.files.settings.prefetch_batches // 2, _BLOCK_BYTES // batch_bytes))
+def _batches_together(files: SplitFiles, batch_rows: int) -> int:
+    """Batches of a block. A raw batch that is used at once is still in the processor's cache."""
+    if not blocks_ahead(files):
+        return 1
+    return max(1, min(files.settings.prefetch_batches // 2, _BLOCK_BYTES // (batch_rows * files.image_bytes)))
+
+
+def _epoch(pool: Pool, lanes: list[_Lane], steps: int, lane_batch: int, together: int, pin: bool) -> Iterator[_Coming]:
     done = 0
     while done < steps:
         count = max(1, min(min(lane.ready_rows for lane in lanes) // lane_batch, steps - done, _PLANNED_STEPS))
@@ -94,9 +126,8 @@ def _epoch(pool: Pool, lanes: list[_Lane], steps: int, lane_batch: int, pin: boo
         rows = np.stack(parts, axis=1).reshape(count, -1)
         labels = pool.labels_at(rows, pin)
         for start in range(0, count, together):
-            images = pool.gather(rows[start : start + together].reshape(-1), pin)
-            batches = (images.view(shape),) if together == 1 else images.view(-1, *shape).unbind()
-            yield [Batch(*pair) for pair in zip(batches, labels[start : start + together], strict=True)]
+            end = start + together
+            yield pool.gather(rows[start:end].reshape(-1), pin), labels[start:end]
         for lane in lanes:
             lane.fill()
         done += count
