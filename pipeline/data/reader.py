@@ -8,16 +8,19 @@ Images stay uint8 until they are on the device.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from pipeline.data import plan
+from pipeline.data.decoders import Decoders, Decoding
+from pipeline.data.manifest import DatasetError
 from pipeline.data.pool import Gathering, Load, Pool, concatenated, open_pool
 from pipeline.data.shards import SplitFiles
 
@@ -37,6 +40,7 @@ class Batch(NamedTuple):
 Block = list[Batch]
 # A block that is gathered: its images, and the labels of each of its batches.
 _Coming = tuple[Gathering, Sequence[torch.Tensor]]
+Started = TypeVar("Started")
 
 
 def train_blocks(
@@ -90,9 +94,9 @@ def train_blocks(
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _started_ahead(coming: Iterator[_Coming], ahead: int) -> Iterator[_Coming]:
+def _started_ahead(coming: Iterator[Started], ahead: int) -> Iterator[Started]:
     """The same, each given once so many after it have been started."""
-    started: deque[_Coming] = deque()
+    started: deque[Started] = deque()
     for each in coming:
         started.append(each)
         if len(started) > ahead:
@@ -204,11 +208,41 @@ def evaluation_blocks(
     files: SplitFiles, *, rank: int, world_size: int, batch_size: int, pin: bool = False
 ) -> Iterator[Block]:
     """One rank's share of a split, every row exactly once over all ranks; the last batch may be smaller."""
-    for number, start, stop in _evaluation_segments(files, rank, world_size):
+    segments = _evaluation_segments(files, rank, world_size)
+    if files.encoding != "raw":
+        yield from _decoded_blocks(files, segments, batch_size, pin)
+        return
+    for number, start, stop in segments:
         images, labels = files.read(number, start, stop)
         for row in range(0, len(labels), batch_size):
-            batch = [torch.from_numpy(part[row : row + batch_size]) for part in (images, labels)]
-            yield [Batch(*(part.pin_memory() for part in batch)) if pin else Batch(*batch)]
+            yield [_evaluation_batch(images[row : row + batch_size], labels[row : row + batch_size], pin)]
+
+
+def _decoded_blocks(files: SplitFiles, segments: list[list[int]], batch_size: int, pin: bool) -> Iterator[Block]:
+    """The batches of encoded images. They are decoded in threads: a split to evaluate is often small, and processes
+    would have to be started for every evaluation."""
+
+    def batches() -> Iterator[tuple[Decoding, int, np.ndarray]]:
+        for number, start, stop in segments:
+            stored, labels = files.read_stored(number, start, stop), files.read_labels(number, start, stop)
+            for row in range(0, len(labels), batch_size):
+                part = slice(row, row + batch_size)
+                yield decoders.start(stored[part]), number, labels[part]
+
+    count = files.settings.threads
+    with closing(Decoders(files.shape, count=count, most_images=batch_size, processes=False)) as decoders:
+        for decoding, number, labels in _started_ahead(batches(), 2):
+            images = decoding.result(functools.partial(_damaged, files, number))
+            yield [_evaluation_batch(images, labels, pin)]
+
+
+def _damaged(files: SplitFiles, number: int, _image: int, reason: str) -> DatasetError:
+    return files.damaged(number, reason)
+
+
+def _evaluation_batch(images: np.ndarray, labels: np.ndarray, pin: bool) -> Batch:
+    batch = [torch.from_numpy(part) for part in (images, labels)]
+    return Batch(*(part.pin_memory() for part in batch)) if pin else Batch(*batch)
 
 
 def evaluation_ids(files: SplitFiles, *, rank: int, world_size: int) -> np.ndarray:
