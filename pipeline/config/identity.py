@@ -27,6 +27,9 @@ NEUTRAL: Mapping[str, Any] = {
     # 0.7.0 had no limit. What is larger and came in with it stays; almost nothing was: 50 million pixels are 200 MB.
     "dataset.source.max_image_bytes": 256 << 20,
     "model.options": {},
+    "dataset.image.keep_jpeg": False,
+    "dataset.image.decode": "exact",
+    "dataset.image.decode_margin": 2.0,  # decides nothing where decoding is exact
     "reader.decode_in": "processes",  # versions before decoded in threads: the same pixels
 }
 

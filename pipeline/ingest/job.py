@@ -24,7 +24,7 @@ from pipeline.data import manifest, reasons, versions
 from pipeline.data.manifest import QUARANTINE, SPLITS, DatasetError, Ingested, Manifest, Split
 from pipeline.ingest import executors, existing, transform
 from pipeline.ingest.claim import Claim, claimed
-from pipeline.ingest.images import image_spec
+from pipeline.ingest.images import image_spec, listed_image
 from pipeline.ingest.layout import Layout, plan_layout
 from pipeline.ingest.sources.file_names import OtherFiles
 from pipeline.ingest.sources.open import open_source
@@ -224,7 +224,7 @@ def _manifest_of(
             name=name,
             settings_digest=coming.settings_digest,
             spark_application=application,
-            image=manifest.Image(encoding=layout.image.encoding, shape=layout.image.shape),
+            image=listed_image(layout.image),
             classes=classes,
             input_rows=coming.rows + copies,
             set_aside=dict(sorted(set_aside.items())),
