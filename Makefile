@@ -6,7 +6,7 @@ CONFIG ?= conf/quickstart.yaml
 INSTALL = $(BIN)/pip install --disable-pip-version-check --no-input --progress-bar off --constraint conf/constraints.txt --editable '.[dev]'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui check test test-all ui-test gpu-test bench docs dist clean
+.PHONY: help setup run ui check test test-all ui-test gpu-test bench bench-peers docs dist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,8 +55,17 @@ ui-test: setup ## look at the MLflow UI and the report of `make run` in a headle
 gpu-test: ## tests/cuda, which needs torch, numpy, pyarrow, fsspec, pydantic, PyYAML, Pillow and pytest (PYTHON=the one that has them)
 	$(PYTHON) -m pytest tests/cuda
 
-bench: setup ## loading, ingest, training and norms against their peers, about an hour (PART=loader, ingest, scale with ranks and manifest, training, study, norms, gpu, verdicts, requests, finetune, score or tune)
+bench: setup ## loading, ingest, training and norms against their peers, about an hour (PART=loader, jpeg, ingest, cold, scale with ranks and manifest, training, study, norms, gpu, verdicts, requests, finetune, score or tune)
 	$(BIN)/python tests/bench/run.py $(PART)
+
+# An environment of their own, since they pin other versions of what sparknorm uses. With it, PART=jpeg and PART=ingest have peers.
+bench-peers: .venv-peers/.ready ## reading and ingest of photographs against WebDataset, mosaicml-streaming, LitData and torch, in .venv-peers
+	$(MAKE) bench PART='jpeg ingest'
+
+.venv-peers/.ready: tests/bench/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --disable-pip-version-check --no-input --progress-bar off --requirement tests/bench/peers/requirements.txt > .venv-peers/install.log
+	@touch $@
 
 docs: setup ## the documentation as a site: docs/_build/index.html
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build

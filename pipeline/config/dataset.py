@@ -116,11 +116,29 @@ class ImageSettings(FrozenModel):
     )
     encoding: Literal["raw", "png", "jpeg"] = Field("raw", description="how shards hold images; raw is read fastest")
     jpeg_quality: int = Field(92, ge=1, le=100, description="quality of `encoding: jpeg`; higher is larger and truer")
+    keep_jpeg: bool = Field(
+        False,
+        description="with `encoding: jpeg` a JPEG file that has this shape and is upright already is stored as it is, "
+        "and not decoded and encoded again",
+    )
+    decode: Literal["exact", "scaled"] = Field(
+        "exact",
+        description="scaled: a JPEG file much larger than `shape` is decoded at a half, a quarter or an eighth of its "
+        "size: faster, about a grey level from exact",
+    )
+    decode_margin: float = Field(
+        2.0,
+        ge=1,
+        le=16,
+        description="`decode: scaled` leaves at least this many times the height and width of `shape` to resize from",
+    )
 
     @model_validator(mode="after")
     def _shape_can_be_made(self) -> ImageSettings:
         if self.shape is not None and (self.shape[0] not in (1, 3) or min(self.shape) < 1):
             raise ValueError(f"shape {list(self.shape)}: write channels (1 or 3), height, width")
+        if self.keep_jpeg and self.encoding != "jpeg":
+            raise ValueError(f"keep_jpeg is for encoding: jpeg, this is encoding: {self.encoding}")
         return self
 
 
@@ -178,7 +196,12 @@ class ReaderSettings(FrozenModel):
     verify: Literal["shard", "off"] = Field(
         "shard", description="shard: compare each file with its SHA-256 when a process first reads it"
     )
-    threads: int = Field(2, ge=1, description="threads of a worker that read row groups and decode png and jpeg")
+    threads: int = Field(2, ge=1, description="threads of a worker that read row groups, and as many that decode")
+    decode_in: Literal["processes", "threads"] = Field(
+        "processes",
+        description="where png and jpeg images are decoded, `threads` at a time. processes: none of it holds the "
+        "interpreter lock that training needs; threads: fewer processes, the same pixels",
+    )
     prefetch_batches: int = Field(16, ge=1, description="batches that are made before they are asked for")
     memory_bytes: int = Field(
         256 << 20,

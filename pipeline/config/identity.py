@@ -50,6 +50,10 @@ NEUTRAL: Mapping[str, Any] = {
     "train.trust_coefficient": 0.001,
     "train.clip_norm": None,
     "train.clip_adaptive": None,
+    "dataset.image.keep_jpeg": False,
+    "dataset.image.decode": "exact",
+    "dataset.image.decode_margin": 2.0,  # decides nothing where decoding is exact
+    "reader.decode_in": "processes",  # versions before decoded in threads: the same pixels
 }
 
 

@@ -21,6 +21,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.settings import digest_of
@@ -122,10 +124,24 @@ class Split(FrozenModel):
 
 
 class Image(FrozenModel):
-    """How shards hold images: ``encoding`` is raw, png or jpeg, ``shape`` is (C, H, W)."""
+    """How shards hold images, and how they were made.
+
+    encoding : raw, png or jpeg
+    shape : (C, H, W)
+    decode, decode_margin, keep_jpeg : the settings ``dataset.image`` of these names. They are written, and part of a
+        digest, only where they are not as in versions without them: exact and False.
+    """
 
     encoding: str
     shape: tuple[int, int, int]
+    decode: str = "exact"
+    decode_margin: float | None = None
+    keep_jpeg: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        before = {"decode": "exact", "decode_margin": None, "keep_jpeg": False}
+        return {name: value for name, value in serialize(self).items() if name not in before or value != before[name]}
 
 
 class Preparation(FrozenModel):

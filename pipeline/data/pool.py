@@ -6,15 +6,21 @@ larger one a pool has regions, which are filled anew again and again. Images sta
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from pipeline.data.decoders import Decoders
+from pipeline.data.manifest import DatasetError
 from pipeline.data.shards import PREFIX, SplitFiles
+
+# Images that are on their way: a call waits for them, uint8, contiguous, of rows x image_bytes values.
+Gathering = Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,16 +42,21 @@ def concatenated(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def open_pool(files: SplitFiles, rows: int, executor: ThreadPoolExecutor, *, ids: bool = False) -> Pool:
+def open_pool(
+    files: SplitFiles, rows: int, executor: ThreadPoolExecutor, *, most_gathered: int, ids: bool = False
+) -> Pool:
     """The pool that suits a split.
 
     Parameters
     ----------
     rows : what it must hold at once, where the split does not stay in memory
-    executor : its threads read row groups, and decode encoded images
+    executor : its threads read row groups
+    most_gathered : images that are gathered at once
     ids : whether it holds the images' ids, too
     """
-    return (_RawPool if files.encoding == "raw" else _EncodedPool)(files, rows, executor, ids)
+    if files.encoding == "raw":
+        return _RawPool(files, rows, executor, ids)
+    return _EncodedPool(files, rows, executor, ids, most_gathered)
 
 
 def is_resident(files: SplitFiles) -> bool:
@@ -97,9 +108,13 @@ class Pool:
         """Read rows [first, end) of a row group to the positions ``rows``: all images, or those that are kept."""
         raise NotImplementedError
 
-    def gather(self, positions: np.ndarray, pin: bool) -> torch.Tensor:
-        """The images at these positions, int64 (rows,): uint8, contiguous, of rows x image_bytes values."""
+    def gather(self, positions: np.ndarray, pin: bool) -> Gathering:
+        """The images at these positions, int64 (rows,). Raw images must be waited for before the positions are filled
+        anew; of encoded ones this call takes what it needs."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """End what belongs to the pool; its memory is kept by what was gathered alone."""
 
     def empty(self, rows: int, pin: bool) -> torch.Tensor:
         """Memory for images that are gathered: uint8 (rows, image_bytes), pinned if asked."""
@@ -155,7 +170,10 @@ class _RawPool(Pool):
         else:
             self.files.read_raw(number, first, end, target)
 
-    def gather(self, positions: np.ndarray, pin: bool) -> torch.Tensor:
+    def gather(self, positions: np.ndarray, pin: bool) -> Gathering:
+        return functools.partial(self._gather, positions, pin)
+
+    def _gather(self, positions: np.ndarray, pin: bool) -> torch.Tensor:
         # Whole rows are copied; torch's own indexing of uint8, element by element, takes ten times as long.
         if not self.resident:
             return torch.index_select(self._pixels, 0, torch.from_numpy(positions), out=self.empty(len(positions), pin))
@@ -167,27 +185,36 @@ class _RawPool(Pool):
 
 
 class _EncodedPool(Pool):
-    """PNG or JPEG images as they are stored; a batch is decoded by the threads."""
+    """PNG or JPEG images as they are stored, decoded in the background when they are gathered."""
 
-    def __init__(self, files: SplitFiles, rows: int, executor: ThreadPoolExecutor, ids: bool):
+    def __init__(self, files: SplitFiles, rows: int, executor: ThreadPoolExecutor, ids: bool, most_gathered: int):
         super().__init__(files, rows, executor, ids)
         self._stored = np.empty(self.rows, object)
         self._groups = np.zeros(self.rows, np.int64)  # where each came from, for an error that names it
+        self._decoders = Decoders(
+            files.shape,
+            count=files.settings.threads,
+            most_images=most_gathered,
+            processes=files.settings.decode_in == "processes",
+        )
 
     def load_images(self, number: int, first: int, end: int, rows: slice, kept: np.ndarray | None) -> None:
         stored = self.files.read_stored(number, first, end)
         self._stored[rows] = stored if kept is None else [stored[row] for row in kept.tolist()]
         self._groups[rows] = number
 
-    def gather(self, positions: np.ndarray, pin: bool) -> torch.Tensor:
-        images = self.empty(len(positions), pin)
-        target = images.view(-1, *self.files.shape).numpy()
-        share = -(-len(positions) // self.files.settings.threads)
+    def gather(self, positions: np.ndarray, pin: bool) -> Gathering:
+        groups = self._groups[positions]
+        decoding = self._decoders.start(self._stored[positions].tolist())
 
-        def decode(start: int) -> None:
-            for image, row in enumerate(positions[start : start + share], start):
-                target[image] = self.files.decode(self._stored[row], int(self._groups[row]))
+        def damaged(image: int, reason: str) -> DatasetError:
+            return self.files.damaged(int(groups[image]), reason)
 
-        for _ in self.executor.map(decode, range(0, len(positions), share)):
-            pass
-        return images
+        def wait() -> torch.Tensor:
+            images = torch.from_numpy(decoding.result(damaged))
+            return self.empty(len(positions), pin).copy_(images.view(len(positions), -1)) if pin else images
+
+        return wait
+
+    def close(self) -> None:
+        self._decoders.close()

@@ -8,16 +8,20 @@ Images stay uint8 until they are on the device.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from contextlib import closing
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from pipeline.data import plan
-from pipeline.data.pool import Load, Pool, concatenated, open_pool
+from pipeline.data.decoders import Decoders, Decoding
+from pipeline.data.manifest import DatasetError
+from pipeline.data.pool import Gathering, Load, Pool, concatenated, open_pool
 from pipeline.data.shards import SplitFiles
 
 # Small batches are gathered several at once: handing one over costs as much as gathering it.
@@ -36,6 +40,9 @@ class Batch(NamedTuple):
 
 
 Block = list[Batch]
+# A block that is gathered: its images, and the labels and ids of each of its batches.
+_Coming = tuple[Gathering, Sequence[torch.Tensor], Sequence[torch.Tensor | None]]
+Started = TypeVar("Started")
 
 
 def train_blocks(
@@ -61,8 +68,13 @@ def train_blocks(
     """
     first = plan_of(first_epoch)
     region_rows = _region_rows(first, resumed=first_step > 0)
-    with ThreadPoolExecutor(files.settings.threads, thread_name_prefix="sparknorm-reader") as executor:
-        pool = open_pool(files, 2 * len(lanes) * region_rows, executor, ids=ids)
+    batch_rows = len(lanes) * first.lane_batch
+    together = _batches_together(files, batch_rows)
+    most = together * batch_rows
+    with (
+        ThreadPoolExecutor(files.settings.threads, thread_name_prefix="sparknorm-reader") as executor,
+        closing(open_pool(files, 2 * len(lanes) * region_rows, executor, most_gathered=most, ids=ids)) as pool,
+    ):
         feeds = [
             _Lane(
                 pool,
@@ -72,11 +84,36 @@ def train_blocks(
             for number, lane in enumerate(lanes)
         ]
         try:
-            for epoch in range(first_epoch, epochs):
-                steps = plan_of(epoch).steps - (first_step if epoch == first_epoch else 0)
-                yield from _epoch(pool, feeds, steps, first.lane_batch, pin)
+            coming = (
+                block
+                for epoch in range(first_epoch, epochs)
+                for block in _epoch(
+                    pool, feeds, plan_of(epoch).steps - (first_step if epoch == first_epoch else 0),
+                    first.lane_batch, together, pin,
+                )
+            )  # fmt: skip
+            shape = (batch_rows, *files.shape)
+            # Images that are decoded are two blocks ahead, so that no decoder waits for another at a block's end.
+            yield from (_block(*each, shape) for each in _started_ahead(coming, 2 if blocks_ahead(files) else 0))
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _started_ahead(coming: Iterator[Started], ahead: int) -> Iterator[Started]:
+    """The same, each given once so many after it have been started."""
+    started: deque[Started] = deque()
+    for each in coming:
+        started.append(each)
+        if len(started) > ahead:
+            yield started.popleft()
+    yield from started
+
+
+def _block(
+    images: Gathering, labels: Sequence[torch.Tensor], ids: Sequence[torch.Tensor | None], shape: tuple[int, ...]
+) -> Block:
+    batches = images().view(len(labels), *shape).unbind() if len(labels) > 1 else (images().view(shape),)
+    return [Batch(*row) for row in zip(batches, labels, ids, strict=True)]
 
 
 def train_batches(*args: Any, **options: Any) -> Iterator[Batch]:
@@ -85,12 +122,14 @@ def train_batches(*args: Any, **options: Any) -> Iterator[Batch]:
         yield from block
 
 
-def _epoch(pool: Pool, lanes: list[_Lane], steps: int, lane_batch: int, pin: bool) -> Iterator[Block]:
-    shape = (len(lanes) * lane_batch, *pool.files.shape)
-    together = 1  # a batch that is used at once is still in the processor's cache
-    if blocks_ahead(pool.files):
-        batch_bytes = shape[0] * pool.files.image_bytes
-        together = max(1, min(pool.files.settings.prefetch_batches // 2, _BLOCK_BYTES // batch_bytes))
+def _batches_together(files: SplitFiles, batch_rows: int) -> int:
+    """Batches of a block. A raw batch that is used at once is still in the processor's cache."""
+    if not blocks_ahead(files):
+        return 1
+    return max(1, min(files.settings.prefetch_batches // 2, _BLOCK_BYTES // (batch_rows * files.image_bytes)))
+
+
+def _epoch(pool: Pool, lanes: list[_Lane], steps: int, lane_batch: int, together: int, pin: bool) -> Iterator[_Coming]:
     done = 0
     while done < steps:
         count = max(1, min(min(lane.ready_rows for lane in lanes) // lane_batch, steps - done, _PLANNED_STEPS))
@@ -98,10 +137,8 @@ def _epoch(pool: Pool, lanes: list[_Lane], steps: int, lane_batch: int, pin: boo
         rows = np.stack(parts, axis=1).reshape(count, -1)
         labels, ids = pool.labels_at(rows, pin), pool.ids_at(rows)
         for start in range(0, count, together):
-            images = pool.gather(rows[start : start + together].reshape(-1), pin)
-            batches = (images.view(shape),) if together == 1 else images.view(-1, *shape).unbind()
             part = slice(start, start + together)
-            yield [Batch(*row) for row in zip(batches, labels[part], ids[part], strict=True)]
+            yield pool.gather(rows[part].reshape(-1), pin), labels[part], ids[part]
         for lane in lanes:
             lane.fill()
         done += count
@@ -178,11 +215,41 @@ def evaluation_blocks(
     files: SplitFiles, *, rank: int, world_size: int, batch_size: int, pin: bool = False
 ) -> Iterator[Block]:
     """One rank's share of a split, every row exactly once over all ranks; the last batch may be smaller."""
-    for number, start, stop in _evaluation_segments(files, rank, world_size):
+    segments = _evaluation_segments(files, rank, world_size)
+    if files.encoding != "raw":
+        yield from _decoded_blocks(files, segments, batch_size, pin)
+        return
+    for number, start, stop in segments:
         images, labels = files.read(number, start, stop)
         for row in range(0, len(labels), batch_size):
-            batch = [torch.from_numpy(part[row : row + batch_size]) for part in (images, labels)]
-            yield [Batch(*(part.pin_memory() for part in batch)) if pin else Batch(*batch)]
+            yield [_evaluation_batch(images[row : row + batch_size], labels[row : row + batch_size], pin)]
+
+
+def _decoded_blocks(files: SplitFiles, segments: list[list[int]], batch_size: int, pin: bool) -> Iterator[Block]:
+    """The batches of encoded images. They are decoded in threads: a split to evaluate is often small, and processes
+    would have to be started for every evaluation."""
+
+    def batches() -> Iterator[tuple[Decoding, int, np.ndarray]]:
+        for number, start, stop in segments:
+            stored, labels = files.read_stored(number, start, stop), files.read_labels(number, start, stop)
+            for row in range(0, len(labels), batch_size):
+                part = slice(row, row + batch_size)
+                yield decoders.start(stored[part]), number, labels[part]
+
+    count = files.settings.threads
+    with closing(Decoders(files.shape, count=count, most_images=batch_size, processes=False)) as decoders:
+        for decoding, number, labels in _started_ahead(batches(), 2):
+            images = decoding.result(functools.partial(_damaged, files, number))
+            yield [_evaluation_batch(images, labels, pin)]
+
+
+def _damaged(files: SplitFiles, number: int, _image: int, reason: str) -> DatasetError:
+    return files.damaged(number, reason)
+
+
+def _evaluation_batch(images: np.ndarray, labels: np.ndarray, pin: bool) -> Batch:
+    batch = [torch.from_numpy(part) for part in (images, labels)]
+    return Batch(*(part.pin_memory() for part in batch)) if pin else Batch(*batch)
 
 
 def evaluation_ids(files: SplitFiles, *, rank: int, world_size: int) -> np.ndarray:

@@ -141,7 +141,11 @@ class SplitFiles:
         try:
             return decode_stored(payload, self.encoding, self.shape)
         except BadImageError as error:
-            raise DatasetError(f"{self.name(number)}: an image is damaged: {error}") from None
+            raise self.damaged(number, str(error)) from None
+
+    def damaged(self, number: int, reason: str) -> DatasetError:
+        """The error of a row group with an image that cannot be decoded."""
+        return DatasetError(f"{self.name(number)}: an image is damaged: {reason}")
 
     def close(self) -> None:
         with self._lock:

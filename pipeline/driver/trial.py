@@ -92,8 +92,7 @@ def run_trial(
     record = (trial := _begin(settings, manifest, name, parent)).record
     if known := _known_result(settings, record, name, cycle):
         return known
-    slot = slot or TrainingSlot()
-    job = replace(trial.job, until_cycle=cycle, hook=hook, live=early_end is not None)
+    job, slot = replace(trial.job, until_cycle=cycle, hook=hook, live=early_end is not None), slot or TrainingSlot()
     with _hold(record, name, lease, slot.stop) as owner, ExitStack() as training:
         training.enter_context(slot)
         with tracker.run(

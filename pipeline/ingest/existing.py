@@ -18,6 +18,7 @@ from pipeline.data import manifest, versions
 from pipeline.data.manifest import QUARANTINE, SPLITS, DatasetError, Manifest
 from pipeline.ingest.claim import Claim
 from pipeline.ingest.images import ImageSpec
+from pipeline.ingest.listed_images import listed_image
 from pipeline.ingest.sources.source import Source, rows_by_split
 from pipeline.ingest.stored import stored_ids
 
@@ -111,10 +112,16 @@ def check_append(
             f"({published.settings_digest[:15]}..., these are {settings_digest[:15]}...): "
             "choose another dataset.path, delete that folder first, or set dataset.append to add what is new"
         )
-    if (published.image.shape, published.image.encoding) != (image.shape, image.encoding):
+    listed = listed_image(image)
+    if (published.image.shape, published.image.encoding) != (listed.shape, listed.encoding):
         raise DatasetError(
             f"{dataset} has {published.image.encoding} images of shape {list(published.image.shape)}, these would be "
             f"{image.encoding} of {list(image.shape)}: set dataset.image alike, or choose another dataset.path"
+        )
+    if published.image != listed:
+        raise DatasetError(
+            f"{dataset} was made with dataset.image {_made(published.image)}, these would be with {_made(listed)}: set "
+            "it alike, or choose another dataset.path"
         )
     if published.classes != source.classes:
         raise DatasetError(
@@ -128,6 +135,12 @@ def check_append(
         )
     if missing := missing_shard(dataset, published):
         raise DatasetError(f"{missing} is missing or cut: restore it before anything is appended to {dataset}")
+
+
+def _made(image: manifest.Image) -> str:
+    """The settings by which images were made that neither shape nor encoding tell, in words."""
+    margin = "" if image.decode_margin is None else f", decode_margin {image.decode_margin:g}"
+    return f"decode {image.decode}{margin}, keep_jpeg {str(image.keep_jpeg).lower()}"
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from pipeline.data.codec import (
     open_image,
     pixels_of,
 )
+from pipeline.ingest import geometry
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 
 # Spark's image source says how pixels are stored by OpenCV's type number: 8-bit unsigned, 1, 3 (BGR) or 4 (BGRA).
 _SPARK_UNDECODABLE = -1
+# Rows of a 16-bit image that are made 8-bit at once.
+_ROWS_AT_ONCE = 256
 _OPENCV_CHANNELS: dict[int | None, int] = {0: 1, 16: 3, 24: 4}
-# EXIF's tag for which way is up, 1 to 8.
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class ImageSpec:
     max_pixels : an image of more is refused by its header
     encoding : raw, png or jpeg
     jpeg_quality : 1 to 100
+    keep_jpeg : a JPEG file that is what it would be made into is stored as it is
+    decode, decode_margin : scaled: JPEG files are decoded at a fraction of their size that leaves so many times the
+        height and width to resize from; exact: whole
     formats : of files that are decoded, as Pillow names them
     """
 
@@ -55,6 +59,9 @@ class ImageSpec:
     max_pixels: int = 50_000_000
     encoding: str = "raw"
     jpeg_quality: int = 92
+    keep_jpeg: bool = False
+    decode: str = "exact"
+    decode_margin: float = 2.0
     formats: tuple[str, ...] = FORMATS
 
     @property
@@ -93,7 +100,19 @@ def from_file(payload: bytes | None, spec: ImageSpec) -> bytes:
         raise BadImageError(reasons.EMPTY)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow warns of is refused, or does not matter
-        return _finish(_decode(payload, spec), spec)
+        image = open_image(payload, spec.formats)
+        _check_size(*image.size, spec)
+        if image.format == "JPEG":
+            turn = geometry.turn_of(image)
+            if spec.keep_jpeg and turn is None and _is_as_stored(image, spec):
+                load_pixels(image)  # what is damaged is not kept
+                return payload
+            whole = geometry.ask_for_less(image, turn, spec)
+            return _finish(geometry.turned(load_pixels(image), turn), whole, spec)
+        if image.format == "PNG":
+            _check_png(payload)
+        image = load_pixels(image)  # other formats may say only then which way is up
+        return _finish(geometry.turned(image, geometry.turn_of(image)), None, spec)
 
 
 def from_spark_image(value: SparkImage | None, spec: ImageSpec) -> bytes:
@@ -118,9 +137,9 @@ def from_spark_image(value: SparkImage | None, spec: ImageSpec) -> bytes:
         raise BadImageError(reasons.TRUNCATED)
     pixels = np.frombuffer(value["data"], np.uint8).reshape(height, width, channels)
     if channels == 1:
-        return _finish(Image.fromarray(pixels[:, :, 0]), spec)
+        return _finish(Image.fromarray(pixels[:, :, 0]), None, spec)
     order = [2, 1, 0, 3][:channels]
-    return _finish(Image.fromarray(np.ascontiguousarray(pixels[:, :, order])), spec)
+    return _finish(Image.fromarray(np.ascontiguousarray(pixels[:, :, order])), None, spec)
 
 
 def from_pixels(pixels: np.ndarray, spec: ImageSpec) -> bytes:
@@ -138,7 +157,7 @@ def from_pixels(pixels: np.ndarray, spec: ImageSpec) -> bytes:
     if pixels.shape[0] not in (1, 3):
         raise BadImageError(reasons.UNSUPPORTED_PIXELS)
     image = Image.fromarray(pixels[0] if pixels.shape[0] == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    return _finish(image, spec)
+    return _finish(image, None, spec)
 
 
 def from_raw(raw: bytes | None, spec: ImageSpec) -> bytes | None:
@@ -153,13 +172,8 @@ def channel_sums(pixels: np.ndarray) -> np.ndarray:
     return np.array([[count @ values for count in counts], [count @ values**2 for count in counts]])
 
 
-def _decode(payload: bytes, spec: ImageSpec) -> Image:
-    """Decoded, upright pixels."""
-    image = open_image(payload, spec.formats)
-    _check_size(*image.size, spec)
-    if image.format == "PNG":
-        _check_png(payload)
-    return _upright(load_pixels(image))
+def _is_as_stored(image: Image, spec: ImageSpec) -> bool:
+    return image.size == (spec.shape[2], spec.shape[1]) and image.mode == mode_of(spec.shape)
 
 
 def _check_png(payload: bytes) -> None:
@@ -171,19 +185,6 @@ def _check_png(payload: bytes) -> None:
         raise BadImageError(damage_of(error)) from None
 
 
-def _upright(image: Image) -> Image:
-    """The image as EXIF says to show it."""
-    from PIL.Image import Transpose as To
-
-    turns = {2: To.FLIP_LEFT_RIGHT, 3: To.ROTATE_180, 4: To.FLIP_TOP_BOTTOM, 5: To.TRANSPOSE,
-             6: To.ROTATE_270, 7: To.TRANSVERSE, 8: To.ROTATE_90}  # fmt: skip
-    try:
-        turn = turns.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 - damaged EXIF data says nothing about the pixels, which were decoded
-        return image
-    return image if turn is None else image.transpose(turn)
-
-
 def _check_size(width: int, height: int, spec: ImageSpec) -> None:
     if width < 1 or height < 1:
         raise BadImageError(reasons.ZERO_SIZED)
@@ -191,9 +192,14 @@ def _check_size(width: int, height: int, spec: ImageSpec) -> None:
         raise BadImageError(reasons.TOO_MANY_PIXELS)
 
 
-def _finish(image: Image, spec: ImageSpec) -> bytes:
-    """Colours, size, encoding."""
-    image = _fit(_as_mode(image, mode_of(spec.shape), spec.background), spec)
+def _finish(image: Image, whole: geometry.Box | None, spec: ImageSpec) -> bytes:
+    """Colours, size, encoding.
+
+    Parameters
+    ----------
+    whole : where the image is in its pixels; None: everywhere
+    """
+    image = geometry.fit(_as_mode(image, mode_of(spec.shape), spec.background), whole, spec)
     if spec.encoding == "raw":
         return pixels_of(image).tobytes()
     buffer = io.BytesIO()
@@ -212,8 +218,12 @@ def _as_mode(image: Image, mode: str, background: int) -> Image:
     if image.mode == mode and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):  # 16-bit grey: 0..65535 -> 0..255
-        wide = np.asarray(image).astype(np.uint16)
-        image = Pillow.fromarray(((wide.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        wide = np.asarray(image)
+        narrow = np.empty(wide.shape, np.uint8)
+        for first in range(0, len(wide), _ROWS_AT_ONCE):  # in 32 bits at once, 20 megapixels would take 160 MB more
+            rows = wide[first : first + _ROWS_AT_ONCE].astype(np.uint16).astype(np.uint32)
+            narrow[first : first + _ROWS_AT_ONCE] = (rows + 128) // 257
+        image = Pillow.fromarray(narrow)
     elif image.mode in ("I", "F"):  # 32 bits without a stated range: any scaling would be a guess
         raise BadImageError(reasons.UNSUPPORTED_PIXELS)
     try:
@@ -224,27 +234,3 @@ def _as_mode(image: Image, mode: str, background: int) -> Image:
         return image.convert(mode)
     except (ValueError, OSError):
         raise BadImageError(reasons.UNSUPPORTED_PIXELS) from None
-
-
-def _fit(image: Image, spec: ImageSpec) -> Image:
-    """The spec's height and width; an image that has them already is not resampled."""
-    from PIL import Image as Pillow
-
-    size = (spec.shape[2], spec.shape[1])
-    if image.size == size:
-        return image
-    if spec.resize == "none":
-        raise BadImageError(reasons.WRONG_SIZE)
-    scales = [want / have for want, have in zip(size, image.size, strict=True)]
-    if spec.resize == "crop":
-        # The box of the source that fills the target, resampled in one go.
-        scale = max(scales)
-        box = [min(have, want / scale) for want, have in zip(size, image.size, strict=True)]
-        left, top = [(have - part) / 2 for have, part in zip(image.size, box, strict=True)]
-        return image.resize(size, Pillow.Resampling.BILINEAR, box=(left, top, left + box[0], top + box[1]))
-    scale = min(scales)
-    inner = [max(1, min(want, round(have * scale))) for want, have in zip(size, image.size, strict=True)]
-    small = image.resize((inner[0], inner[1]), Pillow.Resampling.BILINEAR)
-    canvas = Pillow.new(image.mode, size, spec.background if image.mode == "L" else (spec.background,) * 3)
-    canvas.paste(small, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
-    return canvas

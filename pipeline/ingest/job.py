@@ -11,7 +11,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +24,9 @@ from pipeline.data import manifest, reasons, versions
 from pipeline.data.manifest import QUARANTINE, SPLITS, DatasetError, Ingested, Manifest, Split
 from pipeline.ingest import executors, existing, transform
 from pipeline.ingest.claim import Claim, claimed
-from pipeline.ingest.images import ImageSpec, image_spec
+from pipeline.ingest.images import image_spec
 from pipeline.ingest.layout import Layout, plan_layout
+from pipeline.ingest.listed_images import listed_image, preparation
 from pipeline.ingest.sources.file_names import OtherFiles
 from pipeline.ingest.sources.open import open_source
 from pipeline.ingest.tasks import WrittenQuarantine, WrittenShard
@@ -227,8 +227,8 @@ def _manifest_of(
             name=name,
             settings_digest=coming.settings_digest,
             spark_application=application,
-            image=manifest.Image(encoding=layout.image.encoding, shape=layout.image.shape),
-            preparation=_preparation(layout.image, max_bytes),
+            image=listed_image(layout.image),
+            preparation=preparation(layout.image, max_bytes),
             classes=classes,
             input_rows=coming.rows + copies,
             set_aside=dict(sorted(set_aside.items())),
@@ -237,11 +237,6 @@ def _manifest_of(
             splits={split: _split_of(written, layout) for split, written in by_split.items() if written},
         )
     )
-
-
-def _preparation(image: ImageSpec, max_bytes: int) -> manifest.Preparation:
-    made = {name: value for name, value in asdict(image).items() if name in manifest.Preparation.model_fields}
-    return manifest.Preparation(**made, max_bytes=max_bytes)
 
 
 def _split_of(written: list[WrittenShard], layout: Layout) -> Split:

@@ -70,17 +70,16 @@ def served_image(settings: Settings, manifest: Manifest) -> ServedImage:
 
     Where it is silent, since 0.7.0 or an earlier version wrote it, the settings' own are taken, with a warning.
     """
-    shape, encoding = manifest.image.shape, manifest.image.encoding
+    listed, shape = dict(manifest.image), manifest.image.shape
     if made := manifest.preparation:
-        return ServedImage(shape=shape, encoding=encoding, **made.model_dump())
+        return ServedImage(**listed, **made.model_dump())
     spec = image_spec(settings.dataset, shape)
     log.warning(
         "dataset %s does not say how its images were made, since an earlier version wrote it: the model will make them "
         "as dataset.image and dataset.source say now, with resize %s", manifest.name, spec.resize,
     )  # fmt: skip
     return ServedImage(
-        shape=shape,
-        encoding=encoding,
+        **listed,
         max_bytes=settings.dataset.source.max_image_bytes,
         **{name: getattr(spec, name) for name in ("resize", "background", "max_pixels", "jpeg_quality", "formats")},
     )

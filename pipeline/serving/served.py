@@ -24,6 +24,7 @@ class ServedImage(FrozenModel):
     The fields are those of `pipeline.ingest.images.ImageSpec` and
 
     max_bytes : a file of more is refused before it is decoded
+    decode_margin : None where it is of no use, since files are decoded exactly
     """
 
     shape: tuple[int, int, int]
@@ -34,11 +35,14 @@ class ServedImage(FrozenModel):
     jpeg_quality: int
     formats: tuple[str, ...]
     max_bytes: int
+    decode: Literal["exact", "scaled"] = "exact"
+    decode_margin: float | None = None
+    keep_jpeg: bool = False
 
     @property
     def spec(self) -> ImageSpec:
         """The same as `ingest` takes it."""
-        return ImageSpec(**self.model_dump(exclude={"max_bytes"}))
+        return ImageSpec(**self.model_dump(exclude={"max_bytes"}, exclude_none=True))
 
 
 class ServedModel(FrozenModel):

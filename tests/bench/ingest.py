@@ -1,11 +1,13 @@
-"""Ingest: our job against Petastorm's `materialize_dataset`, against bare Pillow, and against itself at a hundred times
-the size. On Spark's local[2]; every pass is a whole job, from the source's files to the published dataset.
+"""Ingest: our job against Petastorm's `materialize_dataset`, bare Pillow, WebDataset and LitData, and against itself at
+a hundred times the size. On Spark's local[2]; every pass is a whole job, from the source's files to the published
+dataset.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -18,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import petastorm_writer
+from peers_environment import IS_THERE, in_peers
 from results import Result, compare, leave
 
 from pipeline import storage
@@ -34,6 +37,14 @@ JPEG_FILES, JPEG_SHAPE = int(os.environ.get("BENCH_JPEG_FILES", "12000")), (3, 6
 SMALL_IMAGES, COPIES = 600, int(os.environ.get("BENCH_COPIES", "100"))
 OURS, PETASTORM = "sparknorm ingest, Fashion-MNIST", "Petastorm materialize_dataset, Fashion-MNIST"
 JPEG, PILLOW = "sparknorm ingest, JPEG files", "limit: Pillow in two bare processes"
+SCALED = "sparknorm ingest, JPEG files, image.decode: scaled"
+PILLOW_SCALED = "limit: Pillow with draft in two bare processes"
+STORED = "sparknorm ingest, JPEG files to JPEG"
+PEERS = {
+    "webdataset": "WebDataset, 2 processes, JPEG files to JPEG",
+    "litdata": "LitData, 2 workers, JPEG files to JPEG",
+}
+STORED_SIZE = 224
 
 
 def start() -> Any:
@@ -54,7 +65,8 @@ def _fashion(path: Path, **changes: Any) -> DatasetSettings:
 def run(spark: Any, work: Path) -> None:
     """Fashion-MNIST against Petastorm, JPEG files against Pillow."""
     fashion_mnist(spark, work)  # starts the workers
-    speeds: dict[str, list[float]] = {name: [] for name in (OURS, PETASTORM, JPEG, PILLOW)}
+    names = (OURS, PETASTORM, JPEG, PILLOW, SCALED, PILLOW_SCALED, STORED, *(PEERS.values() if IS_THERE else ()))
+    speeds: dict[str, list[float]] = {name: [] for name in names}
     photos = make_photos(work / "photos")
     jpeg = DatasetSettings(
         path=str(work / "made"),
@@ -62,15 +74,27 @@ def run(spark: Any, work: Path) -> None:
         source=SourceSettings(kind="folder", path=str(photos)),
         image=ImageSettings(shape=JPEG_SHAPE),
     )
+    scaled = jpeg.model_copy(update={"image": ImageSettings(shape=JPEG_SHAPE, decode="scaled")})
+    stored = ImageSettings(shape=(3, STORED_SIZE, STORED_SIZE), encoding="jpeg")
+    stored = jpeg.model_copy(update={"image": stored})
     for _ in range(PASSES):
         speeds[OURS].append(70_000 / _ingested(spark, _fashion(work / "made")))
         speeds[PETASTORM].append(70_000 / _timed(functools.partial(_materialize, spark, work / "petastorm")))
         speeds[JPEG].append(JPEG_FILES / _ingested(spark, jpeg))
-        speeds[PILLOW].append(JPEG_FILES / _pillow(photos))
+        speeds[PILLOW].append(JPEG_FILES / _pillow(photos, scaled=False))
+        speeds[SCALED].append(JPEG_FILES / _ingested(spark, scaled))
+        speeds[PILLOW_SCALED].append(JPEG_FILES / _pillow(photos, scaled=True))
+        speeds[STORED].append(JPEG_FILES / _ingested(spark, stored))
+        for peer, name in PEERS.items() if IS_THERE else ():
+            arguments = (peer, str(photos), str(work / peer), str(STORED_SIZE))
+            speeds[name].append(JPEG_FILES / float(in_peers("prepare.py", *arguments).splitlines()[-1]))
+            shutil.rmtree(work / peer)
     shutil.rmtree(work / "petastorm")
     shutil.rmtree(photos)
     results = [Result(name, "images/s", passes) for name, passes in speeds.items()]
-    ratios = [compare(results, OURS, PETASTORM), compare(results, JPEG, PILLOW)]
+    pairs = [(OURS, PETASTORM), (JPEG, PILLOW), (SCALED, JPEG), (SCALED, PILLOW_SCALED)]
+    pairs += [(STORED, name) for name in PEERS.values() if name in speeds]
+    ratios = [compare(results, *pair) for pair in pairs]
     leave("ingest", results + ratios, f"ingest, images of a whole job per second ({JPEG_FILES:,} JPEG files)")
 
 
@@ -149,24 +173,28 @@ def make_photos(folder: Path) -> Path:
     return folder
 
 
-def _pillow(photos: Path) -> float:
+def _pillow(photos: Path, *, scaled: bool) -> float:
     """Seconds until two processes that do nothing else have decoded and resized all files, once they have started."""
     files = sorted(str(path) for path in photos.rglob("*.jpg"))
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:
-        pool.map(_decode_and_resize, [files[:2], files[2:4]], chunksize=1)  # both have started and imported Pillow
+        work = functools.partial(_decode_and_resize, scaled=scaled)
+        pool.map(work, [files[:2], files[2:4]], chunksize=1)  # both have started and imported Pillow
         started = time.perf_counter()
-        pool.map(_decode_and_resize, [files[::2], files[1::2]], chunksize=1)
+        pool.map(work, [files[::2], files[1::2]], chunksize=1)
         return time.perf_counter() - started
 
 
-def _decode_and_resize(files: list[str]) -> int:
+def _decode_and_resize(files: list[str], *, scaled: bool) -> int:
     from PIL import Image
 
     total = 0
     side = JPEG_SHAPE[1]
     for path in files:
         with Image.open(path) as image:
+            if scaled:
+                share = 2 * side / min(image.size)  # the margin of 2 that is our default
+                image.draft(None, (math.ceil(image.width * share), math.ceil(image.height * share)))
             edge = min(image.size)
             left, top = (image.width - edge) / 2, (image.height - edge) / 2
             small = image.convert("RGB").resize(

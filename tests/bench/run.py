@@ -19,20 +19,21 @@ WORK = Path("runs/bench/work")
 
 
 PARTS = (
-    *("loader", "ingest", "scale", "ranks", "manifest", "training", "study"),
+    *("loader", "jpeg", "ingest", "cold", "scale", "ranks", "manifest", "training", "study"),
     *("norms", "gpu", "verdicts", "requests", "finetune", "score", "tune"),
 )
 
 
 def main() -> None:
     import ingest
+    import jpeg
     import loader
 
     parts = sys.argv[1:] or PARTS
     unknown = set(parts) - set(PARTS)
     if unknown:
         sys.exit(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
-    if set(parts) & {"loader", "ingest", "scale"}:
+    if set(parts) & {"loader", "ingest", "scale", "jpeg"}:
         spark = ingest.start()
         try:
             if "loader" in parts:
@@ -41,6 +42,8 @@ def main() -> None:
                 ingest.run(spark, WORK)
             if "scale" in parts:
                 ingest.run_scale(spark, WORK)
+            if "jpeg" in parts:
+                jpeg.run(spark, WORK)
         finally:
             spark.stop()
     _alone(parts)
@@ -48,6 +51,7 @@ def main() -> None:
 
 def _alone(parts: Sequence[str]) -> None:
     """Those that have a session of their own, or none."""
+    import cold
     import finetune
     import gpu
     import gpu_norms
@@ -62,6 +66,8 @@ def _alone(parts: Sequence[str]) -> None:
     import tune
     import verdicts
 
+    if "cold" in parts:
+        cold.run(WORK)
     if {"scale", "ranks"} & set(parts):
         many_ranks.run(WORK)
     if {"scale", "manifest"} & set(parts):

@@ -49,6 +49,6 @@ def test_settings_that_a_page_names(page):
     not_now = ("model.dropout", "compare.norms", "compare.learning_rates")  # an example, and what was before 0.5.0
     known = reference_page()
     for name in re.findall(rf"`(?:-o )?((?:{SECTIONS})\.[a-z_.]+)(?:=[^`]*)?`", NOW[page]):
-        file = re.match(r"(model\.(pt2|ts|onnx)|(train|export|comparison|tune)\.json|tune\.html)", name)
+        file = re.match(r"(model\.(pt2|ts|onnx)|(train|export|comparison|tune|score)\.json|(tune|score)\.html)", name)
         if not file and not name.startswith("spark."):  # Spark's own properties
             assert f"`{name}" in known or name in not_now, name

@@ -61,6 +61,8 @@ def test_a_folder_of_photographs_trains(spark, photos, tmp_path, capfd):
         "dataset.path": tmp_path / "data",
         "dataset.source.path": folder,
         "dataset.image.shape": "[3,24,24]",
+        "dataset.image.encoding": "jpeg",  # decoded by processes that the worker of Spark starts
+        "dataset.image.decode": "scaled",
         "dataset.deduplicate": "false",
         "dataset.validation_share": 0.15,
         "dataset.test_share": 0.2,

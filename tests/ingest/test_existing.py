@@ -284,6 +284,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(spark, grown, t
     refused("holds pictures, ingested from other input .* or set dataset.append to add what is new", append=False)
     refused(r"has raw images of shape \[3, 8, 8\], these would be raw of \[1, 8, 8\]", image={"shape": (1, 8, 8)})
     refused("has raw images of shape .*, these would be png of", image={"encoding": "png"})
+    refused(
+        "made with dataset.image decode exact, keep_jpeg false, these would be with decode scaled, decode_margin 3,",
+        image={"decode": "scaled", "decode_margin": 3},
+    )
     refused("has the classes cat, dog; the source has cat, cow", source={"classes": ("cat", "cow")})
     shutil.rmtree(tmp_path / "in")
     write_folder(tmp_path / "in", 20)  # fewer than there were

@@ -135,7 +135,7 @@ def test_the_limit_is_the_most_that_is_read(spark, tmp_path):
 
 def test_a_file_with_a_problem_is_not_opened(tmp_path):
     """It is not there: opened, it would be unreadable."""
-    rows = [{"id": 1, "split": None, "label": 0, "path": "gone.jpg", "problem": "too_many_bytes"}]
+    rows = [{"id": 1, "split": None, "label": 0, "path": "gone.jpg", "size": 9, "problem": "too_many_bytes"}]
     (batch,) = _read_files(pa.RecordBatch.from_pylist(rows), root=str(tmp_path), split_folders=False)
     assert batch.column("problem").to_pylist() == ["too_many_bytes"]
 

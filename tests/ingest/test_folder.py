@@ -21,6 +21,7 @@ from PIL import Image
 from pipeline.config.dataset import SourceSettings
 from pipeline.data.manifest import DatasetError
 from pipeline.ingest.job import ingest_dataset
+from pipeline.ingest.sources import listing
 from pipeline.ingest.sources.open import open_source
 from pipeline.ingest.sources.source import SourceError
 
@@ -214,7 +215,8 @@ def test_a_folder_without_images_is_an_error(spark, tmp_path):
         opened(spark, tmp_path / "empty")
 
 
-def test_what_was_kept_for_the_job_is_let_go(spark, tmp_path):
+def test_what_was_kept_for_the_job_is_let_go(spark, tmp_path, monkeypatch):
+    monkeypatch.setattr(listing, "_MOST_BY_DRIVER", 3)  # what the driver lists is not kept by Spark
     source = opened(spark, write_folder(tmp_path / "in", 4))
     assert source.persisted.is_cached
     source.close()

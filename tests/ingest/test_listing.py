@@ -170,9 +170,27 @@ def test_the_dataset_is_the_same_however_it_was_listed(spark, tmp_path, monkeypa
     (tmp_path / "labels.csv").write_text(labels)
     source = {"labels": str(tmp_path / "labels.csv")}
     settings = {name: folder_settings(tmp_path / name, tmp_path / "in", source=source) for name in ("now", "then")}
-    found, _ = ingest_dataset(spark, settings["now"], cache="unused")
-    monkeypatch.setattr(listing, "_LEVELS", 1)  # as it was: the root, and each folder in it as a whole
-    before, _ = ingest_dataset(spark, settings["then"], cache="unused")
+    found, _ = ingest_dataset(spark, settings["now"], cache="unused")  # by the driver, since they are few
     assert found.input_rows == 60
     assert set(found.splits) <= set(SPLITS)
+    monkeypatch.setattr(listing, "_MOST_BY_DRIVER", 59)
+    assert ingest_dataset(spark, settings["now"], cache="unused") == (found, False)
+    monkeypatch.setattr(listing, "_LEVELS", 1)  # as it was: the root, and each folder in it as a whole
+    before, _ = ingest_dataset(spark, settings["then"], cache="unused")
     assert found.digest == before.digest
+
+
+@pytest.mark.spark
+def test_few_local_files_are_listed_by_the_driver(spark, tmp_path, monkeypatch):
+    write_tree(tmp_path, width=3, depth=2, files=4)
+    (tmp_path / ".hidden.png").touch()
+    expected = sorted(listed(tmp_path))
+    assert len(expected) == 52
+    made = []
+    for most, fixed in ((52, True), (51, False)):
+        monkeypatch.setattr(listing, "_MOST_BY_DRIVER", most)
+        files, is_fixed = listing.list_files(spark, str(tmp_path))
+        assert is_fixed is fixed
+        made.append(sorted(map(tuple, files.collect())))
+        assert [path for path, _, _ in made[-1]] == expected
+    assert made[0] == made[1]

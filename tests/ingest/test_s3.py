@@ -24,7 +24,7 @@ def test_storage_that_fails_sets_no_image_aside(spark, s3, bucket):
 
 def read(folder: str, *paths: str) -> dict[str, str | None]:
     """The problem of each file, as an executor finds it."""
-    rows = [{"id": 1, "split": None, "label": 0, "path": path, "problem": None} for path in paths]
+    rows = [{"id": 1, "split": None, "label": 0, "path": path, "size": 100, "problem": None} for path in paths]
     batches = list(_read_files(pa.RecordBatch.from_pylist(rows), root=folder, split_folders=False))
     return {row["origin"]: row["problem"] for batch in batches for row in batch.to_pylist()}
 

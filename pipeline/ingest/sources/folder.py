@@ -7,36 +7,43 @@ of labels says.
 from __future__ import annotations
 
 import functools
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.cluster.errors import first_line, spark_failures
 from pipeline.config.dataset import SourceSettings
 from pipeline.data import reasons
-from pipeline.ingest.sources.file_names import OtherFiles, image_files, other_files
+from pipeline.ingest.sources.file_names import NO_OTHER_FILES, OtherFiles, image_files, other_files
 from pipeline.ingest.sources.listing import list_files
 from pipeline.ingest.sources.source import (
+    NO_SPLIT,
     Source,
     SourceError,
     class_number,
-    distinct_classes,
     exact_path,
     fingerprint,
     label_name,
-    rows_by_split,
+    sorted_classes,
     split_column,
     to_batch,
 )
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyspark.sql import DataFrame, Row, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 # What one task reads, about.
 _TASK_BYTES, _TASK_FILES, _FEWEST_TASKS = 64 << 20, 4_000, 8
 # Bytes of files that one record batch holds, about.
 _BATCH_BYTES = 16 << 20
+# A row of `Source.items`.
+_Item = dict[str, Any]
+# What a task reads before it is asked for.
+_AHEAD_FILES, _AHEAD_BYTES = 8, 32 << 20
 
 
 def open_folder(
@@ -53,63 +60,116 @@ def open_folder(
     from pyspark.sql import functions as F
 
     root = storage.absolute(settings.path or "").rstrip("/")
-    listing = _list(spark, root)
+    listing, fixed = _list(spark, root)
     files = image_files(_with_labels(spark, listing, settings), settings)
     first_folder = F.substring_index("path", "/", 1)
     split = split_column(first_folder) if settings.split_folders else F.lit(None).cast("string")
-    everything = (
-        files.withColumn("id", F.xxhash64("path"))
-        .withColumn("split", split)
-        .persist(StorageLevel.DISK_ONLY)  # listed once; counting and reading must see the same files
-    )
-    items, others = everything.where("is_item"), other_files(everything.where("not is_item"))
-    totals = _totals(items, root, settings, others)
-    classes: tuple[str, ...] = ()
-    if labelled:
-        classes = settings.classes or known_classes or distinct_classes(items, F.col("label_name"))
-        if not classes:
-            raise SourceError(f"{root}: no image has a label; put each class into a folder of its own, or set `labels`")
+    everything = files.withColumn("id", F.xxhash64("path")).withColumn("split", split)
+    is_persisted = not fixed or settings.labels is not None
+    if is_persisted:  # listed once; counting and reading must see the same files
+        everything = everything.persist(StorageLevel.DISK_ONLY)
+    items, known = everything.where("is_item"), (settings.classes or known_classes) if labelled else ()
+    found = _summary(everything, labels=known is None)
+    others = other_files(everything.where("not is_item")) if found.others else NO_OTHER_FILES
+    _check(found, root, settings, others)
+    classes = sorted_classes(found.labels) if known is None else known
+    if labelled and not classes:
+        raise SourceError(f"{root}: no image has a label; put each class into a folder of its own, or set `labels`")
     numbered = items.withColumn("label", class_number(F.col("label_name"), classes)).select(
-        "id", "split", "label", "path", "problem"
+        "id", "split", "label", "path", "size", "problem"
     )
     return Source(
         classes=classes,
-        rows=_rows(items, settings, totals.files),
+        rows=_rows(found, settings),
         form="file",
         pixel_shape=None,
-        fingerprint=_digest(totals.files, totals.sum_same, totals.xor_same),
-        state=_digest(totals.files, totals.sum_times, totals.xor_times),
+        fingerprint=_digest(found.files, found.sum_same, found.xor_same),
+        state=_digest(found.files, found.sum_times, found.xor_times),
         numbered=False,
-        items=numbered.repartition(_tasks(totals.files, totals.bytes or 0), "id"),
+        items=numbered.repartition(_tasks(found.files, found.bytes), "id"),
         read=functools.partial(_read_files, root=root, split_folders=settings.split_folders),
-        persisted=everything,
+        persisted=everything if is_persisted else None,
         other_files=others,
     )
 
 
-def _totals(items: DataFrame, root: str, settings: SourceSettings, others: OtherFiles) -> Row:
-    """Files, bytes to read of them, and what stands for all of them: with their sizes (same), and with their times."""
+@dataclass
+class _Summary:
+    """What is in a folder.
+
+    files, bytes : of the items, and what is to be read of them
+    most_of_an_id : items that share an id
+    sum_same, xor_same, sum_times, xor_times : stand for all items: with their sizes (same), and with their times
+    rows : items by split, `NO_SPLIT` for none
+    labels : the distinct labels of the items
+    others : files that are no items
+    """
+
+    files: int = 0
+    bytes: int = 0
+    most_of_an_id: int = 0
+    sum_same: int = 0
+    xor_same: int = 0
+    sum_times: int = 0
+    xor_times: int = 0
+    rows: Counter[str] = field(default_factory=Counter)
+    labels: set[str] = field(default_factory=set)
+    others: int = 0
+
+
+def _summary(everything: DataFrame, *, labels: bool) -> _Summary:
+    """One query for all that has to be known: each takes a cold Spark a second or more.
+
+    Parameters
+    ----------
+    labels : whether labels are asked for
+    """
     from pyspark.sql import functions as F
 
     size = F.coalesce("size", F.lit(-1))
-    same, times = F.xxhash64("path", size, "label_name"), F.xxhash64("path", size, "modified")
-    totals = items.agg(
-        F.count("*").alias("files"),
-        F.sum(F.when(F.col("problem").isNull(), F.col("size"))).alias("bytes"),
-        F.countDistinct("id").alias("ids"),
-        *(aggregate(value.cast("decimal(38,0)") if name == "sum" else value).alias(f"{name}_{of}")
-          for of, value in (("same", same), ("times", times))
-          for name, aggregate in (("sum", F.sum), ("xor", F.bit_xor))),
-    ).first()  # fmt: skip
-    assert totals is not None
-    if not totals.files:
+    rows = everything.select(
+        "id",
+        "is_item",
+        F.when(F.col("is_item"), F.col("split")).alias("split"),
+        F.when(F.col("is_item") & F.lit(labels), F.col("label_name")).alias("label"),
+        F.when(F.col("problem").isNull(), F.col("size")).alias("bytes"),
+        F.xxhash64("path", size, "label_name").alias("same"),
+        F.xxhash64("path", size, "modified").alias("times"),
+    )
+    # First by id: where none has two items, which is an error, the first values of each are those of its one item.
+    columns = ("split", "label", "bytes", "same", "times")
+    by_id = rows.groupBy("is_item", "id").agg(F.count("*").alias("files"), *(F.first(c).alias(c) for c in columns))
+    groups = by_id.groupBy("is_item", "split", "label").agg(
+        F.sum("files").alias("files"), F.max("files").alias("most"), F.sum("bytes").alias("bytes"),
+        *(aggregate(F.col(of).cast("decimal(38,0)") if name == "sum" else F.col(of)).alias(f"{name}_{of}")
+          for of in ("same", "times") for name, aggregate in (("sum", F.sum), ("xor", F.bit_xor))),
+    )  # fmt: skip
+    found = _Summary()
+    for row in groups.collect():
+        if not row.is_item:
+            found.others += row.files
+            continue
+        found.files += row.files
+        found.bytes += row.bytes or 0
+        found.most_of_an_id = max(found.most_of_an_id, row.most)
+        for of in ("same", "times"):
+            setattr(found, f"sum_{of}", getattr(found, f"sum_{of}") + int(row[f"sum_{of}"]))
+            setattr(found, f"xor_{of}", getattr(found, f"xor_{of}") ^ row[f"xor_{of}"])
+        found.rows[row.split or NO_SPLIT] += row.files
+        if row.label is not None:
+            found.labels.add(row.label)
+    return found
+
+
+def _check(found: _Summary, root: str, settings: SourceSettings, others: OtherFiles) -> None:
+    """There are items, each with an id of its own."""
+    if not found.files:
         raise SourceError(
             f"{root}: no files that end in {', '.join(settings.extensions)} (dataset.source.extensions); "
             f"others: {others}"
         )
-    if totals.ids != totals.files:
+    if found.most_of_an_id > 1:
         raise SourceError(f"{root}: two paths have one hash; rename one of them")
-    return totals
 
 
 def _tasks(files: int, total_bytes: int) -> int:
@@ -120,17 +180,16 @@ def _digest(*values: Any) -> str:
     return fingerprint(repr([str(value) for value in values]))
 
 
-def _rows(items: DataFrame, settings: SourceSettings, files: int) -> dict[str, int]:
+def _rows(found: _Summary, settings: SourceSettings) -> dict[str, int]:
     if not settings.split_folders:
-        return {"": files}
-    counts = rows_by_split(items)
-    if not counts.get("train"):
+        return {"": found.files}
+    if not found.rows.get("train"):
         raise SourceError(f"{settings.path}: split_folders is set, but there are no images in its folder `train`")
-    return counts
+    return dict(found.rows)
 
 
-def _list(spark: SparkSession, root: str) -> DataFrame:
-    """All files below the folder, whatever their names."""
+def _list(spark: SparkSession, root: str) -> tuple[DataFrame, bool]:
+    """All files below the folder, whatever their names, as `list_files` gives them."""
     if not storage.is_folder(root):
         raise SourceError(f"{root}: no such folder")
     return list_files(spark, root)
@@ -196,21 +255,12 @@ def _read_files(items: pa.RecordBatch, *, root: str, split_folders: bool) -> Ite
     """
     columns: dict[str, list[Any]] = {}
     size = 0
-    for item in items.to_pylist():
-        origin = storage.join(root, item["path"])
-        payload: bytes | None = None
-        problem: str | None = item["problem"]
-        if problem is None:
-            try:
-                payload, problem = storage.read_bytes(origin), None
-            except OSError as error:
-                if isinstance(error, storage.UnreachableError):
-                    raise
-                problem = reasons.UNREADABLE
+    for item, payload, unreadable in _ahead(items.to_pylist(), root):
+        problem = reasons.UNREADABLE if unreadable else item["problem"]
         if split_folders and item["split"] is None:
             problem = reasons.MISSING_SPLIT
         row = {**{name: item[name] for name in ("id", "split", "label")},
-               "payload": payload, "origin": origin, "problem": problem}  # fmt: skip
+               "payload": payload, "origin": storage.join(root, item["path"]), "problem": problem}  # fmt: skip
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
         size += len(payload or b"")
@@ -219,3 +269,33 @@ def _read_files(items: pa.RecordBatch, *, root: str, split_folders: bool) -> Ite
             columns, size = {}, 0
     if columns:
         yield to_batch(columns)
+
+
+def _ahead(items: list[_Item], root: str) -> Iterator[tuple[_Item, bytes | None, bool]]:
+    """Each item with its file's content, in their order; None for an item with a problem, or a file that is missing or
+    forbidden, of which the last value tells.
+
+    Files are read by threads while those before them are decoded, so that the storage's latency is hidden; at most
+    `_AHEAD_FILES`, and no more than one beyond `_AHEAD_BYTES`.
+    """
+    reading: deque[tuple[_Item, Future[bytes] | None]] = deque()
+    left, ahead_bytes = deque(items), 0
+    with ThreadPoolExecutor(_AHEAD_FILES, thread_name_prefix="sparknorm-files") as executor:
+        try:
+            while reading or left:
+                while left and len(reading) < _AHEAD_FILES and ahead_bytes < _AHEAD_BYTES:
+                    item = left.popleft()
+                    readable = item["problem"] is None
+                    path = storage.join(root, item["path"])
+                    reading.append((item, executor.submit(storage.read_bytes, path) if readable else None))
+                    ahead_bytes += item["size"] or 0
+                item, coming = reading.popleft()
+                ahead_bytes -= item["size"] or 0
+                try:
+                    yield item, coming.result() if coming is not None else None, False
+                except OSError as error:
+                    if isinstance(error, storage.UnreachableError):
+                        raise
+                    yield item, None, True
+        finally:
+            executor.shutdown(cancel_futures=True)

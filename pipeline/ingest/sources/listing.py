@@ -1,7 +1,8 @@
-"""All files below a folder, listed by executors.
+"""All files below a folder, listed by executors, or by the driver where they are few and on its own disks.
 
-The driver only looks which folders there are, down to where there are enough of them to share out; it stops looking in
-a folder of many files, which one task then lists with all that is below it. Nobody holds more than a part of a folder.
+Of others the driver only looks which folders there are, down to where there are enough of them to share out; it stops
+looking in a folder of many files, which one task then lists with all that is below it. Nobody holds more than a part of
+a folder.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ SCHEMA = "path string, size long, modified string"
 _FOLDERS, _LEVELS, _MOST_FOLDERS = 64, 6, 10_000
 # Files of the root, and of a folder below it, at which the driver looks before it leaves all that is in it to one task.
 _MOST_FILES, _MOST_FILES_BELOW = 10_000, 2_000
+# Files below a local folder that the driver lists alone: a job takes a cold Spark seconds.
+_MOST_BY_DRIVER = 20_000
 # Entries of a folder that are looked at at once, and files of one record batch.
 _PART_ROWS, _BATCH_ROWS = 1_000, 10_000
 
@@ -43,8 +46,12 @@ class _Folder(NamedTuple):
     below: bool
 
 
-def list_files(spark: SparkSession, root: str) -> DataFrame:
-    """A DataFrame of `SCHEMA` of all files below a folder, those whose names or folders begin with a dot left out.
+def list_files(spark: SparkSession, root: str) -> tuple[DataFrame, bool]:
+    """List all files below a folder, those whose names or folders begin with a dot left out.
+
+    Returns
+    -------
+    (files, fixed) : a DataFrame of `SCHEMA`, and whether its rows are fixed; otherwise it lists whenever it is read
 
     Raises
     ------
@@ -52,11 +59,28 @@ def list_files(spark: SparkSession, root: str) -> DataFrame:
         The name of a folder in the root is not UTF-8.
     """
     folders = _shared_out(root)
-    return (
+    rows = _listed_here(folders, root) if storage.is_local(root) else None
+    if rows is not None:
+        return spark.createDataFrame(rows, SCHEMA), True
+    files = (
         spark.createDataFrame(folders, "folder string, below boolean")
         .repartition(min(len(folders), _FOLDERS))
         .mapInArrow(functools.partial(_list_folders, root=root), SCHEMA)
     )
+    return files, False
+
+
+def _listed_here(folders: list[_Folder], root: str) -> list[tuple[str, int, str]] | None:
+    """The files in these folders; None where there are more than `_MOST_BY_DRIVER`."""
+    import pyarrow as pa
+
+    rows: list[tuple[str, int, str]] = []
+    shared_out = pa.RecordBatch.from_pylist([folder._asdict() | {"folder": folder.path} for folder in folders])
+    for batch in _list_folders(iter([shared_out]), root=root):
+        rows += zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        if len(rows) > _MOST_BY_DRIVER:
+            return None
+    return rows
 
 
 def _shared_out(root: str) -> list[_Folder]:

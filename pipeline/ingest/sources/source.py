@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,7 +102,11 @@ def distinct_classes(rows: DataFrame, name: Column) -> tuple[str, ...]:
     ----------
     name : of the label, as `label_name` gives it; null where a row has none
     """
-    labels = [row[0] for row in rows.select(name).distinct().collect() if row[0] is not None]
+    return sorted_classes({row[0] for row in rows.select(name).distinct().collect() if row[0] is not None})
+
+
+def sorted_classes(labels: Collection[str]) -> tuple[str, ...]:
+    """Labels as classes: by number where all are whole numbers, else alphabetically."""
     if all(label.isdecimal() for label in labels):
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
     return tuple(sorted(labels))
