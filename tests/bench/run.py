@@ -53,15 +53,15 @@ def _alone(parts: Sequence[str]) -> None:
     import gpu_norms
     import ingest
     import manifest
+    import many_ranks
     import norms
     import object_store
-    import ranks
     import study
     import training
     import verdicts
 
     if {"scale", "ranks"} & set(parts):
-        ranks.run(WORK)
+        many_ranks.run(WORK)
     if {"scale", "manifest"} & set(parts):
         manifest.run(WORK)
     for part, run in (("training", training.run), ("study", study.run)):
