@@ -156,7 +156,7 @@ def _write(classes: dict[str, Sequence[int]], folder: Path, rows: dict[str, int]
     for name, count in rows.items():
         splits[name] = (all_pixels[first : first + count], all_labels[first : first + count])
         first += count
-    write_splits(str(folder), splits, classes=len(labels), row_group_rows=50)
+    write_splits(str(folder), splits, classes=len(labels), row_group_rows=20)
     return str(folder.absolute())
 
 
