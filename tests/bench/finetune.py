@@ -42,21 +42,25 @@ FASHION, DIGITS = "train", "digits"
 class Transfer:
     """What a network is trained on first, and what then: classes by the set of pictures that they are of.
 
-    test : images to judge by
+    validation, test : images to choose rates by, and to judge by; of digits there are no more
     """
 
     name: str
     first: dict[str, tuple[int, ...]]
     then: dict[str, tuple[int, ...]]
+    validation: int
     test: int
 
 
 TRANSFERS = (
-    Transfer("five digits after ten of Fashion-MNIST", {FASHION: tuple(range(10))}, {DIGITS: (0, 1, 2, 3, 4)}, 350),
+    Transfer(
+        "five digits after ten of Fashion-MNIST", {FASHION: tuple(range(10))}, {DIGITS: (0, 1, 2, 3, 4)}, 150, 350
+    ),
     Transfer(
         "five of Fashion-MNIST after five others and five digits",
         {FASHION: (0, 1, 2, 5, 8), DIGITS: (5, 6, 7, 8, 9)},
         {FASHION: (3, 4, 6, 7, 9)},
+        1000,
         2000,
     ),
 )
@@ -90,7 +94,9 @@ def run(work: Path) -> None:
 
 def _measure(transfer: Transfer, rows: int, checkpoint: str, folder: Path) -> list[tuple[float, float, float, float]]:
     """For each seed the epochs to the final accuracy from scratch, fine-tuned and from scratch, and both at the end."""
-    then = _write(transfer.then, folder / "then", {"train": rows, "validation": 150, "test": transfer.test})
+    then = _write(
+        transfer.then, folder / "then", {"train": rows, "validation": transfer.validation, "test": transfer.test}
+    )
     ways = {"scratch": {"epochs": EPOCHS}, "tuned": {"epochs": round(SHARE * EPOCHS), "weights": checkpoint}}
     rates = {name: _best_rate(then, folder / name, **way) for name, way in ways.items()}
     found = []
