@@ -88,9 +88,10 @@ def test_without_norm_the_convolutions_compute_what_they_did_together(network):
     "norm", ["weight_standardized_group", "batch_renorm", "power", "instance", "layer", "switchable"]
 )
 def test_every_other_norm_takes_the_convolutions(norm):
-    _, state = published()
-    settings, model = build(norm)
-    take(settings, model, state)
+    shape = (3, 48, 48)  # several positions everywhere
+    _, state = published(shape=shape)
+    settings, model = build(norm, shape=shape)
+    take(settings, model, state, shape=shape)
     assert torch.equal(model[1].layer3[0].conv1.weight, state["layer3.0.conv1.weight"])
     assert torch.equal(model[1].layer3[0].bn1.weight, state["layer3.0.bn1.weight"])
 
@@ -114,14 +115,24 @@ def test_weights_without_statistics_begin_new_ones():
     assert torch.equal(model[1].bn1.running_mean, torch.zeros(64))
 
 
-@pytest.mark.parametrize("kind", ["cnn", "resnet", "bottleneck", "wide_resnet", "inception"])
-@pytest.mark.parametrize("norm", ["group", "none"])
+@pytest.mark.parametrize(
+    ("kind", "norm"),
+    [*((kind, norm) for kind in ("cnn", "resnet", "bottleneck", "inception") for norm in ("group", "none")),
+     ("wide_resnet", "group")],
+)  # fmt: skip
 def test_small_networks_of_batch_norm_become_others(kind, norm):
     """Those that sparknorm itself has trained."""
     source, settings, target = make(kind, seed=1), settings_of(kind, norm), make(kind, norm)
     take_weights(target, settings, tensors_of(source.state_dict()), image_shape=(3, 8, 8), num_classes=5, head=None)
     name = next(n for n, m in source[1].named_modules() if isinstance(m, nn.Linear))
     assert torch.equal(target[1].get_submodule(name).weight, source[1].get_submodule(name).weight)
+
+
+def test_a_norm_that_follows_no_convolution_cannot_become_none():
+    """Of a wide residual network they come first: nothing there can take up what they did."""
+    source, settings, target = make("wide_resnet"), settings_of("wide_resnet", "none"), make("wide_resnet", "none")
+    with pytest.raises(ValueError, match=r"with model\.norm none in the place of its batch norm, it does not fit"):
+        take_weights(target, settings, tensors_of(source.state_dict()), image_shape=(3, 8, 8), num_classes=5, head=None)
 
 
 @pytest.mark.parametrize("norm", ["keep", "batch", "group", "none"])

@@ -28,7 +28,7 @@ def test_train_begins_with_a_checkpoint_of_another_dataset(spark, settings, tmp_
     said = f"model.weights {checkpoint}: the head classifier is new: 4 classes here, 3 in the file"
     assert result.notes == (said,)
     assert json.loads((tmp_path / "tuned" / "train.json").read_text())["notes"] == [said]
-    assert "the head classifier is new: 4 classes here, 3 in the file" in " ".join(capsys.readouterr().out.split())
+    assert "the head classifier is new: 4 classes here, 3 in the file" in " ".join(capsys.readouterr().err.split())
     trials = sorted((tmp_path / "tuned" / "trials").iterdir())
     Path(checkpoint).write_bytes(Path(checkpoint).read_bytes()[:-1000])
     with pytest.raises(WeightsError, match="it is damaged, or no file of weights"):
