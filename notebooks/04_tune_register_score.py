@@ -1,16 +1,17 @@
 # Databricks notebook source
 # MAGIC %md
 # MAGIC # 4. Tune, register, score
-# MAGIC The winner of `03_compare` becomes a version of a registered model, and the champion if it passes the gate; then the champion
-# MAGIC is asked. Run `01_ingest` and `03_compare` with the same settings first.
+# MAGIC A search for good values of settings, the training that they give, its version in a registered model, and that model at work:
+# MAGIC it becomes the champion if it passes the gate, and the champion scores the test split. Run `01_ingest` with the same settings
+# MAGIC first. To register the winner of `03_compare` instead, call `register` with its settings and `registry.take=comparison`.
 # MAGIC
 # MAGIC In Unity Catalog, set the model to `catalog.schema.name` and the registry to `databricks-uc`.
 
 # COMMAND ----------
 
-dbutils.widgets.text("config", "../conf/quickstart.yaml", "Settings file")
+dbutils.widgets.text("config", "../conf/tune.yaml", "Settings file")
 dbutils.widgets.text("overrides", "", "Overrides: section.key=value section.key=value")
-dbutils.widgets.text("model", "quickstart", "Registered model")
+dbutils.widgets.text("model", "tuned", "Registered model")
 dbutils.widgets.text("registry", "", "Model registry; empty: that of the tracking")
 
 # COMMAND ----------
@@ -19,7 +20,9 @@ import shlex
 
 from pipeline import storage
 from pipeline.config import load_settings
-from pipeline.serving import register
+from pipeline.driver import train
+from pipeline.serving import register, score
+from pipeline.study import tune
 
 own = [f"registry.model={dbutils.widgets.get('model')}"]
 if dbutils.widgets.get("registry"):
@@ -28,13 +31,20 @@ settings = load_settings(dbutils.widgets.get("config"), [*own, *shlex.split(dbut
 
 # COMMAND ----------
 
-# MAGIC %md
-# MAGIC ## Register
+tuning = tune(spark, settings)
+displayHTML(storage.read_bytes(f"{settings.output}/tune.html").decode())
+
+# COMMAND ----------
+
+settings = load_settings(f"{settings.output}/best.yaml", [*own, "registry.take=train", "score.source.split=test"])
+result = train(spark, settings)
 
 # COMMAND ----------
 
 registration = register(settings)
+displayHTML(storage.read_bytes(f"{settings.output}/register.html").decode())
 
 # COMMAND ----------
 
-displayHTML(storage.read_bytes(f"{settings.output}/register.html").decode())
+scores = score(spark, settings)
+display(spark.createDataFrame(list(zip(scores.classes, scores.class_counts, strict=True)), "class string, images long"))

@@ -80,12 +80,22 @@ def test_from_files_to_report(spark, idx_folder, tmp_path):
     names, shown = run("03_compare.py", spark, chosen)
     assert {arm.arm for arm in names["comparison"].arms} == {"none", "batch"}
     assert shown[0].lstrip().startswith("<!doctype html>")
-    # The fourth: the winner, in a registered model of the store that the settings name.
-    chosen["model"] = "halves"
-    names, shown = run("04_tune_register_score.py", spark, chosen)
+    # The fourth: a search, its best training as the champion of a registered model, and that model's scores.
+    search = {"output": f"'{tmp_path}/tuned'", "tune.trials": 2, "tune.confirm": 0, "train.evaluations_per_epoch": 1}
+    search |= {"tune.space": "'{model.norm: [none, batch]}'"}
+    tuned = {**overrides, **search, "train.epochs": 2}
+    del tuned["compare.seeds"]
+    fourth = {
+        "config": str(NOTEBOOKS.parent / "conf" / "tune.yaml"),
+        "overrides": " ".join(f"{key}={value}" for key, value in tuned.items()),
+        "model": "halves",
+    }
+    names, shown = run("04_tune_register_score.py", spark, fourth)
+    assert len(names["tuning"].trials) == 2
     assert (names["registration"].model, names["registration"].version) == ("halves", "1")
-    assert names["registration"].origin.comparison_run
-    assert "halves, version 1" in shown[0]
+    assert names["registration"].origin.run_id == names["result"].run_id
+    assert (names["scores"].model.name, names["scores"].images) == ("halves", 301)
+    assert "halves, version 1" in shown[1]
     # The fifth: an own network as it is and with two norms, its file sent by the session that is there already.
     own = {"model.norm": "'[keep, group]'", "compare.seeds": "'[0]'", "train.learning_rate": "'[0.1]'"}
     chosen["overrides"] = " ".join(f"{key}={value}" for key, value in {**overrides, **own}.items())

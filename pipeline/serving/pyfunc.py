@@ -73,10 +73,12 @@ class ImageClassifier:
                 try:
                     images[len(usable)] = self._pixels(values[number])
                     usable.append(number)
+                except BadImageError as error:
+                    if bad_images == ERROR:
+                        raise ValueError(f"row {number}: the image cannot be used: {error}") from None
                 except ValueError as error:
                     if bad_images == ERROR:
-                        kind = "the image cannot be used: " if isinstance(error, BadImageError) else ""
-                        raise ValueError(f"row {number}: {kind}{error}") from None
+                        raise ValueError(f"row {number}: {error}") from None
             found[usable] = self.predictor.probabilities(images[: len(usable)])
         return found
 

@@ -11,8 +11,7 @@ from small_models import photo, write_model
 
 from pipeline.data import reasons
 from pipeline.data.codec import BadImageError, decode_stored
-from pipeline.data.manifest import Image as ListedImage
-from pipeline.data.manifest import Preparation
+from pipeline.data.manifest import Image, Preparation
 from pipeline.ingest.images import ImageSpec, from_file
 from pipeline.serving import Predictor
 from pipeline.serving.served import ServedImage, ServedModelError
@@ -126,4 +125,4 @@ def test_all_that_ingest_decides_of_an_image_is_known_to_the_model():
     """What is added to one of them and not to the others would be another preprocessing."""
     decided = {field.name for field in fields(ImageSpec)} | {"max_bytes"}
     assert set(ServedImage.model_fields) == decided
-    assert set(Preparation.model_fields) | set(ListedImage.model_fields) == decided
+    assert set(Preparation.model_fields) | set(Image.model_fields) == decided
