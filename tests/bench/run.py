@@ -1,4 +1,4 @@
-"""`make bench`: loading, ingest, scale (of rows, ranks and manifests), training, studies, norms, one GPU, verdicts.
+"""`make bench`: loading, ingest, scale (of rows, ranks and manifests), training, studies, searches, norms, GPU, verdicts.
 
 Nothing here fails.
 """
@@ -57,8 +57,6 @@ def main() -> None:
 
 def _alone(parts: Sequence[str]) -> None:
     """Those that have a session of their own, or none."""
-    import gpu
-    import gpu_norms
     import ingest
     import manifest
     import norms
@@ -82,9 +80,13 @@ def _alone(parts: Sequence[str]) -> None:
                 spark.stop()
     if "norms" in parts:
         norms.run()
-    if "gpu" in parts and gpu.is_there():
-        gpu.run(WORK)
-        gpu_norms.run()
+    if "gpu" in parts:
+        import gpu
+        import gpu_norms
+
+        if gpu.is_there():
+            gpu.run(WORK)
+            gpu_norms.run()
     if "verdicts" in parts:
         verdicts.run()
     if "requests" in parts:
