@@ -1,4 +1,4 @@
-"""`make bench`: loading, ingest, scale (of rows, ranks and manifests), training, studies, searches, norms, GPU, verdicts.
+"""`make bench`: loading, ingest, scale (rows, ranks, manifests), training, studies, searches, norms, GPU, verdicts.
 
 Nothing here fails.
 """
