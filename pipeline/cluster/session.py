@@ -148,6 +148,9 @@ def _defaults(master: str, trains: bool) -> dict[str, str]:
             "spark.driver.host": "127.0.0.1",
             "spark.ui.enabled": "false",
         }
+    if trains:
+        # A Python worker whose task was cancelled is ended so soon; Spark's own 2 s hold up the next trial of a search.
+        properties["spark.python.task.killTimeout"] = "200ms"
     if trains and master.startswith("local["):
         properties["spark.python.daemon.module"] = "pipeline.daemon"
     return properties

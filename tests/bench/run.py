@@ -1,5 +1,5 @@
-"""`make bench`: loading, ingest, scale (of rows, ranks and manifests), training, studies, norms, one GPU, verdicts and
-fine-tuning.
+"""`make bench`: loading, ingest, scale (of rows, ranks and manifests), training, studies, norms, one GPU, verdicts,
+fine-tuning, scores and searches.
 
 Nothing here fails.
 """
@@ -53,8 +53,6 @@ def _alone(parts: Sequence[str]) -> None:
     """Those that have a session of their own, or none."""
     import cold
     import finetune
-    import gpu
-    import gpu_norms
     import ingest
     import manifest
     import many_ranks
@@ -87,9 +85,13 @@ def _alone(parts: Sequence[str]) -> None:
             spark.stop()
     if "norms" in parts:
         norms.run()
-    if "gpu" in parts and gpu.is_there():
-        gpu.run(WORK)
-        gpu_norms.run()
+    if "gpu" in parts:
+        import gpu
+        import gpu_norms
+
+        if gpu.is_there():
+            gpu.run(WORK)
+            gpu_norms.run()
     if "verdicts" in parts:
         verdicts.run()
     if "finetune" in parts:
