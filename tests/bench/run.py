@@ -83,21 +83,24 @@ def _alone(parts: Sequence[str]) -> None:
             of_part[part](spark)
         finally:
             spark.stop()
-    if "norms" in parts:
-        norms.run()
-    if "gpu" in parts:
-        import gpu
-        import gpu_norms
+    alone = {
+        "norms": norms.run,
+        "gpu": _gpu,
+        "verdicts": verdicts.run,
+        "finetune": lambda: finetune.run(WORK),
+        "requests": lambda: object_store.run(WORK),
+    }
+    for part in [part for part in alone if part in parts]:
+        alone[part]()
 
-        if gpu.is_there():
-            gpu.run(WORK)
-            gpu_norms.run()
-    if "verdicts" in parts:
-        verdicts.run()
-    if "finetune" in parts:
-        finetune.run(WORK)
-    if "requests" in parts:
-        object_store.run(WORK)
+
+def _gpu() -> None:
+    import gpu
+    import gpu_norms
+
+    if gpu.is_there():
+        gpu.run(WORK)
+        gpu_norms.run()
 
 
 if __name__ == "__main__":
