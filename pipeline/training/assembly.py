@@ -23,7 +23,7 @@ from pipeline.training.evaluate import Evaluator
 from pipeline.training.event_log import EventLog
 from pipeline.training.hooks import CallHook
 from pipeline.training.job import Job
-from pipeline.training.network import make_ready, network_for
+from pipeline.training.network import make_ready, mean_for, network_for
 from pipeline.training.optimizer import Schedule, make_optimizer
 from pipeline.training.out_of_memory import explain_out_of_memory
 from pipeline.training.pretrained import prepare
@@ -101,7 +101,8 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         model = make_ready(worker, network, job.model, train, lanes=len(loader.lanes), hook=hook)
         average = WeightAverage(model, train.weight_ema) if train.weight_ema else None
         state = TrainingState(model, make_optimizer(model, train, prepared.head), average)
-        data = DeviceBatches(worker, loader, manifest, train, job.model.input_shape(manifest.image.shape))
+        shape, mean = job.model.input_shape(manifest.image.shape), mean_for(job.model, manifest)
+        data = DeviceBatches(worker, loader, manifest, train, shape, mean)
         evaluator = at_end.enter_context(contextlib.closing(Evaluator(state, data, job.dataset, job.reader)))
         exchange = GradientExchange(worker, model, train.gradient_compression)
         events = at_end.enter_context(contextlib.closing(EventLog(worker, job.folder, live=job.live)))

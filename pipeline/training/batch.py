@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,7 @@ class DeviceBatches:
     loader : of this rank; it knows the rank's lanes and the steps of an epoch
     train : with the global batch of the whole training
     input_shape : (C, H, W) of the images that the network takes; None: as they are stored
+    mean : of each channel, in [0, 1], that the network subtracts; None: of the training split
     """
 
     worker: Worker
@@ -36,6 +37,7 @@ class DeviceBatches:
     manifest: Manifest
     train: TrainSettings
     input_shape: tuple[int, int, int] | None = None
+    mean: Sequence[float] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -56,7 +58,7 @@ class DeviceBatches:
             step=step,
             lanes=lanes,
             num_lanes=train.lanes,
-            mean=self.manifest.split("train").mean,
+            mean=self.mean or self.manifest.split("train").mean,
             size=self.image_shape[1:],
             epoch=step // self.loader.steps_per_epoch,
             ids=batch.ids,

@@ -40,10 +40,15 @@ def network_for(model: ModelSettings, manifest: Manifest, *, seed: int = 0) -> n
         model,
         image_shape=shape,
         num_classes=len(manifest.classes),
-        mean=_of_channels("mean", model.mean, split.mean, shape[0]),
+        mean=mean_for(model, manifest),
         std=_of_channels("std", model.std, split.std, shape[0]),
         seed=seed,
     )
+
+
+def mean_for(model: ModelSettings, manifest: Manifest) -> Sequence[float]:
+    """The mean of each channel, in [0, 1], that the network of these settings subtracts."""
+    return _of_channels("mean", model.mean, manifest.split("train").mean, manifest.image.shape[0])
 
 
 def _of_channels(
