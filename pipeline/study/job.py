@@ -27,6 +27,7 @@ from pipeline.report.figures.study import figures_of
 from pipeline.report.names import Values
 from pipeline.report.page import render
 from pipeline.study.arms import Arm, arms_of, candidates_of, with_final_network
+from pipeline.study.same_arms import check_same_arms
 from pipeline.study.search import ArmSearch, run_search
 from pipeline.study.seeds import run_seeds
 from pipeline.study.summary import judge_of, metrics_of, summarize
@@ -114,6 +115,7 @@ def _check(
     for arm in arms:
         check_trial(spark, arm.settings, manifest)
         notes += [note for note in network_notes(arm.settings, manifest) if note not in notes]
+    notes += check_same_arms(arms, manifest)
     searches = [ArmSearch(settings, arm, values, manifest) for arm in arms] if len(values) > 1 else []
     for search in searches[:1]:
         check_trial(spark, search.candidates[0].settings, manifest)

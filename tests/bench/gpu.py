@@ -89,6 +89,7 @@ SMALL = Case("ResNet-8, batch 128", RESNET8, 128, 61440, steps=2)
 DEEP = Case(
     "ResNet-56, 32 px, batch 512", ModelSettings(network="resnet", depth=56, width=64), 512, 16384, (3, 32, 32), 0.2
 )
+PHOTOGRAPHS = Case("ResNet-50, 224 px, batch 256", ModelSettings(network="resnet50"), 256, 2048, (3, 224, 224), 0.2)
 
 
 def is_there() -> bool:
@@ -104,7 +105,7 @@ def run(work: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     results, pairs = [], []
     try:
-        for case in (LARGE, SMALL, DEEP):
+        for case in (LARGE, SMALL, DEEP, PHOTOGRAPHS):
             speeds, held = _measure(case, folder)
             results += [Result(f"{case.name}: {name}", "images/s", passes) for name, passes in speeds.items()]
             results.append(Result(f"{case.name}: GPU memory held after the end", "MiB", [held]))

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import small_imagenet
 import torch
 from small_networks import KINDS, make
 
@@ -55,6 +56,27 @@ def test_loss_and_gradients_are_those_of_the_cpu(kind, norm, bf16, layout, cuda)
         if exact:
             size = here.grad.norm().item()
             assert (there.grad.cpu() - here.grad).norm().item() <= 2e-3 * size + 1e-5, name
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("norm", sorted(NORMS))
+@pytest.mark.parametrize("kind", small_imagenet.NARROW)
+def test_networks_for_imagenet_give_the_loss_of_the_cpu(kind, norm, bf16, cuda):
+    """Without dropout, whose draws differ between devices; gradients are finite and, in float32, as large."""
+    on_cpu = small_imagenet.make(kind, norm)
+    for layer in on_cpu.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    on_gpu = copy.deepcopy(on_cpu).to(cuda).to(memory_format=torch.channels_last)
+    images, labels = small_imagenet.images(8), torch.arange(8) % small_imagenet.CLASSES
+    _, expected = forward_and_backward(on_cpu, images, labels, bf16=False)
+    there = images.to(cuda).contiguous(memory_format=torch.channels_last)
+    _, loss = forward_and_backward(on_gpu, there, labels.to(cuda), bf16)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-1 if bf16 else 1e-3, abs=1e-1 if bf16 else 1e-3)
+    gradients = [torch.cat([p.grad.flatten() for p in each.parameters()]).cpu() for each in (on_gpu, on_cpu)]
+    assert gradients[0].isfinite().all()
+    if not bf16:  # where a group is two channels of a pixel, rounding to bfloat16 may make them equal
+        assert gradients[0].norm().item() == pytest.approx(gradients[1].norm().item(), rel=1e-2)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
