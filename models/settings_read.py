@@ -8,6 +8,9 @@ from models.build import build_model
 from pipeline.config.import_path import is_import_path
 from pipeline.config.model import ModelSettings
 
+# What is done to every network after it is built, also to one of one's own.
+OF_EVERY_NETWORK = frozenset({"weights", "weights_sha256", "freeze", "mean", "std"})
+
 
 class _Recorder:
     """The settings, and the names of those that were asked for."""
@@ -35,4 +38,4 @@ def settings_read(
         return None
     recorder = _Recorder(settings)
     build_model(recorder, image_shape=image_shape, num_classes=num_classes)  # type: ignore[arg-type]
-    return frozenset(recorder.names)
+    return frozenset(recorder.names) | OF_EVERY_NETWORK

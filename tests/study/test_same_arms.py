@@ -63,3 +63,9 @@ def test_arms_of_a_whole_grid_that_are_the_same_are_named():
 def test_arms_that_differ_in_what_is_trained_are_not_the_same():
     assert check("model.norm=[none, batch]", "train.weight_decay=[0, 0.0005]") == []
     assert check("model.norm=[batch, group]", "model.depth=[3, 4]") == []
+
+
+def test_weights_and_what_is_frozen_make_arms_of_every_network():
+    """They are read around the network, not while it is built."""
+    frozen = "compare.grid.model.freeze=[none, features.0]"
+    assert check("model.norm=batch", "model.weights=[null, a.pt]", frozen) == []
