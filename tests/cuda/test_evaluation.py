@@ -16,7 +16,7 @@ from pipeline.training.evaluation_split import EvaluationSplit
 
 def images_of(split):
     with split.batches() as batches:
-        found = [(images.cpu(), labels.cpu()) for images, labels in batches]
+        found = [(batch.images.cpu(), batch.labels.cpu()) for batch in batches]
     return torch.cat([images for images, _ in found]), torch.cat([labels for _, labels in found])
 
 

@@ -65,3 +65,9 @@ def test_arms_that_differ_in_what_is_trained_are_not_the_same():
     assert check("model.norm=[batch, group]", "model.depth=[3, 4]") == []
     assert check("model.input_size=[24, 32]") == []
     assert check("model.weights=[one.safetensors, other.safetensors]") == []
+
+
+def test_weights_and_what_is_frozen_make_arms_of_every_network():
+    """They are read around the network, not while it is built."""
+    frozen = "compare.grid.model.freeze=[none, features.0]"
+    assert check("model.norm=batch", "model.weights=[null, a.pt]", frozen) == []
