@@ -128,7 +128,9 @@ def test_evaluation_and_predictions_see_the_centre(dataset, tmp_path):
     assert evaluated_directly(job).loss.mean() == pytest.approx(result.curve[-1].loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("how", [{"norm_statistics": "world"}, {"norm": "power"}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"norm_statistics": "world"}, pytest.param({"norm": "power"}, marks=pytest.mark.slow)], ids=str
+)
 def test_blocks_that_are_computed_again_change_no_training(how, dataset, tmp_path):
     """On two ranks, whose sums within a block, and averages of gradients, come in the same order on both."""
     plain, again = (
