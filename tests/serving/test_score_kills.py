@@ -31,7 +31,7 @@ def outcome(folder):
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("kills", [20])
+@pytest.mark.parametrize("kills", [6, 20])
 def test_kills_at_random_moments(spark, tmp_path, empty_store, monkeypatch, kills):
     monkeypatch.setattr(claim, "LEASE_SECONDS", LEASE_SECONDS)
     model, _ = write_model(tmp_path)
