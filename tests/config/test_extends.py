@@ -111,7 +111,7 @@ def without(tree, name, prefix=""):
 def test_the_shared_dataset_is_one():
     shared = [load_settings(path).dataset for path in STUDIES if "extends: " in path.read_text()]
     of_all = {"path": "runs/datasets/fashion_mnist_all", "validation_share": 0.0}
-    assert len(shared) == 4
-    assert sum(dataset == shared[-1] for dataset in shared) == 3
+    assert len(shared) == 5
+    assert sum(dataset == shared[-1] for dataset in shared) == 4
     assert shared[-1].model_copy(update=of_all) in shared
     assert shared[-1] != Settings(name="x").dataset
