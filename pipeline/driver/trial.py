@@ -86,8 +86,7 @@ def run_trial(
     VersionsError
         Other versions of the packages have trained what is taken up, and ``checkpoint.other_versions`` is ``refuse``.
     """
-    if manifest is None:
-        settings, manifest = checks.open_dataset(settings)
+    settings, manifest = (settings, manifest) if manifest else checks.open_dataset(settings)
     checks.check_trial(spark, settings, manifest)
     record = (trial := _begin(settings, manifest, name, parent)).record
     if known := _known_result(settings, record, name, cycle):
