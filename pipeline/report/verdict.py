@@ -87,7 +87,7 @@ def _unsound(comparison: Comparison, *, few: bool) -> list[VerdictSentence]:
 
 
 def _fallen(comparison: Comparison, arm: ArmSummary, grade: Grade, field: str, words: str) -> VerdictSentence:
-    text = f"{capital(name_of(arm))} {words}, in {getattr(arm, field)} of {arm.n} runs"
+    text = f"{getattr(arm, field)} of {arm.n} runs of {name_of(arm)} {words}"  # "no normalization diverged" is a riddle
     evidence = pointers(comparison, [arm], field, "n")
     if arm.difference and arm.grade == grade:
         other = baseline_name(comparison)

@@ -188,25 +188,25 @@ def test_arms_that_diverged_come_first_and_have_no_clear_difference():
     base = texts(comparison_of(diverged={"none": 2}))
     assert base[:2] == [
         "All runs of the baseline, no normalization, diverged or did not learn: differences from it are not given.",
-        "No normalization diverged, in 2 of 2 runs.",
+        "2 of 2 runs of no normalization diverged.",
     ]
     assert base[2].startswith("Batch norm was the most accurate")
     other = texts(comparison_of(diverged={"batch": 2}))
-    assert other[0] == "Batch norm diverged, in 2 of 2 runs."
+    assert other[0] == "2 of 2 runs of batch norm diverged."
     assert other[1].startswith("No normalization, the baseline, was the most accurate")
     assert not any("points" in line for line in other)
     (one, *_), compared = (
         texts(comparison_of(seeds=3, diverged={"batch": 1})),
         comparison_of(seeds=3, diverged={"batch": 1}),
     )
-    assert one.startswith("Batch norm diverged, in 1 of 3 runs; over the other seeds alone it was ")
+    assert one.startswith("1 of 3 runs of batch norm diverged; over the other seeds alone it was ")
     assert grades(compared) == [("verdict-diverged-1", "diverged")]
 
 
 def test_an_arm_that_did_not_learn_is_said_not_to_have():
     comparison = comparison_of(seeds=3, not_learned={"batch": 3})
     assert texts(comparison)[0] == (
-        "Batch norm did not learn: no better than the best constant answer, 10.00%, in 3 of 3 runs."
+        "3 of 3 runs of batch norm did not learn: no better than the best constant answer, 10.00%."
     )
     assert grades(comparison) == [("verdict-not-learned-1", "did not learn")]
     both = comparison_of(seeds=3, diverged={"batch": 1}, not_learned={"batch": 1})
