@@ -43,9 +43,7 @@ def package(trained: Trained, settings: Settings, training: str, folder: Path) -
         run_id=served.mlflow_run,
         step=served.steps,
         example=_png(first[0].numpy()),
-        requirements=[
-            f"{name}=={served.versions[name].partition('+')[0]}" for name in _REQUIRED if name in served.versions
-        ],
+        requirements=_requirements(served),
         metadata={
             "classes": list(served.classes),
             "dataset": served.dataset.model_dump(),
