@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from small_images import COLOUR, GREY, file_of, made, noise, picture, refused
 
-from pipeline.ingest import images
+from pipeline.ingest import geometry
 from pipeline.ingest.images import ImageSpec
 
 
@@ -65,7 +65,7 @@ def test_every_size_can_be_resized(resize):
         spec = ImageSpec((1, wanted, wanted), resize=resize)
         for size in range(1, 400):
             for image in (Image.new("L", (size, size)), Image.new("L", (size + 5, size)), Image.new("L", (size, 999))):
-                assert images._fit(image, spec).size == (wanted, wanted)
+                assert geometry.fit(image, None, spec).size == (wanted, wanted)
 
 
 @pytest.mark.parametrize("resize", ["crop", "letterbox"])

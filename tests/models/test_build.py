@@ -48,7 +48,7 @@ def test_every_network_with_every_norm_trains_round_trips_and_computes_in_bf16(k
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-    identity = {"model": settings_of(kind, **ARMS[arm]).model_dump()}
+    identity = {"model": settings_of(kind, **ARMS[arm]).model_dump(mode="json")}
     checkpoint.save(str(tmp_path), {"model": model.state_dict()}, step=6, identity=identity, keep=1)
     other = make_arm(kind, arm, seed=1)
     other.load_state_dict(checkpoint.load_newest(str(tmp_path), identity=identity, device=torch.device("cpu"))["model"])
