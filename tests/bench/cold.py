@@ -37,6 +37,7 @@ assert len(found) == len(paths)
 spark.stop()
 """
 _CONFIG = """
+name: cold
 output: {work}/output
 spark: {{master: "local[2]"}}
 dataset:
