@@ -3,9 +3,9 @@
 import json
 import math
 
-import debian
-import photographs
 import pytest
+from debian import need_files
+from photographs import BACKGROUNDS, PACKAGE, write_folder
 
 from pipeline.__main__ import app
 from pipeline.config import load_settings
@@ -38,7 +38,7 @@ def run(folder, tmp_path, commands, **changes):
 
 def test_a_folder_of_photographs_becomes_an_exported_network(spark, tmp_path):
     """In small: stored at 72 pixels, trained at 64, its centre cut out of stored images by what is served."""
-    files = photographs.write_folder(tmp_path / "photos", of_package=False, train=36, validation=18)
+    files = write_folder(tmp_path / "photos", of_package=False, train=36, validation=18)
     settings = run(
         tmp_path / "photos",
         tmp_path,
@@ -76,8 +76,8 @@ def test_a_folder_of_photographs_becomes_an_exported_network(spark, tmp_path):
 @pytest.mark.slow
 def test_photographs_of_a_distribution_go_from_ingest_to_a_report_at_224_pixels(spark, tmp_path):
     """8 photographs as classes, 416 files, ResNet-18 with two norms and without, 6 epochs: 10 minutes."""
-    debian.need_files(photographs.BACKGROUNDS, package=photographs.PACKAGE)
-    photographs.write_folder(tmp_path / "photos", of_package=True, train=40, validation=12)
+    need_files(BACKGROUNDS, package=PACKAGE)
+    write_folder(tmp_path / "photos", of_package=True, train=40, validation=12)
     run(
         tmp_path / "photos",
         tmp_path,
@@ -106,7 +106,7 @@ def test_photographs_of_a_distribution_go_from_ingest_to_a_report_at_224_pixels(
 @pytest.mark.slow
 def test_resnet50_trains_by_the_recipe_at_224_pixels(spark, tmp_path):
     """One epoch of two classes, with all that the recipe has but its batch of 256: 3 minutes."""
-    photographs.write_folder(tmp_path / "photos", of_package=False, train=32, validation=8)
+    write_folder(tmp_path / "photos", of_package=False, train=32, validation=8)
     run(
         tmp_path / "photos",
         tmp_path,

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import library as operators
 from torch.utils.data import DataLoader, Dataset
 
 # torchvision for CUDA beside torch for CPUs: its compiled operators cannot be loaded, and these it needs on import.
-_NEEDED = torch.library.Library("torchvision", "FRAGMENT")
 for _name in ("nms", "qnms"):
-    _NEEDED.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    operators.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 from torchvision.transforms.functional import pil_to_tensor  # noqa: E402
 
