@@ -18,7 +18,23 @@ Group = dict[str, Any]  # as torch has it
 Tensors = list[torch.Tensor]
 
 
-class LARS(torch.optim.Optimizer):
+class _Layerwise(torch.optim.Optimizer):
+    """Takes the groups' parameters that have a gradient, group by group."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update all parameters that have a gradient."""
+        assert closure is None, "the gradients are there already"
+        for group in self.param_groups:
+            weights, gradients = _with_gradients(group)
+            if weights:
+                self._update(weights, gradients, group)
+
+    def _update(self, weights: Tensors, gradients: Tensors, group: Group) -> None:
+        raise NotImplementedError
+
+
+class LARS(_Layerwise):
     """Momentum with layer-wise adaptive rates (You, Gitman & Ginsburg 2017, algorithm 1).
 
     For a parameter w with gradient g, learning rate r, trust coefficient c, weight decay d and momentum m::
@@ -49,22 +65,15 @@ class LARS(torch.optim.Optimizer):
         shared = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "capturable": True}
         super().__init__(groups, {**shared, "trust_coefficient": trust_coefficient, "trust": True})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient."""
-        assert closure is None, "the gradients are there already"
-        for group in self.param_groups:
-            weights, gradients = _with_gradients(group)
-            if not weights:
-                continue
-            steps = [self._buffer(weight) for weight in weights]
-            changes = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
-            if group["trust"]:
-                torch._foreach_mul_(changes, _local_rates(weights, gradients, group))
-            torch._foreach_mul_(changes, group["lr"])
-            torch._foreach_mul_(steps, group["momentum"])
-            torch._foreach_add_(steps, changes)
-            torch._foreach_sub_(weights, steps)
+    def _update(self, weights: Tensors, gradients: Tensors, group: Group) -> None:
+        steps = [self._buffer(weight) for weight in weights]
+        changes = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+        if group["trust"]:
+            torch._foreach_mul_(changes, _local_rates(weights, gradients, group))
+        torch._foreach_mul_(changes, group["lr"])
+        torch._foreach_mul_(steps, group["momentum"])
+        torch._foreach_add_(steps, changes)
+        torch._foreach_sub_(weights, steps)
 
     def _buffer(self, weight: torch.Tensor) -> torch.Tensor:
         state = self.state[weight]
@@ -73,7 +82,7 @@ class LARS(torch.optim.Optimizer):
         return state["momentum_buffer"]
 
 
-class LAMB(torch.optim.Optimizer):
+class LAMB(_Layerwise):
     """Adam with layer-wise adaptive steps (You et al. 2020, algorithm 2, with phi the identity).
 
     For a parameter w with gradient g at step t, learning rate r, betas b1 and b2, eps e and weight decay d::
@@ -104,20 +113,13 @@ class LAMB(torch.optim.Optimizer):
         shared = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "capturable": True}
         super().__init__(groups, {**shared, "trust": True})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient."""
-        assert closure is None, "the gradients are there already"
-        for group in self.param_groups:
-            weights, gradients = _with_gradients(group)
-            if not weights:
-                continue
-            changes = self._adam(weights, gradients, group)
-            torch._foreach_add_(changes, weights, alpha=group["weight_decay"])
-            if group["trust"]:
-                torch._foreach_mul_(changes, _ratio(_norms(weights), _norms(changes)))
-            torch._foreach_mul_(changes, group["lr"])
-            torch._foreach_sub_(weights, changes)
+    def _update(self, weights: Tensors, gradients: Tensors, group: Group) -> None:
+        changes = self._adam(weights, gradients, group)
+        torch._foreach_add_(changes, weights, alpha=group["weight_decay"])
+        if group["trust"]:
+            torch._foreach_mul_(changes, _ratio(_norms(weights), _norms(changes)))
+        torch._foreach_mul_(changes, group["lr"])
+        torch._foreach_sub_(weights, changes)
 
     def _adam(self, weights: Tensors, gradients: Tensors, group: Group) -> Tensors:
         """Take up the gradients, and return Adam's direction of each parameter."""
