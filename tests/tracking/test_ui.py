@@ -164,8 +164,9 @@ def remember(page: Page, **changes: Any) -> None:
 def test_the_table_shows_the_parent_and_its_arms(server, study, page, columns, screenshots):
     page.open(study.address(server, only="tags.kind != 'search'"))
     names = [run.info.run_name for run in (study.parent, *study.children)]
-    # The table shows the shortest text of a number, as Python does; of 0.99667 four digits, rounded, are not in it.
-    shown = [repr(run.data.metrics["best_accuracy"])[:6] for run in study.children]
+    # The table shows the shortest text of a number as JavaScript does: 1.0 is 1, and of 0.99667 four digits, rounded,
+    # are not in it.
+    shown = [repr(run.data.metrics["best_accuracy"]).removesuffix(".0")[:6] for run in study.children]
     page.until_shown(*names, "best_accuracy", *shown)
     page.until_still()
     edge = page.driver.find_element(By.CSS_SELECTOR, ".ag-header-cell[col-id*='Run Name'] .ag-header-cell-resize")
