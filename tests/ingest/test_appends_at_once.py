@@ -1,6 +1,7 @@
 """Two processes that append to one dataset at the same moment, that are killed, and on storage like HDFS."""
 
 import hashlib
+import json
 import random
 import re
 import time
@@ -67,28 +68,55 @@ def test_both_are_done_or_one_is_told_why_and_nothing_is_missing(spark, tmp_path
             check_holds(dataset, done)
     left = [*waiting[0], *waiting[1]]
     for number in left:  # who was told why runs it again
-        assert append(spark, str(dataset), str(tmp_path / f"{number}"), 0.0) == ""
+        assert append(spark, str(dataset), str(tmp_path / f"{number}")) == ""
     check_holds(dataset, [*done, *left])
     print(f"{rounds} rounds: {dict(outcomes)}, {len(done)} of {2 * rounds} sources in them, the rest afterwards")
+
+
+def is_claimed(dataset: Path) -> bool:
+    """Whether a job has the dataset, or had it when it died."""
+    newest = max(dataset.glob("claim-*.json"), default=None)
+    return newest is not None and not json.loads(newest.read_text() or "{}").get("released", True)
+
+
+def wait_for_claim(dataset: Path) -> None:
+    give_up_at = time.monotonic() + 120
+    while not is_claimed(dataset):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.02)
+
+
+def left_behind(dataset: Path, versions: int) -> str:
+    """How far the job had come that was to publish a version beyond so many."""
+    if len(list(dataset.glob("manifest-*.json"))) > versions:
+        return "published"
+    return "at work" if is_claimed(dataset) else "before its claim"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_job_that_is_killed_at_any_moment_loses_nothing_and_does_not_block(spark, tmp_path, monkeypatch):
+    """Every other one is killed just after it has claimed the dataset."""
     monkeypatch.setattr(claim, "LEASE_SECONDS", 2.0)
-    dataset, seed, done = tmp_path / "data", random.Random(0), []
+    dataset, seed, done, moments = tmp_path / "data", random.Random(0), [], Counter()
     for turn in range(6):
         killed, mine = (2 * turn, 2 * turn + 1)
         for number in (killed, mine):
             write_source(tmp_path / f"{number}", number)
         with appender(tmp_path / "log") as other:
             other.begin(str(dataset), str(tmp_path / f"{killed}"))
-            time.sleep(seed.uniform(1, 8))
+            if turn % 2:
+                wait_for_claim(dataset)
+            time.sleep(seed.uniform(0, 1) if turn % 2 else seed.uniform(1, 8))
+            assert other.process.poll() is None
             other.process.kill()
+        moments[left_behind(dataset, len(done))] += 1
         for number in (mine, killed):  # it may have been done, and is done once all the same
-            assert append(spark, str(dataset), str(tmp_path / f"{number}"), 0.0) == ""
+            assert append(spark, str(dataset), str(tmp_path / f"{number}")) == ""
             done.append(number)
         check_holds(dataset, done)
+    print(f"killed: {dict(moments)}")
+    assert moments["at work"] >= 1
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def images_of(number: int) -> list[bytes]:
     ]
 
 
-def append(spark: SparkSession, dataset: str, source: str, wait_seconds: float) -> str:
+def append(spark: SparkSession, dataset: str, source: str, wait_seconds: float = 0.0) -> str:
     """Append a source to a dataset after a while; empty where that is done, or why it is not."""
     from pipeline.ingest.job import ingest_dataset
 

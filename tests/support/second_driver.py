@@ -19,10 +19,10 @@ from connect_server import plain_environment
 
 
 class SecondDriver:
-    """The program, running."""
+    """The program, running, and the file of its standard error."""
 
-    def __init__(self, process: subprocess.Popen):
-        self.process = process
+    def __init__(self, process: subprocess.Popen, log: Path):
+        self.process, self._log = process, log
 
     def begin(self, *request: Any) -> None:
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -31,7 +31,7 @@ class SecondDriver:
     def result(self) -> Any:
         """What it has returned there."""
         line = self.process.stdout.readline()
-        assert line, f"it ended with exit code {self.process.wait(60)}"
+        assert line, f"it ended with exit code {self.process.wait(60)}: {self._log.read_text()[-2000:]}"
         return json.loads(line)
 
 
@@ -56,9 +56,9 @@ def second_driver(program: str, log: Path, *path: str, **environment: str) -> It
             text=True,
         )
     with process:
-        running = SecondDriver(process)
+        running = SecondDriver(process, log)
         try:
-            assert running.result() == "ready", log.read_text()[-2000:]
+            assert running.result() == "ready"
             yield running
             process.stdin.close()
             process.wait(60)
