@@ -128,7 +128,7 @@ class Lease(lease.Lease):
 
     def __init__(self, folder: str, number: int, *, seconds: float, stop: threading.Event | None = None):
         path = _lease_path(folder, number)
-        super().__init__(folder, number, path, seconds=seconds, renewals=_RENEWALS, is_written=False)
+        super().__init__(folder, number, path, seconds=seconds, renewals=_RENEWALS)
         self.stop = stop or threading.Event()
         self._lost = ""  # by whom and when, once it is
         _held.add(path)
