@@ -59,10 +59,14 @@ class Lease(ABC):
         """Renew the lease from now on."""
         self._thread.start()
 
-    def end(self) -> None:
-        """Let others have the folder at once. Storage that fails is no error: the lease ends by itself."""
+    def end(self, *, release: bool = True) -> None:
+        """Renew it no more and, with ``release``, let others have the folder at once. Storage that fails is no error:
+        the lease ends by itself.
+        """
         self._ended.set()
         self._thread.join(_LAST_RENEWAL_SECONDS)
+        if not release:
+            return
         with suppress(Exception):  # drivers of storage raise kinds of their own
             if self._is_newest():
                 self._write(-1, released=True)
