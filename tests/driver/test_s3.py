@@ -114,8 +114,11 @@ def test_a_rank_that_hangs_is_named_also_where_the_driver_cannot_be_reached(
     outcome = launch(spark, job, workers, hook=hang(how, rank=1, step=4))
     assert outcome.error_type == "StallError"
     assert "rank 1 on" in outcome.error
-    assert "in data loading at step 4" in outcome.error
-    assert ("_batch_that_does_not_come" in outcome.error) == (how == "sleep")
+    if how == "sleep":
+        assert "in data loading at step 4" in outcome.error
+        assert "_batch_that_does_not_come" in outcome.error
+    else:  # what it was at when it gave its last sign of life is all that can be known
+        assert "is stopped, or hangs in native code" in outcome.error
     written = {request.path.rpartition("/")[2] for request in s3.faults.requests if request.kind == "PUT"}
     assert ({"rank-00000.json", "rank-00001.json"} <= written) == (not reached)
 
