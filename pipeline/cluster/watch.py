@@ -35,10 +35,11 @@ STACK_SECONDS = 5.0
 
 @dataclass
 class _RankView:
-    """The newest heartbeat of one rank, and when this process saw it first (time.monotonic)."""
+    """The newest heartbeat of one rank, when this process saw it first (time.monotonic), and whether it was told it."""
 
     beat: heartbeat.Beat
     seen_at: float
+    told: bool = False
 
     @property
     def age_seconds(self) -> float:
@@ -92,7 +93,7 @@ class Watch:
         ValueError
             It is none.
         """
-        self._heard.append(_RankView(heartbeat.Beat.model_validate_json(text), time.monotonic()))
+        self._heard.append(_RankView(heartbeat.Beat.model_validate_json(text), time.monotonic(), told=True))
 
     def read_heartbeats(self, *, now: bool = False) -> None:
         """Take up what was told, and read what is new: if it is time for that on remote storage, or ``now``.
@@ -122,7 +123,9 @@ class Watch:
     def _read_new_files(self) -> None:
         """Read what has changed in the folder of the ranks. What cannot be read now is read at the next look."""
         folder = storage.join(self.folder, heartbeat.RANKS)
-        versions = storage.versions(folder)
+        # Where all tell, nothing is to be listed; and a folder without files takes S3's driver two requests.
+        all_tell = self._all_ranks_tell()
+        versions = {} if all_tell else storage.versions(folder)
         overdue = {
             heartbeat.beat_name(rank)
             for rank, view in self._ranks.items()
@@ -131,19 +134,26 @@ class Watch:
         ours = {heartbeat.beat_name(rank) for rank in range(self._workers.count)}
         names = [n for n, v in versions.items() if n in ours and (self._versions.get(n) != v or n in overdue)]
         failed = failure_path("", self._attempt).rpartition("/")[2]
-        if self._attempt and self._failure is None and failed in versions:
+        if self._attempt and self._failure is None and (all_tell or failed in versions):
             names.append(failed)
         problem: Exception | None = None
         for name, data in zip(names, storage.read_many([storage.join(folder, n) for n in names]), strict=True):
             try:
                 self._take(name, data)
-                self._versions[name] = versions[name]
+                self._versions[name] = versions.get(name, "")
             except FileNotFoundError:
                 continue
             except (OSError, ValueError) as error:
                 problem = error
         if problem is not None:
             raise problem
+
+    def _all_ranks_tell(self) -> bool:
+        """Whether every rank has told this process how it is, the last time and not long ago."""
+        views = self._ranks.values()
+        return len(views) == self._workers.count and all(
+            view.told and (view.beat.ended or view.age_seconds <= 2 * self._interval(view)) for view in views
+        )
 
     def _take(self, name: str, data: bytes | Exception) -> None:
         """Take up one file that was read; raises what reading it raised, and ValueError where it is damaged."""

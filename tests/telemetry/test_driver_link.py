@@ -4,10 +4,12 @@ import contextlib
 import json
 import socket
 import time
+from dataclasses import asdict
 
 import pytest
 
 from pipeline import storage
+from pipeline.cluster.failures import Failure, failure_path
 from pipeline.cluster.watch import Watch
 from pipeline.config.cluster import WorkerSettings
 from pipeline.telemetry import driver_link, heartbeat
@@ -131,6 +133,25 @@ def test_strangers_and_what_is_no_beat_are_not_heard_and_do_no_harm(remote):
         assert heard == []
         assert DriverLink(driver).tell(json.dumps(beat))
     assert len(heard) == 1
+
+
+def test_a_failure_is_found_where_all_ranks_tell_how_they_are_and_nothing_is_listed(s3, bucket):
+    watch, attempt = Watch(bucket, WORKERS), heartbeat.next_attempt(bucket)
+    beat = {"rank": 0, "world_size": 1, "host": "there", "pid": 1, "device": "cpu", "attempt": attempt.id,
+            "phase": "forward", "epoch": 0, "waits": False, "for_seconds": 0.0, "ended": False, "step": 1,
+            "next_seconds": 10.0, "time": 1.0}  # fmt: skip
+    watch.hear(json.dumps(beat))
+    watch.read_heartbeats(now=True)
+    assert watch.positions()
+    storage.publish(
+        failure_path(bucket, attempt.id), json.dumps(asdict(Failure(0, "h", "E: x", "", False, 1.0))).encode()
+    )
+    s3.faults.requests.clear()
+    watch.read_heartbeats(now=True)
+    assert [request.kind for request in s3.faults.requests] == ["GET"]
+    assert watch._failure is not None
+    watch.read_heartbeats(now=True)
+    assert len(s3.faults.requests) == 1
 
 
 def test_of_two_ways_the_later_beat_counts(remote):
