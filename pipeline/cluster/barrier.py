@@ -15,12 +15,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
+from pipeline import storage
 from pipeline.cluster import resources
 from pipeline.cluster.connect import is_connect
 from pipeline.cluster.errors import (
@@ -32,12 +33,13 @@ from pipeline.cluster.errors import (
     WorkerError,
     spark_reason,
 )
-from pipeline.cluster.failures import describe, first_of
+from pipeline.cluster.failures import describe, first_of, headline, read_join_failure
 from pipeline.cluster.introduction import Facts
 from pipeline.cluster.rendezvous_address import announce_launch
 from pipeline.cluster.task import SCHEMA, Task, run_task
 from pipeline.cluster.watch import Watch
 from pipeline.config.cluster import WorkerSettings
+from pipeline.telemetry.driver_link import DriverAddress, listening
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row, SparkSession
@@ -58,7 +60,9 @@ def run(
     *,
     workers: WorkerSettings,
     facts: Callable[..., Facts] | None = None,
+    check: Callable[..., None] | None = None,
     folder: str | None = None,
+    is_shared: bool = True,
     limit_seconds: float | None = None,
     stop: threading.Event | None = None,
 ) -> list[Any]:
@@ -70,9 +74,14 @@ def run(
         A module-level function; executors import its module.
     facts
         ``facts(*args)`` runs on every rank before the process group is joined; ranks that disagree are an error.
+    check
+        ``check(*args)`` runs on the first rank of each host after that; what it raises is that rank's failure.
     folder
         The folder of the job, which the driver and all executors see: with it, ranks find each other without Spark's
         `allGather` (`rendezvous_address`) and publish heartbeats, and one that makes no progress is noticed.
+    is_shared
+        Whether all executors are known to see the folder. Where not, ranks find each other by Spark's `allGather`, and
+        a rank that does not see it leaves nothing there.
     limit_seconds
         A bound on the whole stage, for functions that take a known time.
     stop
@@ -94,15 +103,30 @@ def run(
     resources.wait_for_slots(spark, workers)
     if advice := resources.idle_gpus(spark, workers):
         log.warning(advice)
-    task = Task(fn, tuple(args), workers, facts, folder, launch=uuid.uuid4().hex)
+    task = Task(fn, tuple(args), workers, facts, folder, launch=uuid.uuid4().hex, is_shared=is_shared, check=check)
     if folder is not None:
         announce_launch(folder, task.launch)
-    guard = Guard(workers, Watch(folder, workers) if folder is not None else None, limit_seconds, stop)
-    rows = collect_when_slots_allow(spark, lambda: _stage(spark, task), guard)
+    watch = Watch(folder, workers) if folder is not None else None
+    guard = Guard(workers, watch, limit_seconds, stop, task.launch)
+    with _listening(spark, watch) as driver:
+        task = replace(task, driver=driver)
+        rows = collect_when_slots_allow(spark, lambda: _stage(spark, task), guard)
     failures = [pickle.loads(row.payload) for row in rows if row.failed]
     if failures:
         raise WorkerError(describe(failures), final=first_of(failures).final)
     return [pickle.loads(row.payload) for row in sorted(rows, key=lambda row: row.rank)]
+
+
+@contextmanager
+def _listening(spark: SparkSession, watch: Watch | None) -> Iterator[DriverAddress | None]:
+    """Let ranks tell the watch how they are, where each beat would be a request to remote storage otherwise."""
+    if watch is None or storage.is_local(watch.folder) or is_connect(spark):
+        yield None
+        return
+    conf = spark.sparkContext.getConf()
+    host = conf.get("spark.driver.host", "")
+    with listening(host, conf.get("spark.driver.bindAddress", host), watch.hear) as driver:
+        yield driver
 
 
 def _stage(spark: SparkSession, task: Task) -> DataFrame:
@@ -128,18 +152,22 @@ class Guard:
         Reads the ranks' heartbeats; None where they publish none.
     limit_seconds, stop
         As in `run`.
+    launch
+        Id of the launch.
     """
 
     workers: WorkerSettings
     watch: Watch | None = None
     limit_seconds: float | None = None
     stop: threading.Event | None = None
+    launch: str = ""
 
     def check_limits(self, passed_seconds: float) -> None:
         """Raise if the caller asked for the end, or the time is over."""
         if self.limit_seconds is not None and passed_seconds > self.limit_seconds:
             raise LaunchError(
-                f"the barrier stage of {self.workers.count} workers did not end within {self.limit_seconds} s"
+                f"the barrier stage of {self.workers.count} workers did not end within {self.limit_seconds:g} s"
+                f"{self._why_not_joined()}{self.last_positions(' (last seen: {})')}"
             )
         if self.stop is not None and self.stop.is_set():
             raise StoppedError("the training was stopped, since another one failed")
@@ -159,7 +187,8 @@ class Guard:
         stall = self.watch.stall()
         if stall is not None:
             raise StallError(stall)
-        self._check_signs_of_life(spark, self.watch.silent_seconds)
+        if self.limit_seconds is None:  # which bounds the silence too
+            self._check_signs_of_life(spark, self.watch.silent_seconds)
 
     def _check_signs_of_life(self, spark: SparkSession, silent_seconds: float) -> None:
         workers = self.workers
@@ -174,6 +203,10 @@ class Guard:
                 f"(workers.stall_seconds): the cluster may have fewer than {workers.count} free slots, or executors "
                 f"cannot be reached{self.last_positions('; last seen: {}')}"
             )
+
+    def _why_not_joined(self) -> str:
+        failure = read_join_failure(self.watch.folder, self.launch) if self.watch is not None else None
+        return f": {headline(failure)}" if failure is not None else ""
 
     def last_positions(self, form: str) -> str:
         """Where each rank was last seen, put into a text; empty where nobody saw one."""

@@ -52,6 +52,7 @@ def run(
     sizes: Sizes = any_size,
     saved_step: Callable[[], int] = nothing_saved,
     facts: Callable[..., Facts] | None = None,
+    check: Callable[..., None] | None = None,
     folder: str | None = None,
     stop: threading.Event | None = None,
 ) -> list[Any]:
@@ -69,6 +70,8 @@ def run(
         highest one.
     facts
         ``facts(*args)`` runs on every rank before the process group is joined; ranks that disagree are an error.
+    check
+        ``check(*args)`` runs on the first rank of each host after that, for what it raises.
     folder
         The folder of the job, which the driver and all executors see: with it, ranks publish heartbeats, and a rank
         that does not get on is found.
@@ -91,7 +94,7 @@ def run(
     while True:
         gang = workers.model_copy(update={"count": size})
         try:
-            return barrier.run(spark, fn, args, workers=gang, facts=facts, folder=folder, stop=stop)
+            return barrier.run(spark, fn, args, workers=gang, facts=facts, check=check, folder=folder, stop=stop)
         except (GangLostError, ShortageError, WorkerError) as error:
             next_size = _size_after(error, spark, workers, sizes, size)
             step = _saved_after(error, saved_step)

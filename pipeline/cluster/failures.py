@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 import traceback
@@ -76,9 +77,33 @@ def failure_path(folder: str, attempt: str) -> str:
     return storage.join(folder, RANKS, f"failure-{attempt}.json")
 
 
+def join_name(launch: str, rank: int | str) -> str:
+    """What the failure of a rank that could not join the others is called, in the place of an attempt."""
+    return f"joining-{launch}-{rank}"
+
+
+def read_join_failure(folder: str, launch: str) -> Failure | None:
+    """The first failure of the ranks of a launch that could not join the others; None where none is to be read."""
+    prefix = failure_path("", join_name(launch, "")).rpartition("/")[2].removesuffix(".json")
+    try:
+        with storage.retry_for(0):
+            names = [name for name in storage.names(storage.join(folder, RANKS)) if name.startswith(prefix)]
+            found = storage.read_many([storage.join(folder, RANKS, name) for name in names])
+        return first_of([Failure(**json.loads(data)) for data in found if isinstance(data, bytes)])
+    except (OSError, ValueError, TypeError):  # also of no failure at all
+        return None
+
+
 def first_of(failures: Sequence[Failure]) -> Failure:
     """The earliest failure that is no echo."""
     return min(failures, key=lambda failure: (failure.echo, failure.time))
+
+
+def headline(failure: Failure, *, also: str = "") -> str:
+    """A failure in one line: rank, host, device, what the rank was doing, and the exception."""
+    device = f" ({failure.device})" if failure.device else ""
+    where = f" in {failure.where}" if failure.where else ""
+    return f"rank {failure.rank} on {failure.host}{device}{also}{where}: {failure.error}"
 
 
 def describe(failures: Sequence[Failure]) -> str:
@@ -86,6 +111,4 @@ def describe(failures: Sequence[Failure]) -> str:
     first = first_of(failures)
     others = [failure.rank for failure in failures if not failure.echo and failure.rank != first.rank]
     also = f" (also on ranks {sorted(others)})" if others else ""
-    device = f" ({first.device})" if first.device else ""
-    where = f" in {first.where}" if first.where else ""
-    return f"rank {first.rank} on {first.host}{device}{also}{where}: {first.error}\n{first.traceback.rstrip()}"
+    return f"{headline(first, also=also)}\n{first.traceback.rstrip()}"

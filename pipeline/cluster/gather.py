@@ -18,8 +18,9 @@ from pipeline.cluster.failures import GangBrokenError
 from pipeline.cluster.rendezvous_address import AddressExchange, RendezvousAddress
 from pipeline.cluster.store import ADVICE, CONNECT_GRACE_SECONDS, CONNECT_SECONDS
 
-# The pauses in which another rank looks for rank 0's address, and rank 0 for a rank that does not get through to it.
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
+# The pauses in which another rank looks for rank 0's address, which only on remote storage costs something, and rank 0
+# for a rank that does not get through to it.
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, _LONGEST_REMOTE_PAUSE_SECONDS = 0.05, 0.2, 1.0
 _FIRST_REPORT_SECONDS, _LONGEST_REPORT_SECONDS = 1.0, 5.0
 # For how long an address that is of another gang, by Spark's numbers, is left alone: a worker whose task was ended
 # lives for two seconds more and must neither be joined nor join. Where Spark numbers otherwise it is tried afterwards.
@@ -228,7 +229,10 @@ def _read_line(connection: socket.socket) -> bytes:
 def _connect(exchange: AddressExchange, rank: int, me: str, seconds: float) -> tuple[socket.socket, RendezvousAddress]:
     """A connection to rank 0, once it listens; its address is read again and again meanwhile."""
     give_up_at = time.monotonic() + seconds
-    pause = _FIRST_PAUSE_SECONDS
+    pause, longest = (
+        _FIRST_PAUSE_SECONDS,
+        _LONGEST_REMOTE_PAUSE_SECONDS if exchange.is_remote else _LONGEST_PAUSE_SECONDS,
+    )
     seen_at: dict[str, float] = {}
     while True:
         address = exchange.newest()
@@ -247,7 +251,7 @@ def _connect(exchange: AddressExchange, rank: int, me: str, seconds: float) -> t
         if time.monotonic() > give_up_at:
             raise ConnectionError(f"rank {rank} at {me} was not told within {seconds:g} s where rank 0 listens")
         time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        pause = min(2 * pause, longest)
 
 
 def _unreachable(

@@ -104,14 +104,17 @@ class Launch:
         Of the launch; Spark may start several gangs for it, one after the other.
     folder
         The folder of the job; None for a function that has none.
+    is_shared
+        Whether all ranks are known to see the folder.
     """
 
     id: str
     folder: str | None = None
+    is_shared: bool = True
 
     def address_exchange(self, context: BarrierTaskContext, seconds: float) -> AddressExchange:
         """How a rank learns where rank 0 listens. ``seconds`` is how long rank 0 waits for the others."""
-        if self.folder is None:
+        if self.folder is None or not self.is_shared:
             return AddressByBarrier(context)
         return AddressInStorage(self.folder, self.id, first_task(context), seconds)
 

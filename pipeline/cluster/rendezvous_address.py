@@ -64,10 +64,12 @@ class RendezvousAddress:
 class AddressExchange(Protocol):
     """What `rendezvous` needs: rank 0 publishes, the others look.
 
-    ``seconds`` is how long rank 0 waits for the others once it has published.
+    ``seconds`` is how long rank 0 waits for the others once it has published; ``is_remote`` says whether each look is a
+    request to remote storage.
     """
 
     seconds: float
+    is_remote: bool
 
     def publish(self, address: RendezvousAddress) -> None:
         """Tell the others, as rank 0. Called again with an error, it tells those that have not looked yet."""
@@ -92,6 +94,7 @@ class AddressByBarrier:
     """The address travels by Spark's `allGather`, in which every rank takes part once."""
 
     seconds: float = CONNECT_SECONDS + CONNECT_GRACE_SECONDS  # all are there, and have nothing to do but to connect
+    is_remote = False
 
     def __init__(self, context: BarrierTaskContext):
         self._context = context
@@ -137,7 +140,7 @@ class AddressInStorage:
 
     def __init__(self, folder: str, launch: str, first_task: int, seconds: float):
         self._folder, self._launch, self._first_task, self.seconds = folder, launch, first_task, seconds
-        self._path = storage.join(folder, FILE_NAME)
+        self._path, self.is_remote = storage.join(folder, FILE_NAME), not storage.is_local(folder)
         self._seen = False
         self._give_up_at = time.monotonic() + SEEN_SECONDS
 
@@ -193,3 +196,12 @@ class AddressInStorage:
 def announce_launch(folder: str, launch: str) -> None:
     """Publish, as the driver, that a launch begins: no rank then takes the address of an earlier one for its own."""
     storage.publish(storage.join(folder, FILE_NAME), RendezvousAddress(launch).to_json().encode(), durable=False)
+
+
+def is_announced(folder: str, launch: str) -> bool:
+    """Whether this process sees what the driver has published for a launch; no error where it cannot look."""
+    try:
+        with storage.retry_for(0):
+            return RendezvousAddress.from_json(storage.read_bytes(storage.join(folder, FILE_NAME))).launch == launch
+    except (OSError, ValueError, TypeError):
+        return False

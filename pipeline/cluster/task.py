@@ -12,18 +12,21 @@ import pickle
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
-from pipeline.cluster.failures import FailedError, GangBrokenError, failure_path
+from pipeline.cluster.failures import FailedError, GangBrokenError, failure_path, join_name
 from pipeline.cluster.introduction import Facts
 from pipeline.cluster.rendezvous import Launch, RankState, exchange_facts, host_of
+from pipeline.cluster.rendezvous_address import is_announced
 from pipeline.cluster.store import joined_group, wait_for_all_ranks
 from pipeline.config.cluster import WorkerSettings
 from pipeline.config.secrets import mask_logs
 from pipeline.telemetry import heartbeat
+from pipeline.telemetry.driver_link import DriverAddress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,8 +48,14 @@ class Task:
         ``facts(*args)`` returns what all ranks must see alike.
     folder
         The folder of the job, for rank 0's address, heartbeats and failures; None for a function that has none.
+    is_shared
+        Whether all ranks are known to see the folder; see `barrier.run`.
     launch
         Id of the launch.
+    check
+        ``check(*args)`` runs on the first rank of each host after that, for what it raises.
+    driver
+        Is told heartbeats while it can be reached there.
     """
 
     fn: Callable[..., Any]
@@ -55,9 +64,21 @@ class Task:
     facts: Callable[..., Facts] | None = None
     folder: str | None = None
     launch: str = ""
+    is_shared: bool = True
+    check: Callable[..., None] | None = None
+    driver: DriverAddress | None = None
 
-    def get_facts(self) -> Facts:
-        return self.facts(*self.args) if self.facts else {}
+    def get_facts(self, *, first_on_host: bool) -> Facts:
+        facts = self.facts(*self.args) if self.facts else {}
+        if self.check is not None and first_on_host:
+            self.check(*self.args)
+        return facts
+
+    def as_seen_here(self) -> Task:
+        """The task without its folder, where this rank does not see it."""
+        if self.folder is None or self.is_shared or is_announced(self.folder, self.launch):
+            return self
+        return replace(self, folder=None)
 
 
 def run_task(task: Task, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -108,7 +129,11 @@ def _may_be_reused() -> bool:
 
 
 def _rendezvous_and_call(context: BarrierTaskContext, me: RankState, task: Task) -> Any:
-    store, attempt = exchange_facts(context, me, task.workers, task.get_facts, Launch(task.launch, task.folder))
+    task = task.as_seen_here()
+    launch = Launch(task.launch, task.folder, is_shared=task.is_shared)
+    facts = partial(task.get_facts, first_on_host=me.local_rank == 0)
+    store, attempt = exchange_facts(context, me, task.workers, facts, launch)
+    me.status.enter("start")  # it has found the others, for which it may have waited long
     # Only now, when all ranks are known to be able to: an import that fails must not leave the others waiting.
     from pipeline.distributed.worker import Worker
 
@@ -129,6 +154,7 @@ def _rendezvous_and_call(context: BarrierTaskContext, me: RankState, task: Task)
     with (
         contextlib.ExitStack() as at_end,
         _heartbeat(me, task, attempt),
+        _announced_join(me, task),
         joined_group(store, me.rank, me.endpoints, me.device, timeout),
     ):
         at_end.callback(wait_for_all_ranks, store, me.rank, me.world_size)  # once the group is left, whatever happens
@@ -146,10 +172,23 @@ def _heartbeat(me: RankState, task: Task, attempt: heartbeat.Attempt) -> Iterato
     )
     beat = heartbeat.Heartbeat(
         task.folder, me.status, attempt, process,
-        seconds=task.workers.heartbeat_seconds, stall_seconds=task.workers.stall_seconds,
+        seconds=task.workers.heartbeat_seconds, stall_seconds=task.workers.stall_seconds, driver=task.driver,
     )  # fmt: skip
     with beat.running():
         yield
+
+
+@contextlib.contextmanager
+def _announced_join(me: RankState, task: Task) -> Iterator[None]:
+    """Say in the folder why this rank could not join the group: Spark tells that only once it gives the stage up."""
+    try:
+        yield
+    except GangBrokenError as error:
+        if task.folder is not None:
+            with contextlib.suppress(Exception), storage.retry_for(0):
+                path = failure_path(task.folder, join_name(task.launch, me.rank))
+                storage.publish(path, json.dumps(asdict(me.failure(error))).encode())
+        raise
 
 
 @contextlib.contextmanager

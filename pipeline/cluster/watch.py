@@ -4,13 +4,15 @@ It reads the heartbeats that ranks publish (`heartbeat.py`) and never compares c
 long it has been in its phase, and how old a heartbeat is counts from when this process saw it change.
 
 One listing tells which files are new, whatever the number of ranks, and those alone are read, several at once. On
-remote storage it looks as often as the ranks publish, which says each of their beats.
+remote storage it looks as often as the ranks publish, which says each of their beats. Ranks that reach the driver tell
+it, and leave storage alone (`telemetry.driver_link`).
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -33,10 +35,11 @@ STACK_SECONDS = 5.0
 
 @dataclass
 class _RankView:
-    """The newest heartbeat of one rank, and when this process saw it first (time.monotonic)."""
+    """The newest heartbeat of one rank, when this process saw it first (time.monotonic), and whether it was told it."""
 
     beat: heartbeat.Beat
     seen_at: float
+    told: bool = False
 
     @property
     def age_seconds(self) -> float:
@@ -63,25 +66,44 @@ class Watch:
     """Reads the heartbeats in the folder of a job and says what they mean.
 
     `read_heartbeats` is to be called often; the other methods speak of what the last call read.
+
+    Attributes
+    ----------
+    folder : of the job
     """
 
     def __init__(self, folder: str, workers: WorkerSettings):
-        self._folder, self._workers = folder, workers
+        self.folder, self._workers = folder, workers
         self._earlier_attempt = heartbeat.read_attempt(folder)  # of an earlier launch: not ours
         self._attempt = ""
         self._ranks: dict[int, _RankView] = {}
         self._failure: bytes | None = None
         self._failure_seen_at: float | None = None
         self._life_seen_at = time.monotonic()
+        self._heard: deque[_RankView] = deque()  # told directly, and not taken up yet
         self._versions: dict[str, str] = {}  # of the files that were read
         self._is_local = storage.is_local(folder)
         self._look_at, self._look_seconds = 0.0, _FIRST_LOOK_SECONDS
 
+    def hear(self, text: str) -> None:
+        """Keep a beat that a rank has told directly, from any thread; `read_heartbeats` takes it up.
+
+        Raises
+        ------
+        ValueError
+            It is none.
+        """
+        self._heard.append(_RankView(heartbeat.Beat.model_validate_json(text), time.monotonic(), told=True))
+
     def read_heartbeats(self, *, now: bool = False) -> None:
-        """Read what is new: if it is time for that on remote storage, or ``now``.
+        """Take up what was told, and read what is new: if it is time for that on remote storage, or ``now``.
 
         Storage errors are raised at once; the caller may ignore them, and call again.
         """
+        with storage.retry_for(0):
+            while self._heard:
+                self._take_beat(self._heard[0])
+                self._heard.popleft()
         if not (now or self._is_local) and time.monotonic() < self._look_at:
             return
         try:
@@ -100,8 +122,10 @@ class Watch:
 
     def _read_new_files(self) -> None:
         """Read what has changed in the folder of the ranks. What cannot be read now is read at the next look."""
-        folder = storage.join(self._folder, heartbeat.RANKS)
-        versions = storage.versions(folder)
+        folder = storage.join(self.folder, heartbeat.RANKS)
+        # Where all tell, nothing is to be listed; and a folder without files takes S3's driver two requests.
+        all_tell = self._all_ranks_tell()
+        versions = {} if all_tell else storage.versions(folder)
         overdue = {
             heartbeat.beat_name(rank)
             for rank, view in self._ranks.items()
@@ -110,19 +134,26 @@ class Watch:
         ours = {heartbeat.beat_name(rank) for rank in range(self._workers.count)}
         names = [n for n, v in versions.items() if n in ours and (self._versions.get(n) != v or n in overdue)]
         failed = failure_path("", self._attempt).rpartition("/")[2]
-        if self._attempt and self._failure is None and failed in versions:
+        if self._attempt and self._failure is None and (all_tell or failed in versions):
             names.append(failed)
         problem: Exception | None = None
         for name, data in zip(names, storage.read_many([storage.join(folder, n) for n in names]), strict=True):
             try:
                 self._take(name, data)
-                self._versions[name] = versions[name]
+                self._versions[name] = versions.get(name, "")
             except FileNotFoundError:
                 continue
             except (OSError, ValueError) as error:
                 problem = error
         if problem is not None:
             raise problem
+
+    def _all_ranks_tell(self) -> bool:
+        """Whether every rank has told this process how it is, the last time and not long ago."""
+        views = self._ranks.values()
+        return len(views) == self._workers.count and all(
+            view.told and (view.beat.ended or view.age_seconds <= 2 * self._interval(view)) for view in views
+        )
 
     def _take(self, name: str, data: bytes | Exception) -> None:
         """Take up one file that was read; raises what reading it raised, and ValueError where it is damaged."""
@@ -131,16 +162,20 @@ class Watch:
         if not name.startswith("rank-"):
             self._failure = data
             return
-        beat = heartbeat.Beat.model_validate_json(data)
+        self._take_beat(_RankView(heartbeat.Beat.model_validate_json(data), time.monotonic()))
+
+    def _take_beat(self, view: _RankView) -> None:
+        """Take up a beat of the newest attempt, unless one that was given later is known: they come by two ways."""
+        beat = view.beat
         if beat.attempt != self._attempt and not self._is_of_newest_attempt(beat):
             return
         known = self._ranks.get(beat.rank)
-        if known is None or known.beat.time != beat.time:
-            self._ranks[beat.rank] = _RankView(beat, time.monotonic())
+        if known is None or (known.beat.time != beat.time and known.beat.number <= beat.number):
+            self._ranks[beat.rank] = view
 
     def _is_of_newest_attempt(self, beat: heartbeat.Beat) -> bool:
         """Whether a beat of another attempt than the one that was watched is of the newest; that is then watched."""
-        newest = heartbeat.read_attempt(self._folder)
+        newest = heartbeat.read_attempt(self.folder)
         if newest is None or beat.attempt != newest.id:
             return False
         if self._earlier_attempt is not None and newest.id == self._earlier_attempt.id:
@@ -228,7 +263,7 @@ class Watch:
         while True:
             with storage.retry_for(0):
                 try:
-                    text = storage.read_bytes(heartbeat.stack_path(self._folder, rank)).decode(errors="replace")
+                    text = storage.read_bytes(heartbeat.stack_path(self.folder, rank)).decode(errors="replace")
                 except OSError:
                     text = self._ranks[rank].beat.stack
             if text.strip() or time.monotonic() > deadline:

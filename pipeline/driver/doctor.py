@@ -6,6 +6,7 @@ Every launch makes the same checks but those of speed (`checks.check_trial` and 
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline import storage
 from pipeline.cluster import barrier, resources
 from pipeline.cluster.errors import spark_reason
+from pipeline.config.cluster import WorkerSettings
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.import_path import is_import_path
 from pipeline.config.secrets import mask
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
     from pipeline.training.probe import WorkerReport
 
 FILE = "doctor.json"
-# All checks of workers together take seconds; what takes longer than this hangs.
-LIMIT_SECONDS = 120.0
+# All checks of workers together take seconds; what takes longer than this hangs. Workers that wait for each other give
+# up before that, and one that does not get on is named before that, so that there is a reason to show.
+LIMIT_SECONDS, STALL_SECONDS, WAIT_SECONDS = 120.0, 90.0, 60.0
+# Workers that Spark has ended live so long, and may write for the last time.
+_LAST_SECONDS = 3.0
 # With less free disk than this a training may run, and may fail.
 LITTLE_BYTES = 2 << 30
 
@@ -175,11 +180,16 @@ class _Examination:
         settings, token = self.settings, uuid.uuid4().hex
         folder = storage.join(storage.absolute(settings.output), f"doctor-{token[:8]}")
         size = checks.check_slots(self.spark, settings)
-        workers = settings.workers.model_copy(update={"count": size})
         task = ProbeTask(folder, token, storage.absolute(settings.dataset.path), settings.dataset.version)
         storage.publish(storage.join(folder, "driver"), token.encode())
         try:
-            self.reports = barrier.run(self.spark, probe, (task,), workers=workers, limit_seconds=LIMIT_SECONDS)
+            self.reports = barrier.run(
+                self.spark, probe, (task,), workers=_impatient(settings.workers, size),
+                folder=folder, is_shared=False, limit_seconds=LIMIT_SECONDS,
+            )  # fmt: skip
+        except BaseException:
+            time.sleep(_LAST_SECONDS)
+            raise
         finally:
             storage.remove(folder)
         hosts = sorted({report.host for report in self.reports})
@@ -214,6 +224,17 @@ class _Examination:
         slowest = max(report.exchange_seconds for report in self.reports)
         ways = dict.fromkeys(f"{report.host} by {report.endpoint}" for report in self.reports if report.endpoint)
         return f"4 MiB are summed over {len(self.reports)} workers in {1000 * slowest:.1f} ms: {', '.join(ways)}"
+
+
+def _impatient(workers: WorkerSettings, count: int) -> WorkerSettings:
+    """So many workers, which say what keeps them before the time for all checks is over."""
+    return workers.model_copy(
+        update={
+            "count": count,
+            "collective_timeout_seconds": min(workers.collective_timeout_seconds, WAIT_SECONDS),
+            "stall_seconds": min(workers.stall_seconds, STALL_SECONDS),
+        }
+    )
 
 
 def check_disk(reports: Sequence[WorkerReport]) -> str:

@@ -120,6 +120,10 @@ class Lease(lease.Lease):
     seconds : after which others may take it, if it is not renewed
     stop : set when another process has taken the folder
 
+    Attributes
+    ----------
+    is_wanted : whether anybody may ask for the folder when this ends; nobody does where its work is finished
+
     Raises
     ------
     TakenOverError
@@ -128,8 +132,8 @@ class Lease(lease.Lease):
 
     def __init__(self, folder: str, number: int, *, seconds: float, stop: threading.Event | None = None):
         path = _lease_path(folder, number)
-        super().__init__(folder, number, path, seconds=seconds, renewals=_RENEWALS, is_written=False)
-        self.stop = stop or threading.Event()
+        super().__init__(folder, number, path, seconds=seconds, renewals=_RENEWALS)
+        self.stop, self.is_wanted = stop or threading.Event(), True
         self._lost = ""  # by whom and when, once it is
         _held.add(path)
 
@@ -138,7 +142,7 @@ class Lease(lease.Lease):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self.end()
+        self.end(release=self.is_wanted)
         _held.discard(self._path)
         if self._lost and (error is None or isinstance(error, Exception)):
             raise TakenOverError(self._lost) from error

@@ -169,6 +169,8 @@ class Record:
         self.content = self.content.model_copy(update=fields)
         self._number = max(self._number, 1)
         storage.publish(record_path(self.folder, self._number), _to_json(self.content))
+        if self.finished and self._lease is not None and self._lease.folder == self.folder:
+            self._lease.is_wanted = False
 
     def _busy(self) -> BusyError:
         return BusyError(

@@ -236,7 +236,7 @@ def _launch(
     watch: Callable[[Sequence[Event]], None] | None = None,
 ) -> TrainResult:
     from pipeline.training import checkpoint
-    from pipeline.training.job import TOKEN, facts
+    from pipeline.training.job import TOKEN, check_host, facts
     from pipeline.training.loop import fit
 
     checkpoints = storage.join(job.folder, "checkpoints")
@@ -255,6 +255,7 @@ def _launch(
             sizes=job.train.world_sizes.__contains__,
             saved_step=lambda: checkpoint.newest_step(checkpoints),
             facts=facts,
+            check=check_host,
             folder=job.folder,
             stop=stop,
         )

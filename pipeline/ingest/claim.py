@@ -64,7 +64,7 @@ class Claim(Lease):
 
     def __init__(self, dataset: str, number: int, content: ClaimContent):
         path = _path(dataset, number)
-        super().__init__(dataset, number, path, seconds=LEASE_SECONDS, renewals=_RENEWALS, is_written=True)
+        super().__init__(dataset, number, path, seconds=LEASE_SECONDS, renewals=_RENEWALS)
         self._content = content
         self.begin()
 

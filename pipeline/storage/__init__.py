@@ -302,7 +302,11 @@ def remove_file(path: str) -> None:
 
 def check_seen(path: str, text: str, *, writer: str) -> None:
     """Raise ValueError where this process does not read the text that ``writer``, another process, has published."""
-    if not exists(path) or read_bytes(path).decode() != text:
+    try:
+        seen = read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        seen = b""
+    if seen != text.encode():
         raise ValueError(f"{path}, written by {writer}, is not seen here: set `output` to a place that all share")
 
 

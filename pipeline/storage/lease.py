@@ -36,14 +36,13 @@ class Lease(ABC):
     number : that this process has taken it with
     path : of the file that is written again and again
     seconds : after which others may take the folder, if the lease is not renewed
-    renewals : how often it is renewed within that time
-    is_written : whether the file is there already, with the first sign of life
+    renewals : how often it is renewed within that time; that the folder was taken is the first sign of life
     """
 
-    def __init__(self, folder: str, number: int, path: str, *, seconds: float, renewals: int, is_written: bool):
+    def __init__(self, folder: str, number: int, path: str, *, seconds: float, renewals: int):
         self.folder, self.number = folder, number
         self._path, self._seconds, self._pause = path, seconds, seconds / renewals
-        self._renewals, self._is_written, self._warned = int(is_written), is_written, False
+        self._renewals, self._warned = 1, False
         self._seen_at = self._renewed_at = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="sparknorm-lease", daemon=True)
@@ -60,10 +59,14 @@ class Lease(ABC):
         """Renew the lease from now on."""
         self._thread.start()
 
-    def end(self) -> None:
-        """Let others have the folder at once. Storage that fails is no error: the lease ends by itself."""
+    def end(self, *, release: bool = True) -> None:
+        """Renew it no more and, with ``release``, let others have the folder at once. Storage that fails is no error:
+        the lease ends by itself.
+        """
         self._ended.set()
         self._thread.join(_LAST_RENEWAL_SECONDS)
+        if not release:
+            return
         with suppress(Exception):  # drivers of storage raise kinds of their own
             if self._is_newest():
                 self._write(-1, released=True)
@@ -90,8 +93,6 @@ class Lease(ABC):
         return is_newest
 
     def _keep(self) -> None:
-        if not self._is_written:
-            self._renew()
         while not self._ended.wait(self._pause):
             with suppress(Exception):  # looked again next time; meanwhile it is renewed
                 if not self._look():

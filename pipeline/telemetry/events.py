@@ -21,9 +21,10 @@ from pipeline.config.secrets import masked
 
 log = logging.getLogger(__name__)
 
-# Between two files of a writer: so many times its ``flush_seconds`` at most, on remote storage and on a mounted path,
-# and so many times what was between the two before.
-_LONGEST, _LONGEST_LOCAL, _GROWTH = 20, 10, 1.5
+# Between two files of a writer: so many times its ``flush_seconds`` at first and at most, and so many times what was
+# between the two before; on remote storage, where each is a request, and on a mounted path.
+_FIRST, _LONGEST, _GROWTH = 2, 20, 2.0
+_FIRST_LOCAL, _LONGEST_LOCAL, _GROWTH_LOCAL = 1, 10, 1.5
 # Files that are published ahead of their time: so many at once, and then one in so many seconds.
 _EARLY_FILES, _EARLY_SECONDS = 5, 60.0
 # Between two tries to write to storage that cannot be reached: each may take as long as its driver has patience.
@@ -45,20 +46,23 @@ class EventWriter:
     Parameters
     ----------
     folder : of the events of one job
-    flush_seconds : between the first two files; it grows to 20 times that, on a mounted path to 10 times
+    flush_seconds : on a mounted path between the first two files, growing to 10 times that; on remote storage twice as
+        long, growing to 20 times
     """
 
     def __init__(self, folder: str, rank: int, *, flush_seconds: float = 1.0):
         self._prefix = f"{_newest_stamp(folder):020d}-{rank:05d}"
         self._folder = folder
-        self._interval_seconds = flush_seconds
-        self._longest_seconds = flush_seconds * (_LONGEST_LOCAL if storage.is_local(folder) else _LONGEST)
+        is_local = storage.is_local(folder)
+        self._growth = _GROWTH_LOCAL if is_local else _GROWTH
+        self._interval_seconds = flush_seconds * (_FIRST_LOCAL if is_local else _FIRST)
+        self._longest_seconds = flush_seconds * (_LONGEST_LOCAL if is_local else _LONGEST)
         self._early_files, self._early_at = float(_EARLY_FILES), time.monotonic()
         self._lines: list[str] = []
         self._files = 0
         self._publishing = threading.Lock()
         self._failing = False
-        self._pause_seconds = flush_seconds  # until the next try; it grows faster while storage fails
+        self._pause_seconds = self._interval_seconds  # until the next try; it grows faster while storage fails
         self._tried_at = time.monotonic()
 
     def emit(self, kind: str, **fields: Any) -> None:
@@ -114,7 +118,7 @@ class EventWriter:
                 storage.publish(storage.join(self._folder, name), ("\n".join(lines) + "\n").encode())
                 self._files += 1
                 self._pause_seconds = self._interval_seconds
-                self._interval_seconds = min(_GROWTH * self._interval_seconds, self._longest_seconds)
+                self._interval_seconds = min(self._growth * self._interval_seconds, self._longest_seconds)
                 del self._lines[: len(lines)]  # another thread may have added some meanwhile
         finally:
             self._tried_at = time.monotonic()

@@ -1,11 +1,11 @@
 """What a rank is doing, published every second or, on remote storage, every ten, and its stack where it hangs.
 
 The training loop says where it is (`Status.enter`, one assignment); a thread publishes that as a small file that is
-overwritten. On remote storage, where each is a request, the first come as often as on a mounted path, and then fewer;
-each beat says when the next one is due, so that nobody takes a rank that is well for silent. If the position does not
-change for ``stall_seconds``, faulthandler writes the stacks of all threads from a thread of its own in C, so that also
-a rank that hangs in native code and holds the interpreter lock tells where. The driver reads the files (`watch.py`)
-and decides.
+overwritten. On remote storage the driver is told instead, where it can be reached (`driver_link.py`). The first beats
+come there as often as on a mounted path, and then fewer; each says when the next one is due, so that nobody takes a
+rank that is well for silent. If the position does not change for ``stall_seconds``, faulthandler writes the stacks of
+all threads from a thread of its own in C, so that also a rank that hangs in native code and holds the interpreter lock
+tells where. The driver takes the beats up (`watch.py`) and decides.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
+from pipeline.telemetry.driver_link import DriverAddress, DriverLink
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,7 @@ class Beat(RankProcess):
     time : of the beat, in seconds since 1970, by the clock of its host
     ended : whether the rank has ended, well or not
     next_seconds : after which the next beat is due
+    number : counts the beats of this process, which may come by two ways
     stack : stacks of its threads where it does not get on and the driver cannot read them from a file
     """
 
@@ -169,6 +171,7 @@ class Beat(RankProcess):
     time: float
     ended: bool
     next_seconds: float = 0.0
+    number: int = 0
     stack: str = ""
 
 
@@ -196,6 +199,7 @@ class Heartbeat:
     process : of this rank
     seconds : between two beats; on remote storage between the first two, and then twice as many each time
     stall_seconds : without a new position for this long, stacks are dumped
+    driver : is told instead of storage while it can be reached; None where it does not listen
     """
 
     def __init__(
@@ -207,14 +211,15 @@ class Heartbeat:
         *,
         seconds: float,
         stall_seconds: float,
+        driver: DriverAddress | None = None,
     ):
         self._folder, self._status, self._attempt, self._process = folder, status, attempt, process
+        self._driver, self._number = DriverLink(driver), 0
         self._seconds, self._stall_seconds = seconds, stall_seconds
-        # The next beat is due so long after the one before, and at most so long.
         self._next_seconds = self._longest_seconds = seconds
         if not storage.is_local(folder):
             self._longest_seconds = max(seconds, min(_LONGEST_SECONDS, _LONGEST_SHARE * stall_seconds))
-        self._due_at = 0.0
+        self._due_at = 0.0  # next_seconds after the beat before, and longest_seconds at most
         self._told_stack_at = -1.0  # the position of which the stack is published
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sparknorm-heartbeat", daemon=True)
@@ -286,6 +291,7 @@ class Heartbeat:
 
     def _publish(self, *, ended: bool = False) -> None:
         position = self._status.position
+        self._number += 1
         beat = Beat(
             **dict(self._process),
             attempt=self._attempt.id,
@@ -297,11 +303,13 @@ class Heartbeat:
             time=time.time(),
             ended=ended,
             next_seconds=self._next_seconds,
+            number=self._number,
         )
         if beat.for_seconds > self._stall_seconds and not storage.is_local(self._folder):
             beat = beat.model_copy(update={"stack": Path(self._stack.name).read_text(errors="replace")})
-        data = json.dumps(beat.model_dump(exclude_unset=True)).encode()
-        storage.publish(beat_path(self._folder, beat.rank), data, durable=False)
+        text = json.dumps(beat.model_dump(exclude_unset=True))
+        if not self._driver.tell(text):
+            storage.publish(beat_path(self._folder, beat.rank), text.encode(), durable=False)
         if beat.stack:
             self._told_stack_at = position.since
 

@@ -126,30 +126,42 @@ def weights_identity(model: ModelSettings, *others: str | None, digest: str = ""
     return parts | {f"the content of model.weights {path}": digest_of(arm) for path, arm in sorted(arms.items())}
 
 
-def facts(job: Job) -> Identity:
-    """What every rank must see alike before step one; a launcher compares the ranks'.
+def check_host(job: Job) -> None:
+    """Check that this host can keep what the training writes; a launcher asks the first rank of each, after `facts`.
 
     Raises
     ------
     OSError
         The job's folder cannot be written here.
     ValueError
-        It is not the one that the driver sees, a file in it cannot be replaced, or its disk is full; the network is
-        imported from other source here than on the driver, or cannot be; or the weights to start from are not there.
+        A file in it cannot be replaced, or its disk is full.
+    """
+    if not job.token:
+        return
+    probe = storage.join(job.folder, f"launch-{socket.gethostname()}-{os.getpid()}")
+    try:
+        storage.check_replaces(probe, job.token)
+    finally:
+        storage.remove_file(probe)
+    free = storage.free_bytes(job.folder)
+    if free is not None and free < storage.LEAST_FREE_BYTES:
+        raise ValueError(
+            f"{job.folder} has {free >> 20} MiB left, and checkpoints may not fit: make room, or set `output` to "
+            "another place"
+        )
+
+
+def facts(job: Job) -> Identity:
+    """What every rank must see alike before step one; a launcher compares the ranks'.
+
+    Raises
+    ------
+    ValueError
+        The job's folder is not the one that the driver sees; the network is imported from other source here than on the
+        driver, or cannot be; or the weights to start from are not there.
     """
     if job.token:
         storage.check_seen(storage.join(job.folder, TOKEN), job.token, writer="the driver")
-        probe = storage.join(job.folder, f"launch-{socket.gethostname()}-{os.getpid()}")
-        try:
-            storage.check_replaces(probe, job.token)
-        finally:
-            storage.remove_file(probe)
-        free = storage.free_bytes(job.folder)
-        if free is not None and free < storage.LEAST_FREE_BYTES:
-            raise ValueError(
-                f"{job.folder} has {free >> 20} MiB left, and checkpoints may not fit: make room, or set `output` to "
-                "another place"
-            )
     if job.model.weights is not None:
         from pipeline.training.weights_file import check_there
 

@@ -21,7 +21,7 @@ from pipeline.config.dataset import DatasetSettings, SourceSettings
 from pipeline.config.model import ModelSettings
 from pipeline.config.training import TrainSettings
 from pipeline.ingest.job import ingest_dataset
-from pipeline.training.job import Job, facts
+from pipeline.training.job import Job, check_host, facts
 
 RANKS = int(os.environ.get("BENCH_RANKS", "64"))
 PASSES = int(os.environ.get("BENCH_PASSES", "3"))
@@ -66,7 +66,7 @@ def first_step_seconds(spark: Any, dataset: str, folder: Path, count: int) -> fl
     job = Job(dataset, str(folder), model, TrainSettings(epochs=3, batch_size=2 * RANKS, lanes=RANKS))
     workers = WorkerSettings(count=count, device="cpu")
     started = time.time()
-    ended = barrier.run(spark, first_step, (job,), workers=workers, facts=facts, folder=job.folder)
+    ended = barrier.run(spark, first_step, (job,), workers=workers, facts=facts, check=check_host, folder=job.folder)
     return max(ended) - started
 
 

@@ -103,8 +103,10 @@ def eight_ranks(spark: Any, server: Any, bucket: str, work: Path) -> list[Result
     first = len(server.faults.requests)
     paced_training(spark, bucket, work, _store(work), ranks=8, epochs=round(MINUTES) + 2, pace=Pace(60 / 26))
     requests = server.faults.requests[first:]
-    beats = [request.at for request in requests if "/ranks/" in request.path]
-    begin, end = beats[0] + FIRST_SECONDS, beats[-1]
+    # Rank 0 writes its attempt just before the first beats, and every rank reads it before each of its own.
+    attempt = [request for request in requests if request.path.endswith("/attempt.json")]
+    first_beat = next(request.at for request in attempt if request.kind == "PUT")
+    begin, end = first_beat + FIRST_SECONDS, attempt[-1].at
     counted = [request for request in requests if begin <= request.at < end]
     minutes = (end - begin) / 60
     print(f"8 ranks, {minutes:.1f} minutes after the first 90 s\n{table(counted)}")

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import re
 import socket
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
+from pyspark import cloudpickle
 from small_training import make_job
 
 from pipeline import __main__ as commands
@@ -15,10 +19,13 @@ from pipeline.cluster import rendezvous, resources
 from pipeline.distributed.worker import alone
 from pipeline.driver import doctor
 from pipeline.driver.doctor import LITTLE_BYTES, CheckFailedError, DoubtfulError, check_disk
-from pipeline.training.job import TOKEN, facts, identity
+from pipeline.training import probe as probe_module
+from pipeline.training.job import TOKEN, check_host, facts, identity
 from pipeline.training.probe import ProbeTask, WorkerReport, probe
 
 pytestmark = [pytest.mark.spark, pytest.mark.long]
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+doctor_module = sys.modules["pipeline.driver.doctor"]  # the package has a function of that name
 
 
 def states(result):
@@ -84,12 +91,57 @@ def test_too_few_slots_leave_nothing_running(spark, settings):
 
 def test_an_output_that_workers_do_not_see(spark, settings, monkeypatch):
     publish = storage.publish
-    monkeypatch.setattr(
-        storage, "publish", lambda path, data: None if path.endswith("/driver") else publish(path, data)
-    )
+
+    def lose_what_the_driver_writes(path, data, **options):
+        if not path.endswith(("/driver", "/rendezvous.json")):
+            publish(path, data, **options)
+
+    monkeypatch.setattr(storage, "publish", lose_what_the_driver_writes)
     result = doctor(spark, settings)
-    assert states(result)["storage"] == "failed"
+    assert (states(result)["workers"], states(result)["storage"]) == ("ok", "failed")
+    for rank in range(2):
+        assert re.search(
+            rf"rank {rank} on \S+: \S+/driver, written by the driver, is not seen", detail(result, "storage")
+        )
     assert "set `output` to a place that all share" in detail(result, "storage")
+    assert sorted(path.name for path in Path(settings.output).glob("doctor*")) == ["doctor.json"]
+
+
+def test_an_output_in_the_memory_of_the_driver(spark, settings, remote):
+    """Where each process has its own: ranks see neither the driver's files nor each other's."""
+    result = doctor(spark, settings.model_copy(update={"output": remote}))
+    assert (states(result)["workers"], states(result)["storage"]) == ("ok", "failed")
+    assert "written by the driver, is not seen here" in detail(result, "storage")
+
+
+def test_workers_that_cannot_join_are_named_with_the_cause_when_the_time_is_over(spark, settings, monkeypatch):
+    """Spark starts them again and again, and would say why only when it gives up."""
+    monkeypatch.setattr(doctor_module, "LIMIT_SECONDS", 10.0)
+    monkeypatch.setitem(spark.sparkContext.environment, "GLOO_DEVICE_TRANSPORT", "carrier pigeon")
+    result = doctor(spark, settings)
+    assert states(result)["workers"] == "failed"
+    assert re.match(
+        r"the barrier stage of 2 workers did not end within 10 s: rank \d on \S+ \(cpu\) in start, epoch 0, step 0: "
+        r"GangBrokenError: rank \d at 127\.0\.0\.1 \(lo\) could not join the process group with rank .*"
+        r"unsupported gloo device",
+        detail(result, "workers"),
+    )
+    assert sorted(path.name for path in Path(settings.output).glob("doctor*")) == ["doctor.json"]
+
+
+def hang_on_the_second(worker, task):
+    if worker.rank == 1:
+        time.sleep(1000)
+    worker.wait_for_all()
+
+
+def test_a_worker_that_hangs_is_named_with_its_stack(spark, settings, monkeypatch):
+    monkeypatch.setattr(doctor_module, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(probe_module, "probe", hang_on_the_second)
+    result = doctor(spark, settings)
+    assert states(result)["workers"] == "failed"
+    assert re.search(r"rank 1 on \S+ \(cpu\) has been in start at step 0 for \d+ s", detail(result, "workers"))
+    assert "in hang_on_the_second" in detail(result, "workers")
 
 
 def report_of(host, output_free_bytes, local_free_bytes):
@@ -116,16 +168,17 @@ def test_executors_of_two_java_versions_are_a_failure():
         resources.equal_java(["17.0.9", "21.0.1"])
 
 
-def test_each_rank_looks_at_the_folder_before_a_launch(dataset, tmp_path, monkeypatch):
+def test_each_rank_looks_at_the_folder_before_a_launch_and_one_of_each_host_writes(dataset, tmp_path, monkeypatch):
     job = dataclasses.replace(make_job(dataset, tmp_path / "job"), token="of this launch")
     storage.publish(f"{job.folder}/{TOKEN}", b"of this launch")
     assert facts(job) == identity(job)
+    check_host(job)
     assert storage.names(job.folder) == [TOKEN]
     monkeypatch.setattr(storage, "LEAST_FREE_BYTES", 1 << 60)
     with pytest.raises(
         ValueError, match=r"job has \d+ MiB left, and checkpoints may not fit: make room, or set `output`"
     ):
-        facts(job)
+        check_host(job)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
         storage.check_replaces(str(tmp_path / "file" / "name"), "text")

@@ -252,7 +252,7 @@ def test_a_lease_holds_for_all_trials_of_a_study(tmp_path):
         old = Record(trial)
         old.join(lost, "trial")
         old.update(run_id="7")
-        Path(study, "lease.json").unlink()
+        Path(study, "lease.json").unlink(missing_ok=True)  # it is renewed after 20 s
         with Record(study).claim("study", process=process_on("elsewhere"), seconds=0.2) as lease:
             new = Record(trial)
             new.join(lease, "trial")
@@ -272,3 +272,12 @@ def test_what_is_written_is_small(tmp_path):
     assert json.loads((tmp_path / "lease.json").read_text())["released"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lease.json", "record.json"]
     assert leases.newest_number(str(tmp_path)) == 1
+
+
+def test_a_lease_of_what_is_finished_is_not_given_back_since_nobody_asks_for_it(tmp_path):
+    record = Record(str(tmp_path))
+    with record.claim("a", seconds=60):
+        record.update(result="done")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["record.json"]
+    with Record(str(tmp_path)).claim("a", process=process_on("elsewhere"), seconds=60):  # at once
+        pass

@@ -1,21 +1,26 @@
 """Everything on a real S3 server: images, dataset, output with checkpoints, events and results, export; and faults."""
 
 import json
+import socket
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from image_files import SHAPE, put_pictures
+from rank_faults import hang
 from small_data import dataset_settings
 from small_training import TWO, equal, final_state, launch, make_job, steps_not_told
 
 from pipeline import storage
+from pipeline.cluster import barrier
 from pipeline.config.settings import Settings
 from pipeline.data import load_manifest
 from pipeline.driver import train
 from pipeline.ingest import ingest
 from pipeline.ingest.job import ingest_dataset
 from pipeline.serving import export, export_folder
+from pipeline.telemetry.driver_link import DriverAddress
 from pipeline.telemetry.events import EventReader
 from pipeline.training.predictions import FILE as PREDICTIONS
 
@@ -86,6 +91,36 @@ def undisturbed(spark, s3, idx_folder):
     job = make_job(f"{bucket}/data", f"{bucket}/undisturbed", every_steps=10, epochs=3)
     assert launch(spark, job).error == ""
     return bucket, final_state(job)
+
+
+@pytest.mark.parametrize("how", ["sleep", "stopped"])
+@pytest.mark.parametrize("reached", [True, False])
+def test_a_rank_that_hangs_is_named_also_where_the_driver_cannot_be_reached(
+    spark, s3, undisturbed, monkeypatch, how, reached
+):
+    bucket, _ = undisturbed
+    if not reached:  # as behind a firewall: nobody answers where the driver says that it listens
+
+        @contextmanager
+        def nobody_listening(*_):
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                port = listener.getsockname()[1]
+            yield DriverAddress("127.0.0.1", port, "token")
+
+        monkeypatch.setattr(barrier, "listening", nobody_listening)
+    job = make_job(f"{bucket}/data", f"{bucket}/{how}-{reached}", every_steps=10, epochs=2)
+    workers = TWO.model_copy(update={"stall_seconds": 6})
+    s3.faults.requests.clear()
+    outcome = launch(spark, job, workers, hook=hang(how, rank=1, step=4))
+    assert outcome.error_type == "StallError"
+    assert "rank 1 on" in outcome.error
+    if how == "sleep":
+        assert "in data loading at step 4" in outcome.error
+        assert "_batch_that_does_not_come" in outcome.error
+    else:  # what it was at when it gave its last sign of life is all that can be known
+        assert "is stopped, or hangs in native code" in outcome.error
+    written = {request.path.rpartition("/")[2] for request in s3.faults.requests if request.kind == "PUT"}
+    assert ({"rank-00000.json", "rank-00001.json"} <= written) == (not reached)
 
 
 @pytest.mark.slow

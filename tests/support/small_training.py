@@ -25,7 +25,7 @@ from pipeline.telemetry import heartbeat
 from pipeline.telemetry.events import EventReader
 from pipeline.training import checkpoint, fit
 from pipeline.training.hooks import Hook
-from pipeline.training.job import Job, facts, identity
+from pipeline.training.job import Job, check_host, facts, identity
 from pipeline.training.result import TrainResult
 
 # Bound on every wait for a training to get somewhere; generous, since machines may be busy.
@@ -174,6 +174,7 @@ def launch(
             sizes=job.train.world_sizes.__contains__,
             saved_step=lambda: checkpoint.newest_step(f"{job.folder}/checkpoints"),
             facts=facts,
+            check=check_host,
             folder=job.folder,
         )[0]
     except Exception as error:  # noqa: BLE001 - the outcome
