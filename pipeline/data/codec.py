@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.data import reasons
+from pipeline.data import jpeg, reasons
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,7 +56,9 @@ def decode_stored(payload: bytes, encoding: str, shape: tuple[int, int, int]) ->
         if len(payload) != math.prod(shape):
             raise BadImageError(reasons.WRONG_SIZE)
         return np.frombuffer(payload, np.uint8).reshape(shape)
-    return pixels_of(_open_stored(payload, shape))
+    pixels = np.empty(shape, np.uint8)
+    _decode_into(pixels, payload)
+    return pixels
 
 
 def decode_images(payloads: Sequence[bytes | memoryview], target: np.ndarray) -> tuple[int, str] | None:
@@ -67,24 +69,24 @@ def decode_images(payloads: Sequence[bytes | memoryview], target: np.ndarray) ->
     None, or the number of the first image that is damaged or of another shape, and the reason; those after it are not
     decoded.
     """
-    shape = (target.shape[1], target.shape[2], target.shape[3])
-    for number, payload in enumerate(payloads):
+    for number, (payload, pixels) in enumerate(zip(payloads, target, strict=True)):
         try:
-            image = _open_stored(payload, shape)
+            _decode_into(pixels, payload)
         except BadImageError as error:
             return number, str(error)
-        # Pillow takes channels apart in C; numpy's copy of every third byte takes twice as long.
-        for plane, channel in zip(target[number], image.split(), strict=True):
-            plane[:] = np.asarray(channel)
     return None
 
 
-def _open_stored(payload: bytes | memoryview, shape: tuple[int, int, int]) -> Image:
-    """A decoded image of a shard, checked against the one shape (C, H, W) of all."""
+def _decode_into(pixels: np.ndarray, payload: bytes | memoryview) -> None:
+    """Decode an image of a shard into uint8 (C, H, W), contiguous, which is the shape that it must have."""
+    channels, height, width = pixels.shape
     image = open_image(payload)
-    if image.size != (shape[2], shape[1]) or image.mode != mode_of(shape):
+    if image.size != (width, height) or image.mode != mode_of((channels, height, width)):
         raise BadImageError(reasons.WRONG_SIZE)
-    return load_pixels(image)
+    if not jpeg.decode_plain(image, payload, pixels):
+        # Pillow takes channels apart in C; numpy's copy of every third byte takes twice as long.
+        for plane, channel in zip(pixels, load_pixels(image).split(), strict=True):
+            plane[:] = np.asarray(channel)
 
 
 def as_rows(images: pa.Array, image_bytes: int) -> np.ndarray | None:

@@ -1,9 +1,9 @@
 """A process that decodes images for a rank, so that no decoding waits for, or holds, the interpreter lock of training.
 
 It is a program of its own and no fork: a rank has threads of torch, perhaps a GPU, and may be a daemon's child that
-must have none of its own. It needs numpy and Pillow, and no torch. Requests come on standard input, answers leave on
-standard output, pixels go to memory that both processes see. It ends when standard input does: a rank that is killed
-leaves none behind.
+must have none of its own. It needs numpy and Pillow, uses simplejpeg where that is installed, and no torch. Requests
+come on standard input, answers leave on standard output in their order, pixels go to memory that both processes see. It
+ends when standard input does: a rank that is killed leaves none behind.
 """
 
 from __future__ import annotations

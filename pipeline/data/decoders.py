@@ -48,13 +48,15 @@ class Decoders:
     Parameters
     ----------
     shape : (C, H, W) of every image
-    count : threads, each with a process of its own where ``processes`` is set
+    count : threads, or processes where ``processes`` is set
     most_images : of one block
     """
 
     def __init__(self, shape: tuple[int, int, int], *, count: int, most_images: int, processes: bool):
         self._shape, self._image_bytes = shape, int(np.prod(shape))
-        self._executor = ThreadPoolExecutor(count, thread_name_prefix="sparknorm-decoder")
+        # A process that has answered begins with the next request at once, and not when a thread of this process, which
+        # may have to wait for the interpreter lock, has sent it: so each has two threads that ask.
+        self._executor = ThreadPoolExecutor(2 * count if processes else count, thread_name_prefix="sparknorm-decoder")
         self._piece = max(1, min(-(-most_images // count), _PIECE_BYTES // self._image_bytes))
         self._memory: _SharedBlocks | None = None
         self._idle: deque[_DecodeProcess] = deque()
@@ -71,7 +73,7 @@ class Decoders:
                 ) from error
             finally:
                 self._memory.close_file()
-            self._idle.extend(self._processes)
+            self._idle.extend(2 * self._processes)
 
     def start(self, payloads: Sequence[bytes]) -> Decoding:
         """Begin to decode a block of images, at most ``most_images``."""
@@ -91,7 +93,7 @@ class Decoders:
         return Decoding(images, parts, self._piece)
 
     def _in_process(self, payloads: Sequence[bytes], start: int) -> tuple[int, str] | None:
-        """As `decode_images`, in one of the processes; as many threads as processes call it."""
+        """As `decode_images`, in one of the processes; twice as many threads as processes call it."""
         process = self._idle.popleft()
         try:
             return process.decode(payloads, start)
@@ -163,7 +165,7 @@ class _SharedBlocks:
 
 
 class _DecodeProcess:
-    """One process of `decode_process`, asked by one thread at a time."""
+    """One process of `decode_process`. Several threads may ask it: while it answers one, the next request is there."""
 
     def __init__(self, memory: _SharedBlocks, shape: tuple[int, int, int]):
         # The path as it is here: executors get this package as files that Spark has added to it.
@@ -179,7 +181,9 @@ class _DecodeProcess:
         os.set_blocking(self._input, False)  # so that a process that reads nothing is noticed
         with contextlib.suppress(OSError):  # not Linux, or a user with many pipes
             fcntl.fcntl(self._input, _SET_PIPE_SIZE, _PIPE_BYTES)
-        self._lock = threading.Lock()
+        self._asking = threading.Lock()
+        self._answered = threading.Semaphore()  # of the request before, whose answer comes first
+        self._lost = ""  # what is wrong with a process that no longer answers: nobody else waits for it
 
     def decode(self, payloads: Sequence[bytes], start: int) -> tuple[int, str] | None:
         """As `decode_images`, into the shared memory from ``start`` on.
@@ -190,10 +194,17 @@ class _DecodeProcess:
             The process failed, has died, or does not answer.
         """
         lengths = [LENGTH.pack(len(payload)) for payload in payloads]
-        with self._lock:
-            self._write(b"".join((REQUEST.pack(len(payloads), start), *lengths, *payloads)))
+        request = b"".join((REQUEST.pack(len(payloads), start), *lengths, *payloads))
+        own = threading.Semaphore(0)
+        with self._asking:
+            self._write(request)
+            before, self._answered = self._answered, own
+        before.acquire()
+        try:
             number, count = ANSWER.unpack(self._read(ANSWER.size))
             words = self._read(count).decode(errors="replace")
+        finally:
+            own.release()
         if number == FAILED:
             raise DecodeError(f"a process that decodes images failed: {words.strip()}")
         return None if number < 0 else (number, words)
@@ -218,10 +229,12 @@ class _DecodeProcess:
     def _wait(self, file: int, event: int) -> None:
         poll = select.poll()  # and not `select`, which knows no descriptor above 1,023
         poll.register(file, event)
-        if not poll.poll(1000 * _ANSWER_SECONDS):
-            raise DecodeError(
+        if not self._lost and not poll.poll(1000 * _ANSWER_SECONDS):
+            self._lost = (
                 f"process {self._process.pid}, which decodes images, has not answered for {_ANSWER_SECONDS:g} s"
             )
+        if self._lost:
+            raise DecodeError(self._lost)
 
     def _end(self) -> str:
         """How the process ended, in words."""

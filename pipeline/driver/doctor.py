@@ -210,6 +210,11 @@ class _Examination:
                 )
         return f"every worker sees {self.manifest.digest[:19]}"
 
+    def jpeg(self) -> str:
+        if self.manifest.image.encoding != "jpeg":
+            return f"not needed: images are stored as {self.manifest.image.encoding}"
+        return check_jpeg(self.reports)
+
     def disk(self) -> str:
         return check_disk(self.reports)
 
@@ -258,6 +263,23 @@ def check_disk(reports: Sequence[WorkerReport]) -> str:
     return f"at least {text}"
 
 
+def check_jpeg(reports: Sequence[WorkerReport]) -> str:
+    """Describe what decodes JPEG images on the workers.
+
+    Raises
+    ------
+    DoubtfulError
+        Some decode all of them with Pillow: the same pixels, more slowly.
+    """
+    without = {each.host: each.without_simplejpeg for each in reports if each.without_simplejpeg is not None}
+    if without:
+        raise DoubtfulError(
+            "; ".join(f"on {host}, {reason}" for host, reason in without.items())
+            + ": Pillow decodes the same pixels there, more slowly; install simplejpeg for the executors' Python"
+        )
+    return "baseline files are decoded by simplejpeg, others by Pillow"
+
+
 def check_gpus(reports: Sequence[WorkerReport], *, bf16: bool) -> str:
     """Describe the devices of the workers.
 
@@ -291,6 +313,7 @@ _CHECKS: tuple[tuple[str, Check, tuple[str, ...]], ...] = (
     ("workers", _Examination.workers, ("Spark settings", "slots")),
     ("storage", _Examination.shared_storage, ("workers",)),
     ("same dataset", _Examination.same_dataset, ("workers", "dataset")),
+    ("JPEG decoding", _Examination.jpeg, ("workers", "dataset")),
     ("disk", _Examination.disk, ("workers",)),
     ("GPUs", _Examination.gpus, ("workers",)),
     ("network between workers", _Examination.exchange, ("workers",)),

@@ -17,8 +17,9 @@ from pipeline import __version__
 
 # What `pyfunc` imports of this package, itself included; a test imports the copy where there is nothing else.
 _FILES = (
-    "config/frozen.py", "config/secrets.py", "data/codec.py", "data/reasons.py", "ingest/geometry.py",
-    "ingest/images.py", "serving/predictor.py", "serving/pyfunc.py", "serving/result.py", "serving/served.py",
+    "config/frozen.py", "config/secrets.py", "data/codec.py", "data/jpeg.py", "data/reasons.py",
+    "ingest/geometry.py", "ingest/images.py", "serving/predictor.py", "serving/pyfunc.py", "serving/result.py",
+    "serving/served.py",
 )  # fmt: skip
 _OUR_IMPORT = re.compile(r"^(\s*(?:from|import)\s+)pipeline(?=[.\s])", re.MULTILINE)
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from pipeline import storage
-from pipeline.data import load_manifest
+from pipeline.data import jpeg, load_manifest
 from pipeline.distributed.gpu_facts import GpuFacts, gpu_facts
 from pipeline.distributed.worker import Worker
 
@@ -52,6 +52,7 @@ class WorkerReport:
     endpoint : address and network interface at which other workers reach it; None where nobody knows
     problems : what failed, one text each
     gpu_facts : what it sees of its GPU; None on CPU
+    without_simplejpeg : why Pillow decodes every JPEG image there; None where it does not
     """
 
     rank: int
@@ -66,6 +67,7 @@ class WorkerReport:
     problems: tuple[str, ...]
     endpoint: str | None = None
     gpu_facts: GpuFacts | None = None
+    without_simplejpeg: str | None = None
 
 
 def probe(worker: Worker, task: ProbeTask) -> WorkerReport:
@@ -87,6 +89,7 @@ def probe(worker: Worker, task: ProbeTask) -> WorkerReport:
         problems=tuple(problems),
         endpoint=str(worker.endpoint) if worker.endpoint is not None else None,
         gpu_facts=gpu_facts(worker),
+        without_simplejpeg=None if (found := jpeg.decoder()).decode is not None else found.detail,
     )
 
 

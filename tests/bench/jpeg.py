@@ -1,7 +1,8 @@
 """Shuffled reading of JPEG photographs at training: our reader and its peers, the same files, one run, warm file cache.
 
 The peers run in an environment of their own (`make bench-peers`), since they pin other versions of what sparknorm uses.
-The limit is two bare processes that decode the same bytes with Pillow and do nothing else: no batches, no order.
+The limits are two bare processes that decode the same bytes with Pillow, or with simplejpeg, and do nothing else: no
+batches, no order, no channels first. A short form: BENCH_PHOTOS=512 BENCH_ROUNDS=1 BENCH_READ=2048.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ PEERS = {
     "litdata": "LitData, 2 workers",
 }
 OURS, OURS_THREADS = "sparknorm", "sparknorm, reader.decode_in: threads"
-LIMIT = "limit: Pillow in two bare processes"
+LIMITS = {
+    "pillow": "limit: Pillow in two bare processes",
+    "simplejpeg": "limit: simplejpeg in two bare processes",
+}
 
 
 def run(spark: Any, work: Path) -> None:
@@ -64,7 +68,7 @@ def _of_size(spark: Any, work: Path, size: int) -> list[Result]:
     contenders: dict[str, Callable[[], list[float]]] = {
         OURS: functools.partial(ours, ReaderSettings()),
         OURS_THREADS: functools.partial(ours, ReaderSettings(decode_in="threads")),
-        LIMIT: functools.partial(_limit, dataset),
+        **{LIMITS[name]: functools.partial(_limit, dataset, name) for name in LIMITS},
         **{PEERS[name]: functools.partial(_peer, name, work) for name in PEERS if IS_THERE},
     }
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -133,12 +137,12 @@ def _ours(dataset: str, settings: ReaderSettings) -> list[float]:
     return speeds[1:]
 
 
-def _limit(dataset: str) -> list[float]:
+def _limit(dataset: str, name: str) -> list[float]:
     """Two processes that have the bytes in memory already."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     start = context.Barrier(3)
-    processes = [context.Process(target=_decode, args=(dataset, half, start, results)) for half in (0, 1)]
+    processes = [context.Process(target=_decode, args=(dataset, name, half, start, results)) for half in (0, 1)]
     for process in processes:
         process.start()
     speeds = []
@@ -153,9 +157,14 @@ def _limit(dataset: str) -> list[float]:
     return speeds
 
 
-def _decode(dataset: str, half: int, start: Any, results: Any) -> None:
+def _decode(dataset: str, name: str, half: int, start: Any, results: Any) -> None:
+    import simplejpeg
     from PIL import Image
 
+    def by_pillow(payload: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(payload)))
+
+    decode = {"pillow": by_pillow, "simplejpeg": simplejpeg.decode_jpeg}[name]
     with closing(SplitFiles(dataset, load_manifest(dataset), "train")) as files:
         groups = range(half, len(files.group_rows), 2)
         stored = [files.read_stored(number, 0, int(files.group_rows[number])) for number in groups]
@@ -164,7 +173,7 @@ def _decode(dataset: str, half: int, start: Any, results: Any) -> None:
     for _ in range(PASSES):
         start.wait(120)
         for payload in payloads:
-            np.asarray(Image.open(io.BytesIO(payload)))
+            decode(payload)
         start.wait(120)
         results.put(len(payloads))
 

@@ -1,9 +1,12 @@
 """Images decoded by processes and by threads: the same pixels, an error with its cause, and no process left behind."""
 
+import array
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from contextlib import closing
 
@@ -116,14 +119,37 @@ def test_a_process_that_cannot_start_says_why(monkeypatch):
 
 
 def test_a_process_that_does_not_answer_is_an_error(monkeypatch):
-    monkeypatch.setattr(decoders, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(decoders, "_ANSWER_SECONDS", 4.0)
     monkeypatch.setattr(decoders, "_END_SECONDS", 0.5)
     with decoders_of(count=1) as made:
         process = made._processes[0]._process
-        with pytest.raises(DecodeError, match=r"has not answered for 0\.5 s"):
-            os.kill(process.pid, signal.SIGSTOP)
-            made.start([photo(0)]).result(damaged)
+        os.kill(process.pid, signal.SIGSTOP)
+        started = time.monotonic()
+        for block in [made.start([photo(number)]) for number in range(5)]:
+            with pytest.raises(DecodeError, match=r"has not answered for 4 s"):
+                block.result(damaged)
+        assert time.monotonic() - started < 8  # all wait as long as the first, and not one after the other
     assert process.returncode == -signal.SIGKILL
+
+
+def test_the_next_request_is_there_before_a_process_has_answered():
+    """So that it does not wait for a thread of this process, which waits for the interpreter lock."""
+    payloads = [photo(number) for number in range(8)]
+    with decoders_of(count=1) as made:
+        blocks = [made.start(payloads)]
+        blocks[0].result(damaged)
+        process = made._processes[0]
+        os.kill(process._process.pid, signal.SIGSTOP)
+        blocks += [made.start(payloads), made.start(payloads[::-1])]
+        until, sent = time.monotonic() + 10, array.array("i", [0])
+        while sent[0] < 2 * sum(map(len, payloads)) and time.monotonic() < until:
+            time.sleep(0.01)
+            fcntl.ioctl(process._input, termios.FIONREAD, sent)
+        os.kill(process._process.pid, signal.SIGCONT)
+        assert sent[0] > 2 * sum(map(len, payloads))
+        first, second = (block.result(damaged) for block in blocks[1:])
+    np.testing.assert_array_equal(first, second[::-1])
+    np.testing.assert_array_equal(first, blocks[0].result(damaged))
 
 
 _RANK = """

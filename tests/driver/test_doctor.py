@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.cluster import rendezvous, resources
 from pipeline.distributed.worker import alone
 from pipeline.driver import doctor
-from pipeline.driver.doctor import LITTLE_BYTES, CheckFailedError, DoubtfulError, check_disk
+from pipeline.driver.doctor import LITTLE_BYTES, CheckFailedError, DoubtfulError, check_disk, check_jpeg
 from pipeline.training import probe as probe_module
 from pipeline.training.job import TOKEN, check_host, facts, identity
 from pipeline.training.probe import ProbeTask, WorkerReport, probe
@@ -47,6 +47,7 @@ def test_a_healthy_cluster(spark, settings):
     assert "2 slots for 2 workers" in detail(result, "slots")
     assert "1, 2, 4 workers divide" in detail(result, "dataset")
     assert "Java 1" in detail(result, "Java") or "Java 2" in detail(result, "Java")
+    assert detail(result, "JPEG decoding") == "not needed: images are stored as raw"
     assert "summed over 2 workers" in detail(result, "network between workers")
     assert detail(result, "network between workers").endswith(f" ms: {socket.gethostname()} by 127.0.0.1 (lo)")
     assert sorted(path.name for path in Path(settings.output).glob("doctor*")) == ["doctor.json"]  # the rest is gone
@@ -154,6 +155,16 @@ def test_a_disk_that_is_nearly_full_is_a_doubt_and_a_full_one_a_failure():
     for least, error in ((LITTLE_BYTES - 1, DoubtfulError), (storage.LEAST_FREE_BYTES - 1, CheckFailedError)):
         with pytest.raises(error, match="GiB free on the local disk of c"):
             check_disk([*reports, report_of("c", 9 << 30, least)])
+
+
+def test_executors_without_simplejpeg_are_a_doubt():
+    reports = [report_of(host, None, 9 << 30) for host in ("a", "b", "b")]
+    assert check_jpeg(reports) == "baseline files are decoded by simplejpeg, others by Pillow"
+    reports[1:] = [
+        dataclasses.replace(each, without_simplejpeg="simplejpeg cannot be imported") for each in reports[1:]
+    ]
+    with pytest.raises(DoubtfulError, match=r"^on b, simplejpeg cannot be imported: Pillow .* install simplejpeg for"):
+        check_jpeg(reports)
 
 
 def test_one_gpu_for_two_workers_of_a_host_is_a_failure():
