@@ -80,6 +80,10 @@ class RegistrySettings(FrozenModel):
         "however long",
     )
 
+    wait_seconds: float = Field(
+        600, ge=0, description="seconds to wait for other calls of `register` that are at the same registered model"
+    )
+
     @field_validator("model")
     @classmethod
     def _name_is_possible(cls, name: str | None) -> str | None:

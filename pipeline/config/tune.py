@@ -97,20 +97,22 @@ class TuneSettings(FrozenModel):
         description="setting: a list of values, or a range {low, high, log, step, int}; with {when: {other: value}} "
         "only where another parameter has that value",
     )
-    sampler: Literal["tpe", "random", "grid"] = Field(
+    sampler: Literal["tpe", "cmaes", "random", "grid"] = Field(
         "tpe",
         description="how values are chosen: tpe: those that were good make similar ones more likely (Bergstra et al. "
-        "2011); random; grid: every combination once, of lists and of ranges with a step",
+        "2011); cmaes: ranges without a condition together, by CMA-ES (Hansen 2016), and all else by tpe; needs the "
+        "package cmaes; random; grid: every combination once, of lists and of ranges with a step",
     )
     pruner: Literal["median", "successive_halving", "hyperband", "none"] = Field(
         "median",
         description="which trials end early; median: those below the median of the others at the same evaluation; "
         "successive_halving and hyperband: all but the best reduction_factor-th at evaluations 1, 3, 9, ...",
     )
-    metric: Literal["auto", "accuracy", "balanced_accuracy"] = Field(
+    metric: Literal["auto", "accuracy", "balanced_accuracy", "cross_entropy"] = Field(
         "auto",
         description="what is maximized, at the last evaluation of a trial; auto: balanced accuracy where the largest "
-        "class of search_on has more than twice its even share, else accuracy",
+        "class of search_on has more than twice its even share, else accuracy; cross_entropy is minimized: it differs "
+        "where accuracies are equal, and asks for honest probabilities",
     )
     search_on: str = Field("validation", description="split that chooses; never the one that is evaluated at the end")
     trials: int | None = Field(32, ge=1, description="the search ends after so many trials, pruned ones included")
@@ -119,7 +121,7 @@ class TuneSettings(FrozenModel):
     )
     images: int | None = Field(None, ge=1, description="no trial begins after so many training images of all trials")
     seed: int = Field(0, ge=0, description="of what the sampler draws; trials train with train.seed")
-    random_trials: int = Field(10, ge=1, description="tpe: trials with random values before it learns from them")
+    random_trials: int = Field(10, ge=1, description="tpe, cmaes: trials with random values before it learns from them")
     pruner_trials: int = Field(5, ge=1, description="median: trials that must have ended before one is pruned")
     pruner_evaluations: int = Field(1, ge=1, description="evaluations of a trial before it can be pruned")
     reduction_factor: int = Field(3, ge=2, description="successive_halving, hyperband: of so many, one goes on")
@@ -172,6 +174,16 @@ class TuneSettings(FrozenModel):
             raise ValueError("trials, seconds and images are all null, and the search would not end: set one of them")
         if len(set(self.confirm_seeds)) < len(self.confirm_seeds):
             raise ValueError(f"confirm_seeds has a seed twice: {list(self.confirm_seeds)}")
+        return self
+
+    @model_validator(mode="after")
+    def _cmaes_has_ranges(self) -> TuneSettings:
+        ranges = [name for name, each in self.space.items() if each.choices is None and not each.when]
+        if self.sampler == "cmaes" and self.space and len(ranges) < 2:
+            raise ValueError(
+                f"sampler cmaes searches two ranges without a condition or more, and space has {len(ranges)}: choose "
+                "sampler tpe"
+            )
         return self
 
     @model_validator(mode="after")

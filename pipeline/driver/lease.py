@@ -88,6 +88,11 @@ def this_process() -> DriverProcess:
     return DriverProcess(host=socket.gethostname(), pid=pid, started=_started(pid), machine=_machine(), since=since)
 
 
+def has_ended(process: DriverProcess, me: DriverProcess) -> bool | None:
+    """Whether a process has ended; None where that cannot be asked, since it runs on another machine than ``me``."""
+    return _started(process.pid) != process.started if _same_machine(process, me) else None
+
+
 def is_free(folder: str, number: int, driver: DriverProcess | None, me: DriverProcess, seconds: float) -> bool:
     """Whether the driver that took a folder with this number has ended, or its lease has.
 
@@ -100,10 +105,9 @@ def is_free(folder: str, number: int, driver: DriverProcess | None, me: DriverPr
     path = _lease_path(folder, number)
     if _is_released(renewal := _read(path)) or (driver is None and not renewal):
         return True
-    if driver is not None and _same_machine(driver, me):
-        if (driver.pid, driver.started) == (me.pid, me.started):
-            return path not in _held
-        return _started(driver.pid) != driver.started
+    if driver is not None and (ended := has_ended(driver, me)) is not None:
+        is_me = (driver.pid, driver.started) == (me.pid, me.started)
+        return path not in _held if is_me else ended
     who = driver or "unknown"
     log.warning("%s was begun by process %s: waiting up to %g s for a sign of its life", folder, who, seconds)
     now = lease.wait_for_change(lambda: _read(path), renewal, seconds=seconds, looks=_LOOKS)

@@ -15,6 +15,8 @@ from pipeline.report.names import SettingValue, arm_words
 from pipeline.training.result import TrainResult, TrainSummary
 
 Metric = Literal["accuracy", "balanced_accuracy"]
+# What a search may be about: a metric, or the mean cross-entropy in nats, of which less is better.
+Objective = Literal["accuracy", "balanced_accuracy", "cross_entropy"]
 # How sure an answer is, the worst news first.
 Grade = Literal[
     "diverged", "did not learn", "search undecided", "cannot be told", "likely", "equivalent", "clear"

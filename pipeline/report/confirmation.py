@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics as numbers
 from collections.abc import Mapping, Sequence
 
 from pipeline.report import statistics
-from pipeline.report.comparison import ComparedRun, Difference, StudyRun, by
+from pipeline.report.comparison import ComparedRun, Difference, Objective, StudyRun, by
 from pipeline.report.differences import PredictionsOf, difference_of
-from pipeline.report.formats import signed
+from pipeline.report.learned import goodness
+from pipeline.report.score_text import ScoreText
 from pipeline.report.significance import holm
 from pipeline.report.tuning import ConfirmedTrial, SeedScore, TestFigure, Tuning
 
@@ -17,7 +19,10 @@ LEVEL = 0.05
 
 
 def confirmed_trials(
-    runs: Sequence[StudyRun], searched: Mapping[int, float], predictions: PredictionsOf, judge: statistics.Judge
+    runs: Sequence[StudyRun],
+    searched: Mapping[int, float],
+    predictions: PredictionsOf,
+    judge: statistics.Judge[Objective],
 ) -> list[ConfirmedTrial]:
     """The trials with what their new seeds show, the one with the best mean first; the others are compared with it.
 
@@ -28,7 +33,7 @@ def confirmed_trials(
     predictions : of these runs, by arm and seed
     """
     compared = by(statistics.with_targets(runs, runs[0].arm, None, judge), lambda run: run.arm)
-    order = sorted(compared, key=lambda arm: _rank(compared[arm]), reverse=True)
+    order = sorted(compared, key=lambda arm: _rank(compared[arm], judge.metric), reverse=True)
     winner = order[0]
     differences = {
         arm: difference_of(compared[arm], compared[winner], predictions, judge.metric, judge.smallest_difference)
@@ -38,9 +43,9 @@ def confirmed_trials(
     return [_confirmed(int(arm), compared[arm], searched[int(arm)], adjusted.get(arm)) for arm in order]
 
 
-def _rank(runs: Sequence[ComparedRun]) -> tuple[int, float]:
+def _rank(runs: Sequence[ComparedRun], metric: Objective) -> tuple[int, float]:
     """Trials that diverge or do not learn with a seed come after those that never do."""
-    return -sum(not run.is_healthy for run in runs), numbers.fmean(run.score for run in runs)
+    return -sum(not run.is_healthy for run in runs), goodness(numbers.fmean(run.score for run in runs), metric)
 
 
 def _adjusted(differences: Mapping[str, Difference | None]) -> dict[str, Difference]:
@@ -54,48 +59,59 @@ def _adjusted(differences: Mapping[str, Difference | None]) -> dict[str, Differe
 def _confirmed(
     number: int, runs: Sequence[ComparedRun], searched: float, difference: Difference | None
 ) -> ConfirmedTrial:
-    scores = [run.score for run in runs]
+    scores = [seed_score(run, run.score) for run in runs]
     return ConfirmedTrial(
         number=number,
         searched_score=searched,
-        runs=tuple(SeedScore(seed=run.seed, score=run.score, diverged=run.diverged, run_id=run.run_id) for run in runs),
-        mean=numbers.fmean(scores),
-        std=numbers.stdev(scores) if len(scores) > 1 else None,
+        runs=tuple(scores),
+        **_mean_and_std(scores),
         **({} if difference is None else {"difference": difference}),
     )
 
 
+def seed_score(run: StudyRun, score: float) -> SeedScore:
+    """A training with one seed, whose score may be infinite."""
+    known = score if math.isfinite(score) else None
+    return SeedScore(seed=run.seed, score=known, diverged=run.diverged, run_id=run.run_id)
+
+
+def _mean_and_std(runs: Sequence[SeedScore]) -> dict[str, float | None]:
+    scores = [run.score for run in runs if run.score is not None]
+    mean, std = numbers.fmean(scores) if scores else None, numbers.stdev(scores) if len(scores) > 1 else None
+    return {"mean": mean, "std": std}
+
+
 def test_figure(split: str, runs: Sequence[SeedScore]) -> TestFigure:
     """The winner's runs on the split that judges, as one figure."""
-    scores = [run.score for run in runs]
-    std = numbers.stdev(scores) if len(scores) > 1 else None
-    return TestFigure(split=split, runs=tuple(runs), mean=numbers.fmean(scores), std=std)
+    return TestFigure(split=split, runs=tuple(runs), **_mean_and_std(runs))
 
 
 def verdict_of(tuning: Tuning) -> list[str]:
     """What a search has found and how sure that is, as sentences."""
-    metric = tuning.metric.replace("_", " ")
+    unit = ScoreText(tuning.metric)
     searched = tuning.trial(tuning.winner).score
     if not tuning.confirmed:
         return [
-            f"Trial {tuning.winner} was the best of {len(tuning.trials)}: {metric} {_percent(searched)} on the "
+            f"Trial {tuning.winner} was the best of {len(tuning.trials)}: {unit.name} {unit.text(searched)} on the "
             f"{tuning.search_on} split. It was not confirmed with other seeds (tune.confirm is 0): chance may have "
             "chosen it, and the figure flatters it."
         ]
     winner, *others = tuning.confirmed
     seeds = f"{len(winner.runs)} new seed{'s' if len(winner.runs) != 1 else ''}"
     first = (
-        f"Trial {winner.number} is taken: {metric} {_with_std(winner.mean, winner.std)} on the {tuning.search_on} "
-        f"split with {seeds}."
+        f"Trial {winner.number} is taken: {unit.name} {unit.with_std(winner.mean, winner.std)} on the "
+        f"{tuning.search_on} split with {seeds}."
     )
-    gap = winner.searched_score - winner.mean
-    flattered = f"In the search it had {_percent(winner.searched_score)}"
-    flattered += f", {signed(100 * gap)} points: the best of {len(tuning.trials)} figures flatters." if gap > 0 else "."
+    gap = winner.searched_score - winner.mean if winner.mean is not None else 0.0
+    flattered = f"In the search it had {unit.text(winner.searched_score)}"
+    if goodness(gap, tuning.metric) > 0:
+        flattered += f", {unit.difference(gap)} {unit.points}: the best of {len(tuning.trials)} figures flatters"
+    flattered += "."
     sentences = [first, *_against(tuning, others), flattered]
     if tuning.test is not None:
         sentences.append(
             f"On the {tuning.test.split} split, by which nothing was chosen, it has "
-            f"{_with_std(tuning.test.mean, tuning.test.std)} ({seeds})."
+            f"{unit.with_std(tuning.test.mean, tuning.test.std)} ({seeds})."
         )
     return sentences
 
@@ -104,25 +120,26 @@ def _against(tuning: Tuning, others: Sequence[ConfirmedTrial]) -> list[str]:
     """How sure it is that the winner is better than the other trials that were trained again."""
     if not others:
         return ["No other trial was trained again: whether it is better than the next cannot be told."]
-    behind = [each for each in others if _is_behind(each)]
+    behind = [each for each in others if _is_behind(each, tuning.metric)]
     if len(behind) == len(others):
         return [f"It is better than {_named(others)}, the next best, beyond what seeds and images explain."]
-    tied = [each for each in others if not _is_behind(each)]
+    tied, unit = [each for each in others if each not in behind], ScoreText(tuning.metric)
     differences = "difference from it is" if len(tied) == 1 else "differences from it are"
     sentences = [
         f"It was chosen among noise: it cannot be told from {_named(tied)}, whose {differences} "
-        f"{'; '.join(map(_difference, tied))}."
+        f"{'; '.join(_difference(each, unit) for each in tied)}."
     ]
     if behind:
         sentences.append(f"It is better than {_named(behind)}.")
     return sentences
 
 
-def _is_behind(trial: ConfirmedTrial) -> bool:
+def _is_behind(trial: ConfirmedTrial, metric: Objective) -> bool:
     difference = trial.difference
     if difference is None:  # no seed has two sound runs
         return all(run.diverged for run in trial.runs)
-    return difference.mean < 0 and difference.p_adjusted is not None and difference.p_adjusted <= LEVEL
+    is_worse = goodness(difference.mean, metric) < 0
+    return is_worse and difference.p_adjusted is not None and difference.p_adjusted <= LEVEL
 
 
 def _named(trials: Sequence[ConfirmedTrial]) -> str:
@@ -131,20 +148,12 @@ def _named(trials: Sequence[ConfirmedTrial]) -> str:
     return f"trial{'s' if len(names) != 1 else ''} {listed}"
 
 
-def _difference(trial: ConfirmedTrial) -> str:
+def _difference(trial: ConfirmedTrial, unit: ScoreText) -> str:
     found, diverged = trial.difference, sum(run.diverged for run in trial.runs)
     fallen = f", diverged with {diverged} of {len(trial.runs)} seeds" if diverged else ""
     if found is None:
         return f"not known{fallen}"
     ends = ""
     if found.low is not None and found.high is not None:
-        ends = f" [{signed(100 * found.low)}, {signed(100 * found.high)}]"
-    return f"{signed(100 * found.mean)} points{ends}{fallen}"
-
-
-def _percent(score: float | None) -> str:
-    return "unknown" if score is None else f"{100 * score:.2f}%"
-
-
-def _with_std(mean: float, std: float | None) -> str:
-    return _percent(mean) if std is None else f"{_percent(mean)} ± {100 * std:.2f}"
+        ends = f" [{unit.difference(found.low)}, {unit.difference(found.high)}]"
+    return f"{unit.difference(found.mean)} {unit.points}{ends}{fallen}"

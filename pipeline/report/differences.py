@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from pipeline.config.study import FIRST_LOOK
-from pipeline.report.comparison import ArmSummary, ComparedRun, Difference, Metric
+from pipeline.report.comparison import ArmSummary, ComparedRun, Difference, Objective
 from pipeline.report.intervals import Spread, image_covariance, spread_of
 from pipeline.report.sequential import decide, repeated_p_value
 from pipeline.report.significance import holm, mcnemar
@@ -32,7 +32,7 @@ def difference_of(
     runs: Sequence[ComparedRun],
     base: Sequence[ComparedRun],
     predictions: PredictionsOf,
-    metric: Metric,
+    metric: Objective,
     smallest_difference: float,
     max_seeds: int | None = None,
 ) -> Difference | None:
@@ -45,7 +45,7 @@ def difference_of(
     ----------
     runs, base : of the arm and of the baseline, one for each seed
     predictions : of these runs; where any is missing, intervals are over seeds alone
-    smallest_difference : of interest, from 0 to 1
+    smallest_difference : of interest, in the unit of the metric
     max_seeds : where seeds were added until the difference was certain: interval and p-value are those of `sequential`
 
     Returns
@@ -57,14 +57,14 @@ def difference_of(
 
 
 def spread_between(
-    runs: Sequence[ComparedRun], others: Sequence[ComparedRun], predictions: PredictionsOf, metric: Metric
+    runs: Sequence[ComparedRun], others: Sequence[ComparedRun], predictions: PredictionsOf, metric: Objective
 ) -> Spread | None:
     """The mean of runs minus others, paired by seed, and how far it would vary; None where no pair is sound."""
     pairs = paired(runs, others)
     if not pairs:
         return None
     by_seed = np.array([run.score - baseline.score for run, baseline in pairs])
-    scores = _image_scores(pairs, predictions)
+    scores = _image_scores(pairs, predictions, _losses if metric == "cross_entropy" else _hits)
     if scores is None:
         return spread_of(by_seed)
     differences, labels = scores
@@ -75,7 +75,7 @@ def spread_between(
 def mcnemar_of(runs: Sequence[ComparedRun], base: Sequence[ComparedRun], predictions: PredictionsOf) -> float | None:
     """McNemar's exact p-value of the first seed that both arms have; None where its predictions are not known."""
     pairs = paired(runs, base)[:1]
-    if _image_scores(pairs, predictions) is None:
+    if _image_scores(pairs, predictions, _hits) is None:
         return None
     correct, others = (_correct(predictions[run.arm, run.seed]) for run in pairs[0])
     return mcnemar(correct, others)
@@ -94,14 +94,17 @@ def with_adjusted_p_values(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
     ]
 
 
-def _image_scores(pairs: Sequence[Pair], predictions: PredictionsOf) -> tuple[np.ndarray, np.ndarray] | None:
-    """Differences of correctness, (seeds, images), and the labels; None unless all are known, of the same images."""
+def _image_scores(
+    pairs: Sequence[Pair], predictions: PredictionsOf, score: Callable[[Predictions], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Differences of what ``score`` has of each image, (seeds, images), and the labels; None unless all are known, of
+    the same images."""
     found = [[predictions.get((run.arm, run.seed)) for run in pair] for pair in pairs]
     known = [scores for pair in found for scores in pair if scores is not None]
     if len(known) < 2 * len(pairs) or not known or any(not _same_images(known[0], other) for other in known[1:]):
         return None
-    correct = np.array([_correct(scores) for scores in known]).astype(np.int8)
-    return correct[::2] - correct[1::2], known[0].label
+    by_run = np.array([score(each) for each in known])
+    return by_run[::2] - by_run[1::2], known[0].label
 
 
 def _same_images(scores: Predictions, others: Predictions) -> bool:
@@ -110,6 +113,14 @@ def _same_images(scores: Predictions, others: Predictions) -> bool:
 
 def _correct(scores: Predictions) -> np.ndarray:
     return scores.prediction == scores.label
+
+
+def _hits(scores: Predictions) -> np.ndarray:
+    return _correct(scores).astype(np.int8)
+
+
+def _losses(scores: Predictions) -> np.ndarray:
+    return scores.loss
 
 
 def _difference(spread: Spread, smallest_difference: float, max_seeds: int | None) -> Difference:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-from pipeline.report.comparison import ArmSummary, ComparedRun, Metric, SearchTrial, StudyRun, by
+from pipeline.report.comparison import ArmSummary, ComparedRun, Objective, SearchTrial, StudyRun, by
 from pipeline.report.differences import (
     Pair,
     PredictionsOf,
@@ -19,9 +19,11 @@ from pipeline.report.differences import (
     with_adjusted_p_values,
 )
 from pipeline.report.grades import grade_of
-from pipeline.report.learned import constant_score, learned, score_at, score_of
+from pipeline.report.learned import constant_score, goodness, learned, score_at, score_of
 from pipeline.report.names import BATCH_SIZES, LEARNING_RATE, SettingValue
 
+# `Metric` in a comparison, `Objective` in a search.
+AnyObjective = TypeVar("AnyObjective", bound=Objective, covariant=True)
 # Arms that a sentence names; of more, the others are counted.
 _MOST_NAMES = 3
 # What a reader would like to know, and the settings that would have had to vary.
@@ -35,17 +37,17 @@ _QUESTIONS = {
 }
 
 
-class Judge(NamedTuple):
+class Judge(NamedTuple, Generic[AnyObjective]):
     """What results are judged by.
 
-    metric : of the comparison
+    metric : of the comparison, or of a search
     counts : images of each class in the split that the arms are evaluated on
     search_counts : the same of the split that chose tuned values; empty where nothing was chosen
     smallest_difference : of interest, from 0 to 1
     max_seeds : of a study that adds seeds until it is certain; None where their number was fixed before
     """
 
-    metric: Metric
+    metric: AnyObjective
     counts: Sequence[int]
     search_counts: Sequence[int]
     smallest_difference: float
@@ -53,7 +55,7 @@ class Judge(NamedTuple):
 
 
 def with_targets(
-    runs: Sequence[StudyRun], baseline: str, target_accuracy: float | None, judge: Judge
+    runs: Sequence[StudyRun], baseline: str, target_accuracy: float | None, judge: Judge[Objective]
 ) -> list[ComparedRun]:
     """Each run gets its score, its target, and the steps, images and seconds of training that it took to that.
 
@@ -69,7 +71,9 @@ def with_targets(
     for run in runs:
         target = scores[baseline, run.seed] if target_accuracy is None else target_accuracy
         points = run.curve if target_accuracy is not None or run.seed not in fallen else ()
-        reached = next((n for n, point in enumerate(points) if score_at(point, judge.metric) >= target), None)
+        enough = goodness(target, judge.metric)
+        evaluated = (goodness(score_at(point, judge.metric), judge.metric) for point in points)
+        reached = next((n for n, value in enumerate(evaluated) if value >= enough), None)
         steps = None if reached is None else run.curve[reached].step
         compared.append(
             ComparedRun(
@@ -86,7 +90,7 @@ def with_targets(
 
 
 def summaries_of(
-    runs: Sequence[ComparedRun], search: Sequence[SearchTrial], predictions: PredictionsOf, judge: Judge
+    runs: Sequence[ComparedRun], search: Sequence[SearchTrial], predictions: PredictionsOf, judge: Judge[Objective]
 ) -> list[ArmSummary]:
     """What the runs of each arm show, the baseline first.
 
@@ -114,7 +118,7 @@ def _summary_of(
     base: Sequence[ComparedRun],
     search: Sequence[SearchTrial],
     predictions: PredictionsOf,
-    judge: Judge,
+    judge: Judge[Objective],
 ) -> ArmSummary:
     first = runs[0]
     highest, is_bound = stable_rates(search or runs, judge.metric, judge.search_counts if search else judge.counts)
@@ -181,7 +185,7 @@ def _overhead(pairs: Iterable[Pair]) -> float | None:
 
 
 def stable_rates(
-    trials: Sequence[SearchTrial] | Sequence[ComparedRun], metric: Metric, counts: Sequence[int]
+    trials: Sequence[SearchTrial] | Sequence[ComparedRun], metric: Objective, counts: Sequence[int]
 ) -> tuple[float | None, bool]:
     """The highest learning rate up to which all rates that were tried were stable, and how these bound that.
 
@@ -201,13 +205,14 @@ def stable_rates(
     rates = sorted({trial.learning_rate for trial in trials})
     if len(rates) < 2:
         return None, False
-    constant = constant_score(metric, counts)
-    enough = constant + (max(score_of(trial, metric) for trial in trials) - constant) / 2
-    best_rate = max((not trial.diverged, score_of(trial, metric), trial.learning_rate) for trial in trials)[-1]
+    constant = goodness(constant_score(metric, counts), metric)
+    scored = [(trial, goodness(score_of(trial, metric), metric)) for trial in trials]
+    enough = constant + (max(score for _, score in scored) - constant) / 2
+    best_rate = max((not trial.diverged, score, trial.learning_rate) for trial, score in scored)[-1]
     highest = None
     for rate in rates:
         tried = [trial for trial in trials if trial.learning_rate == rate]
-        scores = [score_of(trial, metric) for trial in tried]
+        scores = [score for trial, score in scored if trial.learning_rate == rate]
         if any(trial.diverged for trial in tried):
             break
         if all(trial.learned for trial in tried) and min(scores) >= enough:

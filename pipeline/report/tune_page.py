@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from pipeline.report.comparison import Difference
 from pipeline.report.figures.tune import figures_of
-from pipeline.report.formats import UNKNOWN, plain, signed
+from pipeline.report.formats import UNKNOWN, plain
 from pipeline.report.names import Values, setting_words
 from pipeline.report.page import environment_of
+from pipeline.report.score_text import ScoreText
 from pipeline.report.tuning import Tuning
 
 __all__ = ["figures_of", "render"]
@@ -24,17 +25,19 @@ class Row(NamedTuple):
 
 def render(tuning: Tuning) -> str:
     """The page of a search, as HTML."""
-    shown = [setting_words(name) for name in tuning.space]
+    shown, unit = [setting_words(name) for name in tuning.space], ScoreText(tuning.metric)
     return (
         environment_of()
         .get_template("tune.html.j2")
         .render(
             tuning=tuning,
-            metric=tuning.metric.replace("_", " "),
+            metric=unit.name,
+            best="best" if unit.is_share else "lowest",
+            test_mean=unit.text(tuning.test.mean) if tuning.test else "",
             values={name: _short(value) for name, value in tuning.values.items()},
             confirmed=[_confirmed(tuning, number) for number in range(len(tuning.confirmed))],
             seeds=[run.seed for run in tuning.confirmed[0].runs] if tuning.confirmed else [],
-            confirmed_headings=["in the search", "mean", *_seed_headings(tuning), "against the winner, points"],
+            confirmed_headings=["in the search", "mean", *_seed_headings(tuning), f"against the winner, {unit.points}"],
             trial_headings=["state", "score", "images", *shown],
             trials=[_trial(tuning, number) for number in range(len(tuning.trials))],
             states=_states(tuning),
@@ -57,22 +60,23 @@ def _states(tuning: Tuning) -> str:
 
 
 def _confirmed(tuning: Tuning, place: int) -> Row:
-    trial = tuning.confirmed[place]
-    spread = f" ± {100 * trial.std:.2f}" if trial.std is not None else ""
+    trial, unit = tuning.confirmed[place], ScoreText(tuning.metric)
     cells = [
-        f"{trial.searched_score:.2%}",
-        f"{trial.mean:.2%}{spread}",
-        *(f"{run.score:.2%}{' (diverged)' if run.diverged else ''}" for run in trial.runs),
-        _difference(trial.difference) if place else UNKNOWN,
+        unit.text(trial.searched_score),
+        unit.with_std(trial.mean, trial.std),
+        *(f"{unit.text(run.score)}{' (diverged)' if run.diverged else ''}" for run in trial.runs),
+        _difference(trial.difference, unit) if place else UNKNOWN,
     ]
     return Row(f"trial {trial.number}", cells, marked=place == 0)
 
 
-def _difference(found: Difference | None) -> str:
+def _difference(found: Difference | None, unit: ScoreText) -> str:
     if found is None:
         return "not known"
-    ends = f" [{signed(100 * found.low)}, {signed(100 * found.high)}]" if None not in (found.low, found.high) else ""  # type: ignore[operator]
-    return f"{signed(100 * found.mean)}{ends}"
+    ends = ""
+    if found.low is not None and found.high is not None:
+        ends = f" [{unit.difference(found.low)}, {unit.difference(found.high)}]"
+    return f"{unit.difference(found.mean)}{ends}"
 
 
 def _trial(tuning: Tuning, number: int) -> Row:
@@ -82,7 +86,7 @@ def _trial(tuning: Tuning, number: int) -> Row:
     score = trial.score if trial.score is not None else trial.curve[-1].score if trial.curve else None
     cells = [
         f"{trial.state}{at}{same}",
-        UNKNOWN if score is None else f"{score:.2%}",
+        UNKNOWN if score is None else ScoreText(tuning.metric).text(score),
         f"{trial.images:,}",
         *_cells(tuning, trial.values),
     ]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.config.frozen import FrozenModel
-from pipeline.report.comparison import ComparedDataset, ComparisonRun, Difference, Metric
+from pipeline.report.comparison import ComparedDataset, ComparisonRun, Difference, Objective
 from pipeline.report.names import SettingValue
 
 # How a trial ended. `diverged`: its loss was not finite.
@@ -23,7 +23,7 @@ class EvaluatedScore(FrozenModel):
     """The metric at one evaluation of a trial."""
 
     evaluation: int = Field(description="number of the evaluation in its trial, 1 is the first")
-    score: float = Field(description="the metric on the split that chooses, from 0 to 1")
+    score: float = Field(description="the metric on the split that chooses: from 0 to 1, or a cross-entropy in nats")
 
 
 class TunedTrial(FrozenModel):
@@ -52,7 +52,10 @@ class SeedScore(FrozenModel):
     """A training with one seed."""
 
     seed: int = Field(description="train.seed")
-    score: float = Field(description="the metric at its last evaluation, from 0 to 1")
+    score: float | None = Field(
+        description="the metric at its last evaluation: from 0 to 1, or a cross-entropy in nats; null where that is "
+        "not finite"
+    )
     diverged: bool = Field(description="whether its loss was not finite")
     run_id: str = Field(description="the MLflow run")
 
@@ -63,8 +66,10 @@ class ConfirmedTrial(FrozenModel):
     number: int = Field(description="of the trial")
     searched_score: float = Field(description="its metric in the search, by which it was chosen: it flatters")
     runs: tuple[SeedScore, ...] = Field(description="one for each seed")
-    mean: float = Field(description="mean of the metric over these seeds")
-    std: float | None = Field(description="its sample standard deviation; null of a single seed")
+    mean: float | None = Field(
+        description="mean of the metric over the seeds where it is finite; null if it is of none"
+    )
+    std: float | None = Field(description="its sample standard deviation; null of fewer than two")
     difference: Difference | None = Field(
         None, description="its metric minus that of the winner, paired by seed; absent of the winner itself"
     )
@@ -77,15 +82,17 @@ class TestFigure(FrozenModel):
 
     split: str = Field(description="train.evaluate_on")
     runs: tuple[SeedScore, ...] = Field(description="one for each seed of the confirmation")
-    mean: float = Field(description="mean of the metric over these seeds")
-    std: float | None = Field(description="its sample standard deviation; null of a single seed")
+    mean: float | None = Field(
+        description="mean of the metric over the seeds where it is finite; null if it is of none"
+    )
+    std: float | None = Field(description="its sample standard deviation; null of fewer than two")
 
 
 class Tuning(FrozenModel):
     """A search for values of settings: every trial, the best, and how sure that is."""
 
     name: str = Field(description="name of the study")
-    metric: Metric = Field(description="what was maximized")
+    metric: Objective = Field(description="what was maximized, or minimized where it is the cross-entropy")
     search_on: str = Field(description="split that chose")
     evaluations: int = Field(description="evaluations of a trial that is not pruned, at most")
     sampler: str = Field(description="tune.sampler")

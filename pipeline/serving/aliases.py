@@ -1,7 +1,8 @@
 """The aliases of a registered model, moved one after the other so that a process that dies in between is gone on with.
 
-Before anything moves, the version says by its tags what is decided and that it is not done; after all has moved, that
-it is. At any moment one version at most is the champion, and the one before it can be found.
+Only one process at a time does so (`serving.claim`). Before anything moves, the version says by its tags what is
+decided and that it is not done; after all has moved, that it is. At any moment one version at most is the champion, and
+the one before it can be found.
 """
 
 from __future__ import annotations
@@ -30,8 +31,21 @@ def promote(registry: Registry, version: Version, champion: Version | None, tags
 
     Parameters
     ----------
+    champion : that it was held against
     tags : what is decided, beside its status
+
+    Raises
+    ------
+    RegistryError
+        Another version is the champion by now, which it was not held against; nothing was moved.
     """
+    now = registry.holder(CHAMPION)
+    if (now and now.number) != (champion and champion.number):
+        raise RegistryError(
+            f"version {version.number} of {registry.model} was held against "
+            f"{f'version {champion.number}' if champion else 'no champion'}, and meanwhile somebody has made "
+            f"{f'version {now.number}' if now else 'none'} the champion: run register again"
+        )
     registry.tag(version.number, {STATUS: PENDING, **tags})
     if champion is not None and champion.number != version.number:
         registry.set_alias(PREVIOUS, champion.number)

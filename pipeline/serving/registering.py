@@ -6,6 +6,7 @@ The same call after one that was killed goes on where that was: a version is fou
 from __future__ import annotations
 
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.serving.predictor import Predictor
     from pipeline.serving.winner import Candidate
     from pipeline.tracking.registry import Registry, Version
+    from pipeline.tracking.served_model import PackagedModel
 
 FILE, PAGE = "register.json", "register.html"
 _TRAINING = "sparknorm.training"
@@ -29,7 +31,8 @@ def register(settings: Settings) -> Registration:
     """Register the winner of a comparison or the newest training, hold it against the champion, and write
     ``register.json`` and ``register.html`` into the output folder.
 
-    Registering the same training again makes no second version; the gate is asked anew.
+    Registering the same training again makes no second version; the gate is asked anew. One call at a time is at a
+    registered model, wherever it runs: another one waits for its end.
 
     Raises
     ------
@@ -38,8 +41,10 @@ def register(settings: Settings) -> Registration:
     ExportError, NetworkError, CheckpointError, VersionsError
         There is no such training, or its network cannot be loaded or written as a file; nothing was registered.
     RegistryError
-        The champion has other classes or another image shape than the dataset, or is no model of sparknorm; nothing was
-        registered.
+        The champion has other classes or another image shape than the dataset, or is no model of sparknorm, or another
+        call is at the model for longer than ``registry.wait_seconds``; nothing was registered. Or this process stood
+        still for so long that another one has gone on with the model, or somebody moved the champion meanwhile: the
+        next call finishes what was begun.
     TrackingError
         MLflow was down for ``tracking.outage_seconds``, or refuses a call. What was begun is finished by the next call.
     """
@@ -49,10 +54,24 @@ def register(settings: Settings) -> Registration:
     name = _begin(settings)
     candidate = find_candidate(settings)
     registry = Registry(settings.tracking, settings.registry.uri, name)
+    with tempfile.TemporaryDirectory() as local:
+        packaged = None if _versions(registry, candidate) else _package(candidate, Path(local))
+        registry.create()  # a claim is a tag of it
+        with _claimed(registry, settings):
+            return _register(registry, candidate, packaged, settings)
+
+
+def _register(
+    registry: Registry, candidate: Candidate, packaged: PackagedModel | None, settings: Settings
+) -> Registration:
+    """Register a candidate while no other call is at the model.
+
+    packaged : its model, where no version was found of it before
+    """
     champion = registry.holder(CHAMPION)
     loaded, notes = _load_champion(registry, champion, candidate)
-    known = registry.versions(_TRAINING, candidate.origin.training, run_id=candidate.origin.run_id)
-    version = known[0] if known else _add(registry, candidate, settings)
+    known = _versions(registry, candidate)
+    version = known[0] if known else _add(registry, candidate, packaged, settings)
     if settled := _settled(registry, version, champion, candidate.origin, gated=settings.registry.gate):
         return _publish(registry, settings, settled)
     if champion is None or champion.number != version.number:
@@ -76,7 +95,8 @@ def rollback(settings: Settings) -> Registration:
     Raises
     ------
     RegistryError
-        There is no such model, no champion, or none before it.
+        There is no such model, no champion, or none before it; or another call is at it for longer than
+        ``registry.wait_seconds``.
     TrackingError
         MLflow was down for ``tracking.outage_seconds``, or refuses a call.
     """
@@ -84,10 +104,12 @@ def rollback(settings: Settings) -> Registration:
 
     name = _begin(settings)
     registry = Registry(settings.tracking, settings.registry.uri, name)
-    fallen, back = aliases.roll_back(registry)
-    why = (f"Version {back.number} is the champion again; version {fallen.number} has the alias previous.",)
-    made = _publish(registry, settings, _registration(registry, fallen, "rolled back", why, before=fallen))
-    aliases.end_rollback(registry, fallen)
+    registry.model_tags()  # raises where there is no such model
+    with _claimed(registry, settings):
+        fallen, back = aliases.roll_back(registry)
+        why = (f"Version {back.number} is the champion again; version {fallen.number} has the alias previous.",)
+        made = _publish(registry, settings, _registration(registry, fallen, "rolled back", why, before=fallen))
+        aliases.end_rollback(registry, fallen)
     return made
 
 
@@ -126,15 +148,34 @@ def _load_champion(
     return loaded, check_fits(registry.model, champion.number, loaded, candidate.trained.manifest)
 
 
-def _add(registry: Registry, candidate: Candidate, settings: Settings) -> Version:
-    """A new version with the candidate's model, whose status is pending."""
+def _claimed(registry: Registry, settings: Settings) -> AbstractContextManager[None]:
+    from pipeline.serving.claim import claimed
+
+    outage_seconds = settings.tracking.outage_seconds
+    return claimed(registry, wait_seconds=settings.registry.wait_seconds, outage_seconds=outage_seconds)
+
+
+def _versions(registry: Registry, candidate: Candidate) -> list[Version]:
+    """Those that the candidate's training has, the newest first."""
+    return registry.versions(_TRAINING, candidate.origin.training, run_id=candidate.origin.run_id)
+
+
+def _package(candidate: Candidate, local: Path) -> PackagedModel:
+    """The candidate's model in a folder of a local disk."""
     from pipeline.serving.packaging import package
+
+    return package(candidate.trained, candidate.settings, candidate.origin.training, local)[0]
+
+
+def _add(registry: Registry, candidate: Candidate, packaged: PackagedModel | None, settings: Settings) -> Version:
+    """A new version with the candidate's model, whose status is pending."""
+    from pipeline.tracking.registry import RegistryError
     from pipeline.tracking.served_model import log_served_model
 
+    if packaged is None:
+        raise RegistryError(f"somebody has just deleted the training's version of {registry.model}: run register again")
     origin = candidate.origin
-    with tempfile.TemporaryDirectory() as local:
-        packaged, _ = package(candidate.trained, candidate.settings, origin.training, Path(local))
-        model_id = log_served_model(packaged, settings.tracking.outage_seconds)
+    model_id = log_served_model(packaged, settings.tracking.outage_seconds, registered=registry.model)
     facts = {f"sparknorm.{name}": str(value) for name, value in origin.model_dump(exclude_none=True).items()}
     return registry.add(model_id, {STATUS: PENDING, **facts}, _description(origin))
 

@@ -15,6 +15,7 @@ from pipeline.report.comparison import (
     ComparedDataset,
     Comparison,
     ComparisonRun,
+    Metric,
     StudyRun,
     by,
 )
@@ -97,7 +98,7 @@ def _dataset_of(manifest: Manifest) -> ComparedDataset:
     )
 
 
-def judge_of(settings: Settings, manifest: Manifest, *, searched: bool) -> statistics.Judge:
+def judge_of(settings: Settings, manifest: Manifest, *, searched: bool) -> statistics.Judge[Metric]:
     """What the runs of a study are judged by.
 
     searched : whether tuned values were chosen

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import mlflow
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from pipeline.config.secrets import mask
@@ -50,6 +51,10 @@ class Registry:
     uri : of the registry, such as ``databricks-uc``; None is where the tracking is
     model : name of the registered model, in Unity Catalog of three parts
 
+    Attributes
+    ----------
+    check : called before each change of a version or an alias; raises where this process may not make it
+
     Raises
     ------
     TrackingError
@@ -68,6 +73,13 @@ class Registry:
             raise TrackingError(f"{name} {mask(place)} cannot be used: {reason(error)}") from error
         # Not MLflow's own setting, which would stay for all that comes later in this process.
         self._client, self._uri = mlflow.MlflowClient(registry_uri=uri), uri
+        self.check: Callable[[], None] | None = None
+
+    def impatient(self) -> Registry:
+        """The same model, by calls that do not wait for a server that is down, and that `check` is not asked for."""
+        other = copy(self)
+        other._seconds, other.check = 0.0, None
+        return other
 
     @property
     def address(self) -> str:
@@ -94,11 +106,49 @@ class Registry:
         """
         if found := self.holder(alias):
             return found
-        model = self._or_none("find the model", lambda: self._client.get_registered_model(self.model))
-        if model is None:
-            raise RegistryError(f"there is no registered model {self.model!r}: run `sparknorm register` first")
+        model = self._require_model()
         known = ", ".join(f"{name} (version {number})" for name, number in sorted(model.aliases.items())) or "none"
         raise RegistryError(f"no version of {self.model} has the alias {alias!r}; aliases: {known}")
+
+    def _require_model(self) -> RegisteredModel:
+        found = self._or_none("find the model", lambda: self._client.get_registered_model(self.model))
+        if found is None:
+            raise RegistryError(f"there is no registered model {self.model!r}: run `sparknorm register` first")
+        return found
+
+    def create(self) -> None:
+        """Make the registered model, if it is absent.
+
+        Raises
+        ------
+        TrackingError
+            The registry is down, or refuses it, as it may a name.
+        """
+        try:
+            self._call(f"make the registered model {self.model}",
+                       lambda: self._client.create_registered_model(self.model))  # fmt: skip
+        except RefusedError as error:
+            if _code(error.__cause__) not in _EXISTS:
+                raise
+
+    def model_tags(self) -> Mapping[str, str]:
+        """The tags of the registered model itself.
+
+        Raises
+        ------
+        RegistryError
+            There is no such model.
+        """
+        return dict(self._require_model().tags)
+
+    def tag_model(self, key: str, value: str) -> None:
+        """Set a tag of the registered model."""
+        change = partial(self._client.set_registered_model_tag, self.model, key, _fitting(value))
+        self._call(f"tag {self.model}", change)
+
+    def untag_model(self, key: str) -> None:
+        """Delete a tag of the registered model, if it has it."""
+        self._or_none("delete a tag", partial(self._client.delete_registered_model_tag, self.model, key))
 
     def versions(self, tag: str, value: str | None = None, *, run_id: str | None = None) -> list[Version]:
         """The versions with a tag, and with this value of it where one is given; the newest first.
@@ -122,7 +172,7 @@ class Registry:
         return _version(self._call(f"get version {number} of {self.model}", get))
 
     def add(self, model_id: str, tags: Mapping[str, str], description: str = "") -> Version:
-        """Make a LoggedModel a version, which has its tags from the beginning; the registered model is made if absent.
+        """Make a LoggedModel a version of the registered model that there is; it has its tags from the beginning.
 
         Parameters
         ----------
@@ -131,14 +181,8 @@ class Registry:
         Raises
         ------
         TrackingError
-            The registry is down, or refuses it, as it may a name; nothing was registered.
+            The registry is down, or refuses it; nothing was registered.
         """
-        try:
-            self._call(f"make the registered model {self.model}",
-                       lambda: self._client.create_registered_model(self.model))  # fmt: skip
-        except RefusedError as error:
-            if _code(error.__cause__) not in _EXISTS:
-                raise
         create = partial(
             self._client.create_model_version,
             self.model,
@@ -148,26 +192,28 @@ class Registry:
             model_id=model_id,
         )
         with time_to_upload():  # Unity Catalog copies the files
-            made = self._call(f"register a version of {self.model}", create)
+            made = self._change(f"register a version of {self.model}", create)
         return self.version(str(made.version))
 
     def tag(self, number: str, tags: Mapping[str, str]) -> None:
         """Set tags of a version, in their order."""
         for key, value in tags.items():
             change = partial(self._client.set_model_version_tag, self.model, number, key, _fitting(value))
-            self._call(f"tag version {number} of {self.model}", change)
+            self._change(f"tag version {number} of {self.model}", change)
 
     def untag(self, number: str, key: str) -> None:
         """Delete a tag of a version, if it has it."""
+        self._ask()
         self._or_none("delete a tag", partial(self._client.delete_model_version_tag, self.model, number, key))
 
     def set_alias(self, alias: str, number: str) -> None:
         """Let a version have an alias, which another one then loses."""
         change = partial(self._client.set_registered_model_alias, self.model, alias, number)
-        self._call(f"set {self.model}@{alias}", change)
+        self._change(f"set {self.model}@{alias}", change)
 
     def delete_alias(self, alias: str) -> None:
         """Let no version have an alias."""
+        self._ask()
         self._or_none("delete an alias", partial(self._client.delete_registered_model_alias, self.model, alias))
 
     def attach(self, run_id: str, name: str, text: str) -> None:
@@ -186,6 +232,14 @@ class Registry:
 
     def _call(self, what: str, call: Callable[[], Answer]) -> Answer:
         return call_store(what, call, self._seconds)
+
+    def _ask(self) -> None:
+        if self.check is not None:
+            self.check()
+
+    def _change(self, what: str, call: Callable[[], Answer]) -> Answer:
+        self._ask()
+        return self._call(what, call)
 
     def _or_none(self, what: str, call: Callable[[], Answer], *codes: str) -> Answer | None:
         """The answer; None where MLflow says that there is no such thing."""

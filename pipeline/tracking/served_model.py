@@ -22,6 +22,8 @@ from pipeline.tracking.client import call_store, time_to_upload
 FOLDER_NAME = "model"
 # By which a model of a training is found again, and the place of its name in MLflow.
 TRAINING_TAG, MODEL_NAME = "sparknorm.training", "served"
+# The registered model that a model was logged for: what is unfinished of another one's may be under way.
+_REGISTERED_TAG = "sparknorm.registered_model"
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,14 @@ def signature() -> ModelSignature:
     return ModelSignature(Schema(inputs), Schema([ColSpec(Array(DataType.float))]), params)
 
 
-def log_served_model(model: PackagedModel, outage_seconds: float) -> str:
+def log_served_model(model: PackagedModel, outage_seconds: float, *, registered: str) -> str:
     """The id of the LoggedModel of a training, which is READY; logged now unless it was before.
 
-    What a killed process has left unfinished of it is deleted.
+    What a killed process has left unfinished of it for the same registered model is deleted.
+
+    Parameters
+    ----------
+    registered : name of the registered model, which this process has for itself
 
     Raises
     ------
@@ -83,13 +89,15 @@ def log_served_model(model: PackagedModel, outage_seconds: float) -> str:
     for earlier in _models_of(client, model, experiment, outage_seconds):
         if earlier.status == LoggedModelStatus.READY:
             return earlier.model_id
+        if earlier.tags.get(_REGISTERED_TAG) != registered:
+            continue
         call_store("delete an unfinished model", partial(client.delete_logged_model, earlier.model_id), outage_seconds)
     begin = partial(
         client.create_logged_model,
         experiment,
         name=MODEL_NAME,
         source_run_id=model.run_id,
-        tags={TRAINING_TAG: model.training},
+        tags={TRAINING_TAG: model.training, _REGISTERED_TAG: registered},
         params={key: mask(str(value)) for key, value in model.params.items()},
     )
     with tempfile.TemporaryDirectory() as local, time_to_upload():

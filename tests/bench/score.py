@@ -123,7 +123,8 @@ def _registered(settings: Settings, dataset: str, folder: Path) -> str:
     trained = _untrained(dataset, folder, ModelSettings(network="resnet", depth=8, width=16, norm="batch"))
     trained.result.run_id = client.create_run(experiment).info.run_id
     packaged, _ = package(trained, settings, "benchmark", folder)
-    version = registry.add(log_served_model(packaged, 60), {})
+    registry.create()
+    version = registry.add(log_served_model(packaged, 60, registered=registry.model), {})
     return f"models:/benchmark/{version.number}"
 
 

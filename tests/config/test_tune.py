@@ -158,3 +158,11 @@ def test_what_cannot_be_searched_is_one_error(tmp_path, space, message):
 def test_settings_of_the_search_that_cannot_be_right(tmp_path, tune, message):
     with pytest.raises(SettingsError, match=message):
         loaded(tmp_path, **tune)
+
+
+def test_cmaes_needs_two_ranges_that_every_trial_has(tmp_path):
+    two = {"train.momentum": {"low": 0.1, "high": 0.9}}
+    assert loaded(tmp_path, sampler="cmaes", space={**SPACE, **two}).tune.sampler == "cmaes"
+    with pytest.raises(SettingsError, match="sampler cmaes searches two ranges without a condition or more, and space "
+                       "has 1: choose sampler tpe"):  # fmt: skip
+        loaded(tmp_path, sampler="cmaes")

@@ -1,6 +1,7 @@
 """Differences of arms from the baseline, from their runs and predictions."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,23 @@ def test_predictions_widen_the_interval_by_what_images_change(metric):
         difference.seeds_high - difference.seeds_low, difference.images_high - difference.images_low
     )
     assert difference.p_value == pytest.approx(spread.p_value())
+
+
+def test_images_of_a_cross_entropy_are_their_losses():
+    random = np.random.default_rng(0)
+    found = {
+        key: replace(each, loss=random.exponential(0.3 + 0.1 * (key[0] == "none"), len(each)).astype(np.float32))
+        for key, each in PREDICTIONS.items()
+    }
+    runs = {arm: [run.model_copy(update={"score": float(found[arm, run.seed].loss.mean())}) for run in RUNS[arm]]
+            for arm in RUNS}  # fmt: skip
+    difference = between(runs["none"], runs["batch"], found, metric="cross_entropy")
+    losses = np.array([found["batch", seed].loss - found["none", seed].loss for seed in range(7)], np.float64)
+    spread = spread_of(losses.mean(axis=1), image_covariance(losses))
+    assert difference.covers == "seeds and images"
+    assert difference.mean == pytest.approx(losses.mean(), abs=1e-7)
+    assert (difference.low, difference.high) == pytest.approx(spread.interval(), abs=1e-6)
+    assert -0.13 < difference.mean < -0.07  # less is better
 
 
 @pytest.mark.parametrize("gone", ["a run", "another image", "another label"])

@@ -3,14 +3,18 @@
 import csv
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
-from small_tunings import SPACE, tuning_of
+import small_tunings
+from small_tunings import JUDGE, SPACE, tuning_of
 
-from pipeline.report.confirmation import verdict_of
+from pipeline.report.confirmation import confirmed_trials, verdict_of
+from pipeline.report.figures.score_scale import ScoreScale
 from pipeline.report.figures.tune import figures_of
 from pipeline.report.tune_page import render
 from pipeline.report.tuning import Tuning
+from pipeline.study.tuning.summary import metrics_of
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +96,69 @@ class _Tags(HTMLParser):
         self.text.append(data)
 
 
+def test_of_cross_entropy_less_is_better_everywhere():
+    """The same search twice, once by accuracy and once by one minus that in nats: what is chosen is the same."""
+    share, nats = tuning_of(seed_deviation=0.02), tuning_of(seed_deviation=0.02, metric="cross_entropy")
+    assert [each.number for each in nats.confirmed] == [each.number for each in share.confirmed]
+    means = [each.mean for each in nats.confirmed]
+    assert means == sorted(means)
+    for one, other in zip(share.confirmed[1:], nats.confirmed[1:], strict=True):
+        assert other.difference.mean == pytest.approx(-one.difference.mean)
+        assert other.difference.mean > 0
+    text = " ".join(nats.verdict)
+    assert re.search(r"is taken: cross-entropy 0\.\d{4} ± 0\.\d{4} on the validation split", text)
+    assert re.search(r"differences? from it (is|are) \+0\.\d{4} nats \[[−+]\d\.\d{4}, \+\d\.\d{4}\]", text)
+    assert "%" not in text
+    assert re.search(r"On the test split, by which nothing was chosen, it has 0\.0990 ± 0\.0010", text)
+    assert metrics_of(nats)["tune/best_searched_score"] == min(trial.score for trial in nats.complete)
+    page = render(nats)
+    assert "Searched for the lowest cross-entropy on the validation split" in page
+    assert "against the winner, nats" in page
+    clear = tuning_of(seed_deviation=1e-6, metric="cross_entropy")
+    assert "It is better than trials" in " ".join(clear.verdict)
+
+
+def test_a_search_that_flatters_is_called_so_in_either_unit():
+    for metric, words in (("accuracy", r"\+\d\.\d\d points"), ("cross_entropy", r"−0\.\d{4} nats")):
+        found = tuning_of(confirm=1, metric=metric)  # its runs are 0.004 worse than the search, on average
+        assert re.search(rf"In the search it had [\d.%]+, {words}: the best of 24 figures flatters\.", found.verdict[2])
+
+
+def test_a_cross_entropy_that_is_not_finite_is_unknown_and_last():
+    runs = [_run(number, seed, loss) for number, loss in ((0, 0.3), (1, None), (2, 0.2)) for seed in (1, 2)]
+    judge = JUDGE._replace(metric="cross_entropy")
+    found = confirmed_trials(runs, {0: 0.3, 1: 0.1, 2: 0.2}, {}, judge)
+    assert [each.number for each in found] == [2, 0, 1]
+    assert (found[2].mean, found[2].runs[0].score, found[2].runs[0].diverged) == (None, None, True)
+    tuning = tuning_of(metric="cross_entropy").model_copy(update={"confirmed": tuple(found), "winner": 2})
+    text = " ".join(verdict_of(tuning))
+    assert text.startswith("Trial 2 is taken: cross-entropy 0.2000")
+    assert "trials 0 and 1" in text
+    assert "unknown (diverged)" in render(tuning)
+    assert Tuning.model_validate_json(tuning.model_dump_json(exclude_unset=True)) == tuning
+
+
+def _run(number, seed, loss):
+    trial = tuning_of().trial(number)
+    run = small_tunings._run(trial, seed, 0.9)
+    return run.model_copy(update={"final_loss": loss, "diverged": loss is None})
+
+
+def test_the_axes_of_a_cross_entropy_cut_off_what_is_high():
+    scale = ScoreScale("cross_entropy", [0.2, 0.21, 0.22, 0.23, 5.0])
+    assert (scale.best, scale.place(0.21), scale.place(5.0)) == (0.2, 0.21, scale.edge)
+    assert 0.23 < scale.edge < 0.4
+    assert (scale.share(0.2), scale.share(5.0), scale.better(0.3, 0.2)) == (1, 0, 0.2)
+    assert scale.beyond([SimpleNamespace(trial=4, score=5.0)]) == " At the upper edge: 1 that lie above."
+    share = ScoreScale("accuracy", [0.9, 0.89, 0.88, 0.1])
+    assert (share.best, share.place(0.1), share.better(0.3, 0.2)) == (0.9, share.edge, 0.3)
+    assert share.beyond([SimpleNamespace(trial=4, score=0.1)]) == " At the lower edge: 1 that lie below."
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "cross_entropy"])
 @pytest.mark.parametrize("confirm", [0, 1, 3])
-def test_the_page_is_whole_and_needs_nothing_else(confirm):
-    made = tuning_of(confirm=confirm)
+def test_the_page_is_whole_and_needs_nothing_else(confirm, metric):
+    made = tuning_of(confirm=confirm, metric=metric)
     page = render(made)
     tags = _Tags()
     tags.feed(page)

@@ -3,19 +3,22 @@
 import contextlib
 import importlib
 import json
+import random
 import shutil
 from pathlib import Path
 
 import mlflow
 import pytest
+import register_driver
 from mlflow_server import MlflowServer
+from second_driver import second_driver
 from small_models import train_network
 
 from pipeline.__main__ import app
 from pipeline.config.settings import Settings, SettingsError
 from pipeline.config.study import TrackingSettings
 from pipeline.driver import train
-from pipeline.serving import ExportError, register, rollback
+from pipeline.serving import ExportError, register, registering, rollback
 from pipeline.serving.packaging import package
 from pipeline.study import compare
 from pipeline.tracking.outage import TrackingError
@@ -157,7 +160,8 @@ def test_a_model_of_other_classes_or_shape_is_refused_before_anything_is_registe
     result = other.result.model_copy(update={"run_id": run.info.run_id})
     other = type(other)(other.name, other.network, other.job, other.manifest, other.checkpoint, result)
     packaged, _ = package(other, settings, "other", tmp_path)
-    registry.add(log_served_model(packaged, 5), {"sparknorm.training": "other"})
+    registry.create()
+    registry.add(log_served_model(packaged, 5, registered=registry.model), {"sparknorm.training": "other"})
     registry.set_alias("champion", "1")
     with pytest.raises(RegistryError, match=r"the champion, version 1 of \w+, has 3 classes and dataset halves has 3"):
         register(settings)
@@ -195,7 +199,7 @@ def test_what_is_not_there_is_said(settings, tmp_path):
 
 def test_a_registry_that_is_down_is_waited_for_and_then_an_error(settings):
     down = {"uri": "http://127.0.0.1:9", "outage_seconds": 1}
-    with pytest.raises(TrackingError, match=r"could not find \w+@champion at http://127.0.0.1:9 within tracking"):
+    with pytest.raises(TrackingError, match=r"could not list versions at http://127.0.0.1:9 within tracking"):
         register(changed(settings, tracking=down))
     assert not Path(settings.output, "register.json").exists()
 
@@ -238,7 +242,13 @@ def cut_off(monkeypatch, calls: int):
     return left
 
 
-@pytest.mark.parametrize("calls", [pytest.param(n, marks=[] if n in (12, 20) else pytest.mark.slow) for n in range(63)])
+# Calls to MLflow: a few more than those of two registrations, and of a rollback.
+CALLS, ROLLBACK_CALLS = 112, 34
+
+
+@pytest.mark.parametrize(
+    "calls", [pytest.param(n, marks=[] if n in (20, 32) else pytest.mark.slow) for n in range(CALLS + 1)]
+)
 def test_what_was_cut_off_ends_whole_when_it_is_called_again(settings, monkeypatch, calls):
     """Before every single call to MLflow, of a first champion and of one that takes its place."""
     second = as_train(settings, max_accuracy_drop=0.99, significance=1e-9, max_latency_ratio=None)
@@ -249,6 +259,7 @@ def test_what_was_cut_off_ends_whole_when_it_is_called_again(settings, monkeypat
             while left:
                 register(left[0])
                 left.pop(0)
+    assert calls < CALLS or not left
     for again in left:
         register(again)
     assert list(versions(settings)) == ["1", "2"]
@@ -258,7 +269,9 @@ def test_what_was_cut_off_ends_whole_when_it_is_called_again(settings, monkeypat
     assert [found[number]["sparknorm.decision"] for number in "12"] == ["first", "promoted"]
 
 
-@pytest.mark.parametrize("calls", [pytest.param(n, marks=[] if n == 5 else pytest.mark.slow) for n in range(17)])
+@pytest.mark.parametrize(
+    "calls", [pytest.param(n, marks=[] if n == 13 else pytest.mark.slow) for n in range(ROLLBACK_CALLS + 1)]
+)
 def test_a_rollback_that_was_cut_off_is_finished_and_not_turned_round(settings, monkeypatch, calls):
     register(settings)
     register(as_train(settings, max_accuracy_drop=0.99, significance=1e-9, max_latency_ratio=None))
@@ -267,6 +280,113 @@ def test_a_rollback_that_was_cut_off_is_finished_and_not_turned_round(settings, 
         with contextlib.suppress(CutOffError):
             rollback(settings)
         ended = left[0] >= 0
+    assert ended or calls < ROLLBACK_CALLS
     if not ended:
         rollback(settings)
     assert aliases(settings) == {"champion": 1, "previous": 2}
+
+
+# What two calls at once do: which training each registers (or a rollback), and what the gate lets pass.
+LENIENT = {"max_accuracy_drop": 0.99, "significance": 1e-9, "max_recall_drop": 1, "max_latency_ratio": None}
+STRICT = {"require": "better", "max_latency_ratio": None}
+PAIRS = [
+    ("comparison", "train", LENIENT),
+    ("comparison", "train", STRICT),
+    ("train", "train", LENIENT),
+    ("rollback", "comparison", LENIENT),
+    ("rollback", "rollback", LENIENT),
+]
+
+
+def outcome(settings: Settings) -> tuple[object, ...]:
+    """All that two calls leave: who has which alias, and what was decided of each training."""
+    run_of = {number: (tags["sparknorm.run_id"], tags) for number, tags in versions(settings).items()}
+    assert len({run for run, _ in run_of.values()}) == len(run_of)  # no training has two versions
+    assert {tags["sparknorm.status"] for _, tags in run_of.values()} <= {"done"}
+    held = {alias: run_of[str(number)] for alias, number in aliases(settings).items()}
+    assert held["champion"][1]["sparknorm.decision"] in ("first", "promoted")
+    found = client(settings).get_registered_model(settings.registry.model)
+    assert [key for key in found.tags if "claim" in key] == []
+    decisions = sorted((run, tags["sparknorm.decision"]) for run, tags in run_of.values())
+    return sorted((alias, run) for alias, (run, _) in held.items()), decisions
+
+
+def begin(settings: Settings, name: str, gate: dict, model: str, uri: str) -> tuple[str, Settings]:
+    """The call and the settings of one of the two."""
+    mine = changed(settings, registry={"model": model, **gate}, tracking={"uri": uri, "outage_seconds": 30})
+    return ("rollback", mine) if name == "rollback" else ("register", as_train(mine) if name == "train" else mine)
+
+
+def prepare(settings: Settings, pair: tuple[str, ...]) -> None:
+    """What there has to be before: two champions for a rollback."""
+    if "rollback" in pair:
+        register(changed(settings, registry={"take": "comparison", **LENIENT}))
+        register(as_train(settings, **LENIENT))
+
+
+@pytest.mark.parametrize(
+    ("store", "rounds"),
+    [
+        ("sqlite", 3),
+        ("server", 2),
+        pytest.param("sqlite", 20, marks=[pytest.mark.slow, pytest.mark.timeout(3000)]),
+        pytest.param("server", 20, marks=[pytest.mark.slow, pytest.mark.timeout(3000)]),
+    ],
+)
+def test_two_at_once_end_as_one_after_the_other(trained, settings, tmp_path, store, rounds):
+    """Real processes on a real store, at random moments; each outcome is that of one of the two orders."""
+    server = MlflowServer(tmp_path, settings.tracking.uri) if store == "server" else None
+    if server:
+        server.start()
+    uri = server.uri if server else settings.tracking.uri
+    expected: dict[int, list[object]] = {}
+    program = register_driver.__file__
+    draw = random.Random(rounds)
+    try:
+        with second_driver(program, tmp_path / "one") as one, second_driver(program, tmp_path / "two") as two:
+            for number in range(rounds):
+                which = number % len(PAIRS)
+                *names, gate = PAIRS[which]
+                if which not in expected:
+                    expected[which] = [_in_turn(settings, order, gate, f"{which}{n}")
+                                       for n, order in enumerate((names, names[::-1]))]  # fmt: skip
+                model = f"{settings.registry.model}-{number}"
+                prepare(changed(settings, registry={"model": model}), PAIRS[which][:2])
+                for process, name in zip((one, two), names, strict=True):
+                    call, mine = begin(settings, name, gate, model, uri)
+                    process.begin(call, mine.model_dump_json(), draw.choice([0.1, 1.0, 3.0]), draw.randrange(1000))
+                assert [one.result(), two.result()] == ["", ""], f"round {number}"
+                found = outcome(changed(settings, registry={"model": model}))
+                assert found in expected[which], f"round {number}"
+    finally:
+        if server:
+            server.kill()
+
+
+def _in_turn(settings: Settings, names: list[str], gate: dict, suffix: str) -> tuple[object, ...]:
+    model = f"{settings.registry.model}-in-turn-{suffix}"
+    mine = changed(settings, registry={"model": model})
+    prepare(mine, tuple(names))
+    for name in names:
+        call, made = begin(settings, name, gate, model, settings.tracking.uri)
+        (rollback if call == "rollback" else register)(made)
+    return outcome(mine)
+
+
+def test_a_champion_that_somebody_moves_while_the_gate_runs_is_not_overwritten(settings, monkeypatch):
+    """As a person can in MLflow, who has no claim."""
+    register(settings)
+    real = registering._ask_gate
+
+    def ask(registry, *rest):
+        report = real(registry, *rest)
+        client(settings).delete_registered_model_alias(settings.registry.model, "champion")
+        return report
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registering, "_ask_gate", ask)
+        message = r"version 2 of \w+ was held against version 1, and meanwhile somebody has made none the champion"
+        with pytest.raises(RegistryError, match=message):
+            register(as_train(settings, **LENIENT))
+    assert aliases(settings) == {"challenger": 2}
+    assert register(as_train(settings, **LENIENT)).decision == "first"

@@ -13,6 +13,7 @@ from small_models import photo, write_model
 from small_scores import aside_of, probabilities_of, rows_of, score_settings, write_photos
 
 from pipeline.data import load_manifest
+from pipeline.ingest.sources.source import SourceError
 from pipeline.serving import Predictor, ScoreError, load_scores, score
 from pipeline.serving.scoring.scores import Plan
 from pipeline.serving.scoring.source import parts_of
@@ -214,3 +215,19 @@ def test_a_version_is_in_the_table_once(spark, tmp_path, store, made):
     with pytest.raises(ScoreError, match=r"score.table theirs is there, and was not made by `score`"):
         score(spark, theirs)
     assert not (tmp_path / "other" / "scores").exists()
+
+
+@pytest.mark.parametrize("what", ["table", "source"])
+def test_delta_without_its_jars_is_an_error_that_names_them_before_anything_is_scored(
+    spark, tmp_path, store, made, what
+):
+    photos = write_photos(tmp_path / "in", 2)
+    source = {"kind": "folder", "path": str(photos)} if what == "table" else {"kind": "delta", "path": str(photos)}
+    table = {"table": "lake", "table_format": "delta"} if what == "table" else {}
+    settings = score_settings(tmp_path / "out", made[0], store, source=source, **table)
+    words = r"Spark has no Delta Lake here\. Start it with the jars .*io\.delta:delta-spark_2\.13:VERSION"
+    with pytest.raises(ValueError, match=words) as caught:
+        score(spark, settings)
+    assert type(caught.value) is (ScoreError if what == "table" else SourceError)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "scores").exists()

@@ -49,7 +49,8 @@ def registered(empty_store, tmp_path_factory):
     result = trained.result.model_copy(update={"run_id": run.info.run_id})
     trained = type(trained)(trained.name, trained.network, trained.job, trained.manifest, trained.checkpoint, result)
     packaged, _ = package(trained, Settings(name="small"), "one", folder)
-    version = registry.add(log_served_model(packaged, 5), {"sparknorm.training": "one"})
+    registry.create()
+    version = registry.add(log_served_model(packaged, 5, registered=registry.model), {"sparknorm.training": "one"})
     registry.set_alias("champion", version.number)
     local = registry.download(version.number, folder / "downloaded")
     return uri, local, packaged

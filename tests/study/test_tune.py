@@ -118,7 +118,7 @@ def _mlflow_has_all(read, settings):
 def test_a_pruned_trial_of_two_ranks_is_ended_in_the_middle_and_the_next_trains(spark, settings, tmp_path, monkeypatch):
     """Of trials of 2 and 400 epochs, one after the other on the two slots, the long ones end at their second."""
     space = {"train.epochs": [2, 400], "train.learning_rate": [0.01, 0.02]}
-    path = write(settings, tmp_path, trials=None, sampler="grid", confirm=0, space=space)
+    path = write(settings, tmp_path, trials=None, sampler="grid", confirm=0, space=space, metric="cross_entropy")
     loaded = load_settings(path, ["workers.count=2"])
     report = Search.report
 
@@ -134,11 +134,16 @@ def test_a_pruned_trial_of_two_ranks_is_ended_in_the_middle_and_the_next_trains(
     client = mlflow.MlflowClient(settings.tracking.uri)
     for trial in result.trials:
         assert len(trial.curve) == 2
+        losses = client.get_metric_history(trial.run_id, "validation/loss")
+        assert [point.value for point in losses][:2] == [point.score for point in trial.curve]
         assert trial.images == result.trials[0].images
         steps = client.get_metric_history(trial.run_id, "train/loss")[-1].step
         assert steps * trial.global_batch == trial.images if trial.state == "complete" else steps < 200 * 25
     assert (result.confirmed, result.test) == ((), None)
     assert "It was not confirmed with other seeds (tune.confirm is 0)" in result.verdict[0]
+    best = min((trial for trial in result.trials if trial.state == "complete"), key=lambda trial: trial.score)
+    assert result.winner == best.number
+    assert result.verdict[0].startswith(f"Trial {best.number} was the best of 4: cross-entropy {best.score:.4f} on")
 
 
 def test_a_search_that_another_process_is_at_is_refused_and_left_alone(spark, settings, tmp_path):

@@ -1,8 +1,11 @@
 """What a search tries, prunes and forgets: real Optuna over simulated curves."""
 
 import json
+import math
 import random
+import statistics
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -57,10 +60,60 @@ def test_one_slot_and_one_seed_give_the_same_search_again_and_another_seed_anoth
     assert [trial.values for trial in one] != [trial.values for trial in other]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+@pytest.mark.parametrize("pruner", ["median", "successive_halving", "hyperband", "none"])
+def test_a_search_for_the_least_cross_entropy_is_that_for_the_highest_accuracy_where_one_follows_from_the_other(
+    tmp_path, pruner
+):
+    """The simulated loss is one minus the accuracy: the same values are tried, the same trials pruned."""
+    high, _ = simulate(tmp_path / "high", tune_settings(trials=25, pruner=pruner))
+    low, _ = simulate(tmp_path / "low", tune_settings(trials=25, pruner=pruner, metric="cross_entropy"))
+    assert [(trial.state, trial.values) for trial in low] == [(trial.state, trial.values) for trial in high]
+    assert {len(trial.points) for trial in low} == ({EPOCHS} if pruner == "none" else {len(t.points) for t in high})
+    for one, other in zip(low, high, strict=True):
+        assert list(one.points.values()) == [pytest.approx(1 - score) for score in other.points.values()]
+    best = [trial.number for trial in best_trials(low, 3, "cross_entropy")]
+    assert best == [trial.number for trial in best_trials(high, 3, "accuracy")]
+    assert low[best[0]].value == min(trial.value for trial in low if trial.value is not None)
+
+
+def test_a_cross_entropy_that_is_not_finite_at_the_end_counts_as_diverged(tmp_path):
+    trials, _ = simulate(tmp_path, tune_settings(trials=4, metric="cross_entropy"), endless=frozenset({1}))
+    assert [trial.state for trial in trials][1] == "pruned"
+    assert trials[1].facts["diverged"]
+    assert all(math.isfinite(trial.value) for trial in trials if trial.state == "complete")
+
+
+@pytest.mark.skipif(find_spec("cmaes") is None, reason="the package cmaes is not installed")
+def test_cma_es_draws_the_numbers_and_tpe_the_rest(tmp_path):
+    space = {
+        "model.norm": ["none", "batch"],
+        "train.learning_rate": {"low": 0.001, "high": 1.0, "log": True},
+        "train.momentum": {"low": 0.1, "high": 0.9},
+        "model.norm_momentum": {"low": 0.01, "high": 0.5, "log": True, "when": {"model.norm": "batch"}},
+    }
+    settings = tune_settings(sampler="cmaes", trials=60, pruner="none", space=space)
+    trials, _ = simulate(tmp_path / "one", settings)
+    assert shown(trials) == shown(simulate(tmp_path / "same", settings)[0])
+    late = [math.log10(trial.values["train.learning_rate"]) for trial in trials[40:]]
+    early = [math.log10(trial.values["train.learning_rate"]) for trial in trials[:10]]
+    assert statistics.fmean(abs(rate + 1) for rate in late) < statistics.fmean(abs(rate + 1) for rate in early)
+    search = open_search(tmp_path / "one", settings)
+    drawn = [trial for trial in search._study.get_trials() if any(key.startswith("cma:") for key in trial.system_attrs)]
+    assert len(drawn) >= 40  # all but those at random in the beginning
+    for trial in trials:
+        assert ("model.norm_momentum" in trial.values) == (trial.values["model.norm"] == "batch")
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    ["tpe", "random", "grid", pytest.param("cmaes", marks=pytest.mark.skipif(
+        find_spec("cmaes") is None, reason="the package cmaes is not installed"))],
+)  # fmt: skip
 def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path, sampler):
     space = {"model.norm": ["none", "batch"], "train.learning_rate": {"low": 0.05, "high": 0.5, "step": 0.05}}
-    changes = {"trials": 12, "sampler": sampler, **({"space": space} if sampler == "grid" else {})}
+    if sampler == "cmaes":
+        space["train.momentum"] = {"low": 0.1, "high": 0.9}
+    changes = {"trials": 12, "sampler": sampler, **({"space": space} if sampler in ("grid", "cmaes") else {})}
     settings = tune_settings(**changes)
     doom = Doom()
     expected, _ = simulate(tmp_path / "undisturbed", settings, doom=doom)
@@ -110,7 +163,7 @@ def test_values_that_were_tried_are_not_trained_again(tmp_path):
         first = next(each for each in trials if each.values == trial.values)
         assert (trial.value, trial.points) == (first.value, first.points)
         assert trial.facts.get("same_as") == (None if trial is first else first.number)
-    assert [trial.number for trial in best_trials(trials, 3)] == sorted(
+    assert [trial.number for trial in best_trials(trials, 3, "accuracy")] == sorted(
         {trials.index(next(e for e in trials if e.values == t.values)) for t in trials}, key=lambda n: -trials[n].value
     )
 
@@ -145,7 +198,7 @@ def test_a_trial_that_diverges_is_one_to_stay_away_from_and_is_not_chosen(tmp_pa
     assert trials[0].facts["diverged"]
     assert trials[0].state == "pruned"
     assert trials[0].facts["images"] == 2 * STEPS * 2
-    assert not {0, 3} & {trial.number for trial in best_trials(trials, 8)}
+    assert not {0, 3} & {trial.number for trial in best_trials(trials, 8, "accuracy")}
 
 
 def test_some_trials_may_fail_and_one_more_ends_the_search_and_is_tried_again(tmp_path):
@@ -216,7 +269,7 @@ def test_the_history_is_in_few_files(tmp_path):
 def test_the_best_settings_are_those_of_the_best_trial(tmp_path):
     settings = tune_settings()
     trials, _ = simulate(tmp_path, settings)
-    (best,) = best_trials(trials, 1)
+    (best,) = best_trials(trials, 1, "accuracy")
     made = trial_settings(settings, best.values)
     assert made.train.evaluate_on == "validation"
     assert best.value == pytest.approx(true_score(made) * (1 - 0.5**4))

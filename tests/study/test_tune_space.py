@@ -1,6 +1,7 @@
 """What a space allows is known before anything is launched: on a real dataset's manifest, without Spark."""
 
 import sys
+from importlib.util import find_spec
 
 import pytest
 from small_manifests import make
@@ -145,6 +146,12 @@ def test_a_search_that_has_ended_goes_on_where_its_limit_was_raised(tmp_path):
         assert not more.finished
     assert found().folder == record.folder  # killed meanwhile, and no limit holds it back: it confirms again
     assert found(seed=1).folder != record.folder
+
+
+@pytest.mark.skipif(find_spec("cmaes") is not None, reason="the package cmaes is installed")
+def test_without_cmaes_the_package_is_named():
+    with pytest.raises(ValueError, match=r"tune\.sampler cmaes needs the package cmaes: pip install 'cmaes>=0\.12'"):
+        job._require_optuna("cmaes")
 
 
 def test_without_optuna_the_extra_is_named(monkeypatch):

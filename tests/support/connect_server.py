@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -93,7 +92,7 @@ def _port(server: subprocess.Popen, log: Path) -> str:
 def _bare_python(folder: Path) -> Path:
     """A Python that sees what is installed but not this project: -S leaves out the editable install."""
     path = folder / "python"
-    site = sysconfig.get_paths()["purelib"]
+    site = Path(pyspark.__file__).parents[1]  # this environment's own folder, or one that a .pth names
     path.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{site}" exec "{sys.executable}" -S "$@"\n')
     path.chmod(0o755)
     return path

@@ -1,4 +1,4 @@
-"""A Spark driver beside pytest's, in a process of its own, that does what it is told.
+"""A driver beside pytest's, in a process of its own, that does what it is told; with a Spark session where it asks.
 
 Spark allows one session in a process. Each line of the program's input is JSON, the arguments of what it does; it
 answers each with a line of JSON, what that returns.
@@ -12,8 +12,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from connect_server import plain_environment
 
@@ -37,7 +38,7 @@ class SecondDriver:
 
 @contextmanager
 def second_driver(program: str, log: Path, *path: str, **environment: str) -> Iterator[SecondDriver]:
-    """Start a program that calls `answer`, and end it.
+    """Start a program that calls `answer` or `answer_without_spark`, and end it.
 
     Parameters
     ----------
@@ -77,7 +78,17 @@ def answer(act: Callable[..., Any], *, master: str) -> None:
     told, sys.stdout = sys.stdout, sys.stderr
     conf = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2", "spark.driver.memory": "512m"}
     spark = get_session(SparkSettings(master=master, conf=conf), "second driver")
+    _answer(partial(act, spark), told)
+    spark.stop()
+
+
+def answer_without_spark(act: Callable[..., Any]) -> None:
+    """In the program: do ``act(*request)`` for each line; see `answer`."""
+    told, sys.stdout = sys.stdout, sys.stderr
+    _answer(act, told)
+
+
+def _answer(act: Callable[..., Any], told: TextIO) -> None:
     print(json.dumps("ready"), file=told, flush=True)
     for line in sys.stdin:
-        print(json.dumps(act(spark, *json.loads(line))), file=told, flush=True)
-    spark.stop()
+        print(json.dumps(act(*json.loads(line))), file=told, flush=True)

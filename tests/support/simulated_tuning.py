@@ -82,6 +82,7 @@ class SimulatedStage(Stage):
     trained: list[str] = field(default_factory=list)
     diverging: frozenset[int] = frozenset()
     failing: frozenset[int] = frozenset()
+    endless: frozenset[int] = frozenset()  # whose last loss is not finite, though they did not diverge
 
     def train(self, name, settings, slot, *, early_end=None, log_model=False, tags) -> TrialResult:
         if name in self.results:
@@ -96,7 +97,7 @@ class SimulatedStage(Stage):
                 self.doom.moment()
                 diverged = number in self.diverging and epoch == 2
                 score = true_score(settings) * (1 - 0.5**epoch)
-                loss = None if diverged else 1 - score
+                loss = None if diverged or (number in self.endless and epoch == EPOCHS) else 1 - score
                 curve.append(
                     EvaluationPoint(
                         step=STEPS * epoch,
@@ -144,7 +145,8 @@ def simulate(
     """Run a search, or what is left of it; one trial after the other."""
     doom = doom or Doom()
     made: Any = SimulatedStage(
-        None, settings, make(rows=10, groups=(6, 4)), None, "parent", _Lease(), 1, "accuracy", doom=doom, **stage,
+        None, settings, make(rows=10, groups=(6, 4)), None, "parent", _Lease(), 1,
+        "cross_entropy" if settings.tune.metric == "cross_entropy" else "accuracy", doom=doom, **stage,
     )  # fmt: skip
     run = SearchRun(made, open_search(folder, settings, doom))
     run.run()

@@ -8,7 +8,7 @@ import random
 from small_comparisons import CLASSES
 
 from pipeline.config.settings import Settings
-from pipeline.report.comparison import ComparedDataset, ComparisonRun, StudyRun
+from pipeline.report.comparison import ComparedDataset, ComparisonRun, Objective, StudyRun
 from pipeline.report.confirmation import confirmed_trials, test_figure, verdict_of
 from pipeline.report.statistics import Judge
 from pipeline.report.tuning import EvaluatedScore, SeedScore, TunedTrial, Tuning
@@ -26,23 +26,38 @@ SPACE = {
 }
 
 
-def tuning_of(trials: int = 24, *, confirm: int = 3, seeds: int = 3, seed_deviation: float = 0.002) -> Tuning:
-    """A search of so many trials; of those after the fifth, the worse half is pruned."""
+def tuning_of(
+    trials: int = 24,
+    *,
+    confirm: int = 3,
+    seeds: int = 3,
+    seed_deviation: float = 0.002,
+    metric: Objective = "accuracy",
+) -> Tuning:
+    """A search of so many trials; of those after the fifth, the worse half is pruned.
+
+    A cross-entropy is one minus the accuracy.
+    """
     draw = random.Random(0)
     settings = Settings.model_validate({"name": "made up", "tune": {"space": SPACE, "trials": trials}})
     made = [_trial(number, draw) for number in range(trials)]
     best = sorted((t for t in made if t.score is not None), key=lambda t: -(t.score or 0))
+    judge = JUDGE._replace(metric=metric)
     runs = [
         _run(trial, 1000 + number, (trial.score or 0) - 0.004 + draw.gauss(0, seed_deviation))
         for number in range(seeds)
         for trial in best[:confirm]
     ]
-    searched = {trial.number: trial.score or 0 for trial in best}
-    confirmed = confirmed_trials(runs, searched, {}, JUDGE) if confirm else []
+    made = [_in_unit(trial, metric) for trial in made]
+    searched = {trial.number: made[trial.number].score or 0 for trial in best}
+    confirmed = confirmed_trials(runs, searched, {}, judge) if confirm else []
     winner = confirmed[0].number if confirmed else best[0].number
-    tested = [SeedScore(seed=1000 + n, score=0.9 + 0.001 * n, diverged=False, run_id=f"t{n}") for n in range(seeds)]
+    tested = [
+        SeedScore(seed=1000 + n, score=_unit(0.9 + 0.001 * n, metric), diverged=False, run_id=f"t{n}")
+        for n in range(seeds)
+    ]
     tuning = Tuning(
-        name="made up", metric="accuracy", search_on="validation", evaluations=EVALUATIONS, sampler="tpe",
+        name="made up", metric=metric, search_on="validation", evaluations=EVALUATIONS, sampler="tpe",
         pruner="median", space={name: each.words for name, each in settings.tune.space.items()},
         dataset=ComparedDataset(name="fashion_mnist", digest="sha256:" + "0" * 64, classes=10, class_names=CLASSES,
                                 rows={"train": 55_000, "validation": 5_000, "test": 10_000}),
@@ -53,6 +68,16 @@ def tuning_of(trials: int = 24, *, confirm: int = 3, seeds: int = 3, seed_deviat
         settings=settings.model_dump(mode="json"), mlflow=ComparisonRun(parent_run_id="parent", experiment="x"),
     )  # fmt: skip
     return tuning.model_copy(update={"verdict": tuple(verdict_of(tuning))})
+
+
+def _unit(score: float, metric: Objective) -> float:
+    return 1 - score if metric == "cross_entropy" else score
+
+
+def _in_unit(trial: TunedTrial, metric: Objective) -> TunedTrial:
+    curve = tuple(point.model_copy(update={"score": _unit(point.score, metric)}) for point in trial.curve)
+    score = None if trial.score is None else _unit(trial.score, metric)
+    return trial.model_copy(update={"curve": curve, "score": score})
 
 
 def _trial(number: int, draw: random.Random) -> TunedTrial:
@@ -78,13 +103,15 @@ def _trial(number: int, draw: random.Random) -> TunedTrial:
 
 def _run(trial: TunedTrial, seed: int, score: float) -> StudyRun:
     point = EvaluationPoint(
-        step=800, epoch=2.0, accuracy=score, loss=0.3, balanced_accuracy=score, macro_f1=score, calibration_error=0.01,
+        step=800, epoch=2.0, accuracy=score, loss=1 - score, balanced_accuracy=score, macro_f1=score,
+        calibration_error=0.01,
     )  # fmt: skip
     return StudyRun(
         arm=str(trial.number), values=trial.values, tuned={}, learning_rate=trial.learning_rate,
         global_batch=trial.global_batch, seed=seed, best_accuracy=score, final_accuracy=score,
-        final_balanced_accuracy=score, final_macro_f1=score, final_loss=0.3, final_calibration_error=0.01, steps=800,
-        images_per_second=None, data_wait_share=None, diverged=False, world_size=1, attempts=1, curve=(point,),
+        final_balanced_accuracy=score, final_macro_f1=score, final_loss=1 - score, final_calibration_error=0.01,
+        steps=800, images_per_second=None, data_wait_share=None, diverged=False, world_size=1, attempts=1,
+        curve=(point,),
         recall=(score,) * 10, train_loss=(0.3,), train_seconds=(1.0,), checkpoint="x", predictions=None, ranks=(),
         versions={}, run_id=f"{trial.number}-{seed}",
     )  # fmt: skip

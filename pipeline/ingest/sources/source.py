@@ -29,6 +29,19 @@ _SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "v
 Form = Literal["pixels", "file", "spark_image"]
 
 
+NO_DELTA = (
+    "Spark has no Delta Lake here. Start it with the jars made for this Spark "
+    "(spark.jars.packages=io.delta:delta-spark_2.13:VERSION), "
+    "spark.sql.extensions=io.delta.sql.DeltaSparkSessionExtension and "
+    "spark.sql.catalog.spark_catalog=org.apache.spark.sql.delta.catalog.DeltaCatalog"
+)
+
+
+def is_without_delta(error: Exception) -> bool:
+    """Whether an error of Spark says that it knows no Delta Lake."""
+    return any(word in str(error) for word in ("DATA_SOURCE_NOT_FOUND", "ClassNotFound"))
+
+
 class SourceError(ValueError):
     """A source is missing, cut, or contradicts itself."""
 

@@ -13,12 +13,14 @@ from pipeline.cluster.errors import first_line, spark_failures
 from pipeline.config.dataset import SourceSettings
 from pipeline.data import reasons
 from pipeline.ingest.sources.source import (
+    NO_DELTA,
     Form,
     Source,
     SourceError,
     class_number,
     distinct_classes,
     fingerprint,
+    is_without_delta,
     label_name,
     rows_by_split,
     spark_path,
@@ -111,13 +113,8 @@ def _table(spark: SparkSession, settings: SourceSettings) -> DataFrame:
         table.schema  # noqa: B018 - over Connect only this asks the server
     except spark_failures() as error:
         reason = first_line(error)
-        if settings.kind == "delta" and any(word in str(error) for word in ("DATA_SOURCE_NOT_FOUND", "ClassNotFound")):
-            raise SourceError(
-                f"{path}: Spark has no Delta Lake here. Start it with the jars made for this Spark "
-                "(spark.jars.packages=io.delta:delta-spark_2.13:VERSION), "
-                "spark.sql.extensions=io.delta.sql.DeltaSparkSessionExtension and "
-                "spark.sql.catalog.spark_catalog=org.apache.spark.sql.delta.catalog.DeltaCatalog"
-            ) from None
+        if settings.kind == "delta" and is_without_delta(error):
+            raise SourceError(f"{path}: {NO_DELTA}") from None
         raise SourceError(f"{settings.kind} {path} cannot be opened: {reason}") from None
     return table
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from pipeline.report.figures.score_scale import ScoreScale
 from pipeline.report.figures.style import COLORS, WIDTH, Drawing, name_rows
 from pipeline.report.formats import plain
 from pipeline.report.names import BATCH_SIZES, LEARNING_RATE, SettingValue, setting_words
@@ -20,8 +20,6 @@ from pipeline.report.tuning import TunedTrial, Tuning
 
 _COMPLETE, _ENDED, _BEST = COLORS[1], "#8a8f98", COLORS[0]
 _COLUMNS, _MOST_PANELS = 3, 12
-# Shares of the distance from the best to the median score that an axis reaches below the best.
-_DEPTH = 3.0
 # Largest value / smallest from which on an axis is logarithmic.
 _WIDE, _TWO_DECADES = 10, 100
 # As many numbers as these are each named on their axis, at equal distances where each is about twice the one before.
@@ -56,9 +54,13 @@ def history(tuning: Tuning) -> Drawing | None:
         "Each trial at its last evaluation; crosses ended early, by a pruner or since they diverged. The line is the "
         f"best so far, on the {tuning.search_on} split: it flatters, the more trials the more."
     )
-    caption += _below(points)
-    columns = ("setting", "value", "trial", "state", "score")
-    return Drawing("history", "History", caption, columns, points, (WIDTH, 3.3), partial(_paint_history, points=points))
+    scale = ScoreScale(tuning.metric, [point.score for point in points])
+    caption += scale.beyond(points)
+    columns, paint = (
+        ("setting", "value", "trial", "state", "score"),
+        partial(_paint_history, points=points, scale=scale),
+    )
+    return Drawing("history", "History", caption, columns, points, (WIDTH, 3.3), paint)
 
 
 def curves(tuning: Tuning) -> Drawing | None:
@@ -102,10 +104,11 @@ def slices(tuning: Tuning) -> Drawing | None:
         return None
     names = [name for name in names if any(point.setting == name for point in points)]
     caption = "Each trial at its last evaluation; crosses ended early. Framed: the trial whose values were taken."
-    caption += _below(points)
+    scale = ScoreScale(tuning.metric, [point.score for point in points])
+    caption += scale.beyond(points)
     rows = -(-len(names) // _COLUMNS)
     columns = ("setting", "value", "trial", "state", "score")
-    paint = partial(_paint_slices, names=names, points=points, winner=tuning.winner)
+    paint = partial(_paint_slices, names=names, points=points, winner=tuning.winner, scale=scale)
     return Drawing("slices", "Values of each setting", caption, columns, points, (WIDTH, 0.4 + 2.3 * rows), paint)
 
 
@@ -126,7 +129,8 @@ def norm_settings(tuning: Tuning) -> Drawing | None:
     caption = "Each dot is a trial where the setting applies: the lighter, the better; crosses ended early."
     columns = ("norm_setting", "norm_value", "setting", "value", "trial", "state", "score")
     size = (WIDTH, 0.5 + 2.0 * len(norms))
-    paint = partial(_paint_norms, norms=norms, beside=beside, trials=trials)
+    scale = ScoreScale(tuning.metric, [_score(trial) or 0.0 for trial in trials])
+    paint = partial(_paint_norms, norms=norms, beside=beside, trials=trials, scale=scale)
     title = "Settings of the norms beside rates and batch sizes"
     return Drawing("norm_settings", title, caption, columns, rows, size, paint)
 
@@ -145,49 +149,28 @@ def _points(tuning: Tuning, names: Sequence[str], value: Callable[[TunedTrial, s
     ]
 
 
-def _floor(scores: Sequence[float]) -> float:
-    """The lowest score that an axis shows: trials that did not learn would press all others together."""
-    best, middle = max(scores), statistics.median(scores)
-    return max(min(scores), best - max(_DEPTH * (best - middle), 0.02))
-
-
-def _below(points: Sequence[ScorePoint]) -> str:
-    scores = [point.score for point in points]
-    floor = _floor(scores)
-    below = {point.trial for point in points if point.score < floor}
-    return f" At the lower edge: {len(below)} that lie below." if below else ""
-
-
-def _draw_points(axes: Axes, xs: Sequence[float], points: Sequence[ScorePoint], floor: float) -> None:
+def _draw_points(axes: Axes, xs: Sequence[float], points: Sequence[ScorePoint], scale: ScoreScale) -> None:
     for x, point in zip(xs, points, strict=True):
-        is_complete, y = point.state == "complete", max(point.score, floor)
+        is_complete, y = point.state == "complete", scale.place(point.score)
         axes.plot(
             x, y, "o" if is_complete else "x", color=_COMPLETE if is_complete else _ENDED, markersize=5,
             alpha=0.85, markeredgewidth=1 if is_complete else 1.4,
         )  # fmt: skip
 
 
-def _limit(axes: Axes, scores: Sequence[float], floor: float) -> None:
-    margin = 0.06 * (max(scores) - floor or 0.01)
-    axes.set_ylim(floor - margin, max(scores) + margin)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-
-
-def _paint_history(figure: Figure, points: Sequence[ScorePoint]) -> None:
-    axes, scores = figure.add_subplot(), [point.score for point in points]
-    floor = _floor(scores)
-    _draw_points(axes, [point.trial for point in points], points, floor)
+def _paint_history(figure: Figure, points: Sequence[ScorePoint], scale: ScoreScale) -> None:
+    axes = figure.add_subplot()
+    _draw_points(axes, [point.trial for point in points], points, scale)
     best: list[tuple[int, float]] = []
     for point in points:
         if point.state == "complete":
-            best.append((point.trial, max(point.score, best[-1][1] if best else point.score)))
+            best.append((point.trial, scale.better(point.score, best[-1][1] if best else point.score)))
     if best:
         last = max(point.trial for point in points)
         axes.step(*zip(*best, (last, best[-1][1]), strict=True), where="post", color=_BEST, linewidth=1.6)
-    _limit(axes, scores, floor)
+    scale.limit(axes)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set(xlabel="trial", ylabel="score")
+    axes.set(xlabel="trial", ylabel=scale.name)
     _legend(figure, Line2D([], [], color=_BEST, label="best so far"))
 
 
@@ -202,17 +185,16 @@ def _legend(figure: Figure, *more: Line2D) -> None:
 def _paint_curves(figure: Figure, tuning: Tuning) -> None:
     axes = figure.add_subplot()
     trials = [trial for trial in tuning.trials if trial.curve and trial.same_as is None]
-    scores = [point.score for trial in trials for point in trial.curve]
-    floor = _floor(scores)
+    scale = ScoreScale(tuning.metric, [point.score for trial in trials for point in trial.curve])
     for trial in sorted(trials, key=lambda each: (each.number == tuning.winner, each.state == "complete")):
-        xs, ys = [point.evaluation for point in trial.curve], [max(point.score, floor) for point in trial.curve]
+        xs, ys = [point.evaluation for point in trial.curve], [scale.place(point.score) for point in trial.curve]
         is_winner, is_complete = trial.number == tuning.winner, trial.state == "complete"
         color = _BEST if is_winner else _COMPLETE if is_complete else _ENDED
         axes.plot(xs, ys, color=color, linewidth=2.2 if is_winner else 1, alpha=1 if is_winner else 0.7)
         axes.plot(xs[-1], ys[-1], "o" if is_complete else "x", color=color, markersize=4)
-    _limit(axes, scores, floor)
+    scale.limit(axes)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set(xlabel="evaluation", ylabel="score")
+    axes.set(xlabel="evaluation", ylabel=scale.name)
     _legend(figure, Line2D([], [], color=_BEST, linewidth=2.2, label=f"trial {tuning.winner}, taken"))
 
 
@@ -256,30 +238,30 @@ def _places(axes: Axes, values: Sequence[SettingValue], *, along: str = "x") -> 
     return numbers
 
 
-def _paint_slices(figure: Figure, names: Sequence[str], points: Sequence[ScorePoint], winner: int) -> None:
+def _paint_slices(
+    figure: Figure, names: Sequence[str], points: Sequence[ScorePoint], winner: int, scale: ScoreScale
+) -> None:
     rows = -(-len(names) // _COLUMNS)
     grid = list(figure.subplots(rows, min(_COLUMNS, len(names)), sharey=True, squeeze=False).flat)
-    scores = [point.score for point in points]
-    floor = _floor(scores)
     for number, (axes, name) in enumerate(zip(grid, names, strict=False)):
         own = [point for point in points if point.setting == name]
         places = _places(axes, [point.value for point in own])
-        _draw_points(axes, places, own, floor)
+        _draw_points(axes, places, own, scale)
         for x, point in zip(places, own, strict=True):
             if point.trial == winner:
-                axes.plot(x, max(point.score, floor), "o", color="none", markeredgecolor=_BEST, markersize=10, mew=1.8)
-        _limit(axes, scores, floor)
+                axes.plot(x, scale.place(point.score), "o", color="none", markeredgecolor=_BEST, markersize=10, mew=1.8)
+        scale.limit(axes)
         axes.set_title(setting_words(name), loc="left")
         if number % _COLUMNS == 0:
-            axes.set_ylabel("score")
+            axes.set_ylabel(scale.name)
     for axes in grid[len(names) :]:
         axes.set_visible(False)
 
 
-def _paint_norms(figure: Figure, norms: Sequence[str], beside: Sequence[str], trials: Sequence[TunedTrial]) -> None:
+def _paint_norms(
+    figure: Figure, norms: Sequence[str], beside: Sequence[str], trials: Sequence[TunedTrial], scale: ScoreScale
+) -> None:
     grid = figure.subplots(len(norms), len(beside), squeeze=False)
-    scores = [_score(trial) or 0.0 for trial in trials]
-    floor, best = _floor(scores), max(scores)
     colors = matplotlib.colormaps["viridis"]
     for row, norm in zip(grid, norms, strict=True):
         for axes, other in zip(row, beside, strict=True):
@@ -290,10 +272,12 @@ def _paint_norms(figure: Figure, norms: Sequence[str], beside: Sequence[str], tr
             xs = _places(axes, [trial.values[other] for trial in own])
             ys = _places(axes, [trial.values[norm] for trial in own], along="y")
             for x, y, trial in zip(xs, ys, own, strict=True):
-                share = (max(_score(trial) or 0.0, floor) - floor) / (best - floor or 1)
+                share = scale.share(_score(trial) or 0.0)
                 marker = "o" if trial.state == "complete" else "x"
                 axes.plot(x, y, marker, color=colors(0.05 + 0.85 * share), markersize=6, markeredgewidth=1.5)
             axes.set(xlabel=setting_words(other), ylabel=setting_words(norm))
-    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(floor, best), "viridis")
-    bar = figure.colorbar(scale, ax=list(grid.flat), shrink=0.6, aspect=30, format=PercentFormatter(1))
-    bar.set_label("score")
+    low, high = sorted([scale.edge, scale.best])
+    lighter_is_better = "viridis" if high == scale.best else "viridis_r"
+    shades = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), lighter_is_better)
+    bar = figure.colorbar(shades, ax=list(grid.flat), shrink=0.6, aspect=30, format=scale.format)
+    bar.set_label(scale.name)

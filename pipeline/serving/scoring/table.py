@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import storage
 from pipeline.cluster.errors import first_line, spark_failures
-from pipeline.ingest.sources.source import spark_path
+from pipeline.ingest.sources.source import NO_DELTA, is_without_delta, spark_path
 from pipeline.serving.scoring.errors import ScoreError
 from pipeline.serving.scoring.scores import Scores
 
@@ -36,9 +36,10 @@ class ScoreTable:
         self._spark, self.name, self._kind = spark, name, kind
 
     def check(self, folder: str) -> None:
-        """Raise ScoreError where the table has something else than the scores of a folder."""
+        """Raise ScoreError where the table has something else than the scores of a folder, or cannot be made."""
         try:
             if not self._spark.catalog.tableExists(self.name):
+                self._check_kind(folder)
                 return
             rows = self._spark.sql(f"SHOW TBLPROPERTIES {self.name}").collect()
             columns = self._spark.table(self.name).columns
@@ -48,6 +49,16 @@ class ScoreTable:
         if owner != folder or set(columns) != set(COLUMNS):
             whose = f"has the scores of {owner}" if owner else "was not made by `score`"
             raise ScoreError(f"score.table {self.name} is there, and {whose}: choose another, or drop it")
+
+    def _check_kind(self, folder: str) -> None:
+        """Raise ScoreError where Spark cannot make such a table, before anything is scored."""
+        if self._kind != "delta":
+            return
+        try:
+            self._spark.read.format("delta").load(spark_path(self._spark, folder)).schema  # noqa: B018 - asks the server over Connect
+        except spark_failures() as error:  # with Delta Lake: the folder is no table
+            if is_without_delta(error):
+                raise ScoreError(f"score.table_format delta: {NO_DELTA}; or choose parquet") from None
 
     def write(self, folder: str, scores: Scores, paths: Sequence[str]) -> None:
         """Write the rows of the parts of the newest version."""

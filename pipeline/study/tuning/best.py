@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from pipeline.console import console
 from pipeline.driver import slots
 from pipeline.report import statistics
-from pipeline.report.comparison import StudyRun
-from pipeline.report.confirmation import confirmed_trials, test_figure
-from pipeline.report.learned import score_of
-from pipeline.report.tuning import ConfirmedTrial, SeedScore, TestFigure
+from pipeline.report.comparison import Objective, StudyRun
+from pipeline.report.confirmation import confirmed_trials, seed_score, test_figure
+from pipeline.report.learned import goodness, score_of
+from pipeline.report.score_text import ScoreText
+from pipeline.report.tuning import ConfirmedTrial, TestFigure
 from pipeline.study.summary import predictions_of
 from pipeline.study.tuning.space import trial_settings
 from pipeline.study.tuning.trials import Stage
@@ -33,7 +34,7 @@ def confirm(stage: Stage, trials: Sequence[SearchedTrial]) -> tuple[list[Confirm
         The winner's figure; None where nothing was confirmed.
     """
     options = stage.settings.tune
-    best = best_trials(trials, options.confirm)
+    best = best_trials(trials, options.confirm, stage.metric)
     if not best:
         return [], None
     names = ", ".join(str(trial.number) for trial in best)
@@ -48,21 +49,17 @@ def confirm(stage: Stage, trials: Sequence[SearchedTrial]) -> tuple[list[Confirm
     return confirmed, _test(stage, winner)
 
 
-def best_trials(trials: Sequence[SearchedTrial], count: int) -> list[SearchedTrial]:
+def best_trials(trials: Sequence[SearchedTrial], count: int, metric: Objective) -> list[SearchedTrial]:
     """The complete trials with the best values, each combination of values once; of equals the earlier ones."""
     complete = [each for each in trials if each.state == "complete" and "same_as" not in each.facts]
-    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:count]
+    return sorted(complete, key=lambda trial: (-goodness(trial.value or 0.0, metric), trial.number))[:count]
 
 
 def _test(stage: Stage, winner: SearchedTrial) -> TestFigure:
     options, split = stage.settings.tune, stage.settings.train.evaluate_on
     jobs = [partial(_train, stage, winner, seed, True) for seed in options.confirm_seeds]
     runs = slots.run_all(stage.spark, jobs, stage.at_once, stage.lease.stop)
-    scores = [
-        SeedScore(seed=run.seed, score=score_of(run, stage.metric), diverged=run.diverged, run_id=run.run_id)
-        for run in runs
-    ]
-    return test_figure(split, scores)
+    return test_figure(split, [seed_score(run, score_of(run, stage.metric)) for run in runs])
 
 
 def _train(stage: Stage, trial: SearchedTrial, seed: int, tests: bool, slot: slots.TrainingSlot) -> StudyRun:
@@ -76,7 +73,8 @@ def _train(stage: Stage, trial: SearchedTrial, seed: int, tests: bool, slot: slo
     tags = {"kind": kind, "trial": trial.number, "seed": seed}
     name = f"{stage.settings.name} {kind} trial {trial.number} seed={seed}"
     result = stage.train(name, settings, slot, log_model=tests, tags=tags)
-    score = "diverged" if result.diverged else f"{stage.metric.replace('_', ' ')} {score_of(result, stage.metric):.2%}"
+    unit = ScoreText(stage.metric)
+    score = "diverged" if result.diverged else f"{unit.name} {unit.text(score_of(result, stage.metric))}"
     _say(f"{stage.settings.name} trial {trial.number} seed {seed}: {score} on {settings.train.evaluate_on}")
     train = settings.train
     return StudyRun(

@@ -7,6 +7,7 @@ winner's figure on ``train.evaluate_on`` is computed once, at the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pipeline import storage
@@ -19,7 +20,7 @@ from pipeline.data import Manifest
 from pipeline.driver import dataset_checks, slots
 from pipeline.driver.checks import check_trial, network_notes, open_dataset, tell
 from pipeline.driver.record import Record, finished_record, unfinished_record
-from pipeline.report.learned import metric_for
+from pipeline.report.learned import objective_for
 from pipeline.report.tune_page import figures_of, render
 from pipeline.report.tuning import Tuning
 from pipeline.study.tuning.best import confirm
@@ -63,7 +64,7 @@ def tune(spark: SparkSession, settings: Settings) -> Tuning:
     WorkerError
         More trials failed than ``tune.max_failures``, or one of those that confirm the best.
     """
-    _require_optuna()
+    _require_optuna(settings.tune.sampler)
     settings, manifest = open_dataset(settings)
     notes = _check(spark, settings, manifest)
     at_once = slots.trials_at_once(spark, _workers_of(settings), settings.tune.side_by_side)
@@ -79,7 +80,7 @@ def tune(spark: SparkSession, settings: Settings) -> Tuning:
         ) as parent:
             record.update(run_id=parent.run_id, result=None)
             parent.log_dataset(manifest, settings.dataset.path, context="search")
-            metric = metric_for(settings.tune.metric, manifest.split(settings.tune.search_on).label_counts)
+            metric = objective_for(settings.tune.metric, manifest.split(settings.tune.search_on).label_counts)
             stage = Stage(spark, settings, manifest, tracker, parent.run_id, lease, at_once, metric)
             tuning = _run(stage, search, notes)
             lease.check()  # before files that carry no number
@@ -103,7 +104,9 @@ def _run(stage: Stage, search: Search, notes: Sequence[str]) -> Tuning:
     return summarize(stage, search, run, confirmed, test, notes)
 
 
-def _require_optuna() -> None:
+def _require_optuna(sampler: str = "tpe") -> None:
+    if sampler == "cmaes" and find_spec("cmaes") is None:
+        raise ValueError("tune.sampler cmaes needs the package cmaes: pip install 'cmaes>=0.12', or choose tpe")
     try:
         import pipeline.study.tuning.sampling  # noqa: F401
     except ModuleNotFoundError as error:

@@ -118,7 +118,7 @@ class Search:
         self._study = optuna.create_study(
             study_name=name,
             storage=storage,
-            direction="maximize",
+            direction="minimize" if options.metric == "cross_entropy" else "maximize",
             pruner=_pruner(options, evaluations),
             load_if_exists=True,
         )
@@ -216,6 +216,7 @@ class Search:
 
     def _suggest(self, trial: optuna.Trial) -> None:
         """Draw the values of a trial in the order of conditions, each with a generator of its own."""
+        trial.relative_params  # noqa: B018 - drawn by the sampler of the whole trial, and kept
         values: Values = {}
         for name in ordered(self._space):
             parameter = self._space[name]
@@ -239,9 +240,16 @@ class Search:
 
     def _sampler(self, what: str) -> optuna.samplers.BaseSampler:
         seed = int.from_bytes(hashlib.sha256(f"{self._options.seed} {what}".encode()).digest()[:4], "big")
-        if self._options.sampler == "tpe":
+        options = self._options
+        if options.sampler == "cmaes" and not what:
+            # Draws the numbers that every trial has, all at once; what is left is drawn by the one below.
+            return optuna.samplers.CmaEsSampler(
+                seed=seed, n_startup_trials=options.random_trials, warn_independent_sampling=False,
+                consider_pruned_trials=options.pruner == "hyperband",
+            )  # fmt: skip
+        if options.sampler in ("tpe", "cmaes"):
             return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=self._options.random_trials, multivariate=False, constant_liar=True
+                seed=seed, n_startup_trials=options.random_trials, multivariate=False, constant_liar=True
             )
         return optuna.samplers.RandomSampler(seed=seed)
 

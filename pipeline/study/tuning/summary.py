@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.secrets import masked
 from pipeline.report.comparison import ComparedDataset, ComparisonRun
 from pipeline.report.confirmation import verdict_of
+from pipeline.report.learned import goodness
 from pipeline.report.tuning import ConfirmedTrial, EvaluatedScore, TestFigure, TunedTrial, Tuning
 from pipeline.study.tuning.best import best_trials
 from pipeline.study.tuning.space import trial_settings
@@ -34,7 +35,7 @@ def summarize(
     notes : what was said of the dataset before training, as sentences
     """
     settings, manifest, trials = stage.settings, stage.manifest, search.trials()
-    winner = confirmed[0].number if confirmed else best_trials(trials, 1)[0].number
+    winner = confirmed[0].number if confirmed else best_trials(trials, 1, stage.metric)[0].number
     tuned = tuple(_tuned(stage, trial) for trial in trials)
     assert run.ended_by is not None, "a search ends by one of its limits"
     assert isinstance(settings.train.epochs, int), "auto ends when the dataset is opened"
@@ -97,14 +98,15 @@ def _train_of(stage: Stage, trial: SearchedTrial):
 
 def metrics_of(tuning: Tuning) -> dict[str, float]:
     """The numbers of a search by their name in MLflow."""
+    scores = [trial.score for trial in tuning.trials if trial.score is not None]
     metrics = {
         "tune/trials": float(len(tuning.trials)),
         "tune/pruned": float(sum(trial.state == "pruned" for trial in tuning.trials)),
         "tune/images": float(tuning.images),
-        "tune/best_searched_score": max(trial.score or 0.0 for trial in tuning.trials),
+        "tune/best_searched_score": max(scores, key=lambda score: goodness(score, tuning.metric)),
     }
-    if tuning.confirmed:
+    if tuning.confirmed and tuning.confirmed[0].mean is not None:
         metrics["tune/confirmed_score"] = tuning.confirmed[0].mean
-    if tuning.test is not None:
+    if tuning.test is not None and tuning.test.mean is not None:
         metrics[f"{tuning.test.split}/score"] = tuning.test.mean
     return metrics

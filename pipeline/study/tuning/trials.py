@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ from pipeline.driver import slots
 from pipeline.driver.early_end import EarlyEnd
 from pipeline.driver.lease import Lease
 from pipeline.driver.trial import run_trial
-from pipeline.report.comparison import Metric, TrialResult
+from pipeline.report.comparison import Objective, TrialResult
 from pipeline.report.learned import score_at, score_of
 from pipeline.report.names import Values, arm_name, short_name
+from pipeline.report.score_text import ScoreText
 from pipeline.report.tuning import EndedBy
 from pipeline.study.tuning.space import trial_settings
 from pipeline.tracking import Tracker
@@ -50,7 +52,7 @@ class Stage:
     parent: str
     lease: Lease
     at_once: int
-    metric: Metric
+    metric: Objective
 
     def train(
         self,
@@ -242,7 +244,7 @@ class OneTrial:
         metric = self._stage.metric
         if event.get("loss") is None or event.get("split") != self._settings.train.evaluate_on:
             return False
-        return self._report(event["epoch"], event[metric])
+        return self._report(event["epoch"], event["loss" if metric == "cross_entropy" else metric])
 
     def _report(self, epoch: float, score: float) -> bool:
         evaluation = round(epoch * self._settings.train.evaluations_per_epoch)
@@ -262,10 +264,10 @@ class OneTrial:
             if point.loss is not None and self._report(point.epoch, score_at(point, self._stage.metric)):
                 return self._pruned(result.run_id)
         facts = {"images": result.steps * self._settings.train.global_batch, "run_id": result.run_id}
-        if result.diverged:
+        score, unit = score_of(result, self._stage.metric), ScoreText(self._stage.metric)
+        if result.diverged or not math.isfinite(score):
             return Outcome("pruned", f"diverged after {result.steps} steps", facts={**facts, "diverged": True})
-        score = score_of(result, self._stage.metric)
-        return Outcome("complete", f"{self._stage.metric.replace('_', ' ')} {score:.2%}", score, facts)
+        return Outcome("complete", f"{unit.name} {unit.text(score)}", score, facts)
 
 
 def reached_limit(options: TuneSettings, trials: Sequence[SearchedTrial], seconds: float) -> EndedBy | None:
