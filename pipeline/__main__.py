@@ -237,7 +237,7 @@ def _print_path(folder: str, file: str) -> None:
 
 
 def _say(text: str) -> None:
-    console.print(mask(text), highlight=False, soft_wrap=True, markup=False)
+    console.print(mask(text), soft_wrap=True)
 
 
 def main(run: Callable[[], None] = app) -> None:

@@ -118,7 +118,7 @@ def _apply(tree: dotted.Tree, override: str) -> None:
     name, equals, text = override.partition("=")
     where = f"override {mask(override)!r}"
     if not equals or not name:
-        raise SettingsError(f"{where}: write section.key=value, for example train.epochs=3")
+        raise SettingsError(f"{where}: write the setting, an equals sign and its value, for example train.epochs=3")
     try:
         value = yaml_text.read(text, as_texts=f"{name}.".startswith("spark.conf."))
     except yaml.YAMLError:

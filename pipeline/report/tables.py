@@ -110,7 +110,7 @@ def certainty_columns() -> list[Column]:
         Column("over images alone", _ends("images_")),
         Column("p, after Holm", (Part("difference_p_adjusted", _p_value),)),
         Column("McNemar's p, first seed", (Part("difference_mcnemar_p", _p_value),)),
-        Column("best of the test evaluations*", _mean_and_std("best_accuracy")),
+        Column("best accuracy of any evaluation*", _mean_and_std("best_accuracy")),
     ]
 
 
