@@ -66,8 +66,8 @@ def _annotation(model: type[BaseModel], name: str) -> Any:
 def nearest(model: type[BaseModel], name: str) -> str:
     """Return the known name of a setting that is most like this one; empty where none is.
 
-    It is of the same section, or of another one that has a setting of just this name: ``train.learning_rate`` for
-    ``learning_rate``.
+    It is of the same section, or of another one that has a setting of just this name, ``train.learning_rate`` for
+    ``learning_rate``, or an outermost section, ``model`` for ``train.model``.
     """
     *sections, last = name.split(".")
     kind: Any = model
@@ -78,7 +78,7 @@ def nearest(model: type[BaseModel], name: str) -> str:
     near = difflib.get_close_matches(last, here, n=1, cutoff=0.4)
     if near and (not elsewhere or difflib.SequenceMatcher(None, last, near[0]).ratio() > 0.8):
         return ".".join([*sections, near[0]])
-    return min(elsewhere, key=lambda known: known.count("."), default="")
+    return last if last in model.model_fields else min(elsewhere, key=lambda known: known.count("."), default="")
 
 
 def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
