@@ -58,7 +58,8 @@ def history(tuning: Tuning) -> Drawing | None:
     )
     caption += _below(points)
     columns = ("setting", "value", "trial", "state", "score")
-    return Drawing("history", "History", caption, columns, points, (WIDTH, 3.3), partial(_paint_history, points=points))
+    paint = partial(_paint_history, points=points, metric=_metric(tuning))
+    return Drawing("history", "History", caption, columns, points, (WIDTH, 3.3), paint)
 
 
 def curves(tuning: Tuning) -> Drawing | None:
@@ -72,10 +73,8 @@ def curves(tuning: Tuning) -> Drawing | None:
     if not any(evaluation > 1 for _, _, evaluation, _ in rows):
         return None
     ended = sum(trial.state in ("pruned", "diverged") for trial in tuning.trials if trial.curve)
-    caption = (
-        f"On the {tuning.search_on} split. Grey, with a cross at the end: {ended} trials that were pruned or diverged."
-    )
-    caption += " In colour: the trial whose values were taken."
+    caption = f"On the {tuning.search_on} split. Grey, with a cross at the end: trials that were pruned or diverged "
+    caption += f"({ended}). In colour: the trial whose values were taken."
     columns, paint = ("trial", "state", "evaluation", "score"), partial(_paint_curves, tuning=tuning)
     return Drawing("curves", "Evaluations of each trial", caption, columns, rows, (WIDTH, 3.5), paint)
 
@@ -105,7 +104,7 @@ def slices(tuning: Tuning) -> Drawing | None:
     caption += _below(points)
     rows = -(-len(names) // _COLUMNS)
     columns = ("setting", "value", "trial", "state", "score")
-    paint = partial(_paint_slices, names=names, points=points, winner=tuning.winner)
+    paint = partial(_paint_slices, names=names, points=points, winner=tuning.winner, metric=_metric(tuning))
     return Drawing("slices", "Values of each setting", caption, columns, points, (WIDTH, 0.4 + 2.3 * rows), paint)
 
 
@@ -126,9 +125,13 @@ def norm_settings(tuning: Tuning) -> Drawing | None:
     caption = "Each dot is a trial where the setting applies: the lighter, the better; crosses ended early."
     columns = ("norm_setting", "norm_value", "setting", "value", "trial", "state", "score")
     size = (WIDTH, 0.5 + 2.0 * len(norms))
-    paint = partial(_paint_norms, norms=norms, beside=beside, trials=trials)
+    paint = partial(_paint_norms, norms=norms, beside=beside, trials=trials, metric=_metric(tuning))
     title = "Settings of the norms beside rates and batch sizes"
     return Drawing("norm_settings", title, caption, columns, rows, size, paint)
+
+
+def _metric(tuning: Tuning) -> str:
+    return tuning.metric.replace("_", " ")
 
 
 def _score(trial: TunedTrial) -> float | None:
@@ -174,7 +177,7 @@ def _limit(axes: Axes, scores: Sequence[float], floor: float) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
-def _paint_history(figure: Figure, points: Sequence[ScorePoint]) -> None:
+def _paint_history(figure: Figure, points: Sequence[ScorePoint], metric: str) -> None:
     axes, scores = figure.add_subplot(), [point.score for point in points]
     floor = _floor(scores)
     _draw_points(axes, [point.trial for point in points], points, floor)
@@ -187,7 +190,7 @@ def _paint_history(figure: Figure, points: Sequence[ScorePoint]) -> None:
         axes.step(*zip(*best, (last, best[-1][1]), strict=True), where="post", color=_BEST, linewidth=1.6)
     _limit(axes, scores, floor)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set(xlabel="trial", ylabel="score")
+    axes.set(xlabel="trial", ylabel=metric)
     _legend(figure, Line2D([], [], color=_BEST, label="best so far"))
 
 
@@ -212,7 +215,7 @@ def _paint_curves(figure: Figure, tuning: Tuning) -> None:
         axes.plot(xs[-1], ys[-1], "o" if is_complete else "x", color=color, markersize=4)
     _limit(axes, scores, floor)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set(xlabel="evaluation", ylabel="score")
+    axes.set(xlabel="evaluation", ylabel=_metric(tuning))
     _legend(figure, Line2D([], [], color=_BEST, linewidth=2.2, label=f"trial {tuning.winner}, taken"))
 
 
@@ -256,7 +259,7 @@ def _places(axes: Axes, values: Sequence[SettingValue], *, along: str = "x") -> 
     return numbers
 
 
-def _paint_slices(figure: Figure, names: Sequence[str], points: Sequence[ScorePoint], winner: int) -> None:
+def _paint_slices(figure: Figure, names: Sequence[str], points: Sequence[ScorePoint], winner: int, metric: str) -> None:
     rows = -(-len(names) // _COLUMNS)
     grid = list(figure.subplots(rows, min(_COLUMNS, len(names)), sharey=True, squeeze=False).flat)
     scores = [point.score for point in points]
@@ -271,12 +274,14 @@ def _paint_slices(figure: Figure, names: Sequence[str], points: Sequence[ScorePo
         _limit(axes, scores, floor)
         axes.set_title(setting_words(name), loc="left")
         if number % _COLUMNS == 0:
-            axes.set_ylabel("score")
+            axes.set_ylabel(metric)
     for axes in grid[len(names) :]:
         axes.set_visible(False)
 
 
-def _paint_norms(figure: Figure, norms: Sequence[str], beside: Sequence[str], trials: Sequence[TunedTrial]) -> None:
+def _paint_norms(
+    figure: Figure, norms: Sequence[str], beside: Sequence[str], trials: Sequence[TunedTrial], metric: str
+) -> None:
     grid = figure.subplots(len(norms), len(beside), squeeze=False)
     scores = [_score(trial) or 0.0 for trial in trials]
     floor, best = _floor(scores), max(scores)
@@ -296,4 +301,4 @@ def _paint_norms(figure: Figure, norms: Sequence[str], beside: Sequence[str], tr
             axes.set(xlabel=setting_words(other), ylabel=setting_words(norm))
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(floor, best), "viridis")
     bar = figure.colorbar(scale, ax=list(grid.flat), shrink=0.6, aspect=30, format=PercentFormatter(1))
-    bar.set_label("score")
+    bar.set_label(metric)
