@@ -135,7 +135,7 @@ def test_evaluations_below_the_axis_of_accuracies_are_triangles_at_its_edge():
     drawing, figure = drawing_of(comparison, "learning_curves"), Figure()
     drawing.paint(figure)
     (axes,) = figure.axes
-    triangles = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "^"]
+    triangles = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "v"]
     low = axes.get_ylim()[0]
     assert low > 0.1
     assert [[[1, low]]] * 2 == [points for points in triangles if points]
