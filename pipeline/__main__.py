@@ -68,7 +68,8 @@ def train(config: Config, override: Overrides = None) -> None:
 
     settings = load_settings(config, override or [], single_run=True)
     result = driver.train(_session(settings, "train.json"), settings)
-    state = "diverged" if result.diverged else f"best accuracy {result.best_accuracy:.2%}"
+    best = f"accuracy {result.final_accuracy:.2%} (the best of all evaluations was {result.best_accuracy:.2%})"
+    state = "diverged" if result.diverged else best
     _say(f"{driver.training_name(settings)}: {state} after {result.steps} steps; MLflow run {result.run_id}")
     for line in describe(result):
         _say(line)
