@@ -27,6 +27,8 @@ from pipeline.report.comparison import Comparison
 from pipeline.report.names import setting_words
 
 log = logging.getLogger("pipeline")
+# typer's exit code of a command that Ctrl-C has ended.
+INTERRUPTED = 130
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -241,6 +243,20 @@ def _say(text: str) -> None:
     console.print(mask(text), soft_wrap=True)
 
 
+def _is_no_interrupt(record: logging.LogRecord) -> bool:
+    """Whether a record is of anything but Ctrl-C.
+
+    py4j logs that with a traceback, and another one where pyspark's handler of it calls py4j within the call that it
+    interrupts.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "reentrant call" in str(error):
+            return False
+        error = error.__cause__ or error.__context__
+    return True
+
+
 def main(run: Callable[[], None] = app) -> None:
     """Run a command. Errors that we foresee, and Spark's own, are shown by their message; others keep their traceback.
 
@@ -248,8 +264,14 @@ def main(run: Callable[[], None] = app) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     mask_logs()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_no_interrupt)
     try:
         run()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            _say("stopped by Ctrl-C: give the same command again, and it goes on from what is saved")
+        raise
     except Exception as error:
         message = spark_error(error)
         if message is None and not isinstance(error, (ValueError, RuntimeError, OSError)):
