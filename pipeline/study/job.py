@@ -205,9 +205,9 @@ def _say_begin(arms: Sequence[Arm], searches: Sequence[ArmSearch], settings: Set
     searched = f"{tried} short trials or more to choose {chosen}, then " if tried else ""
     if skipped := [search.arm.name for search in searches if search.choice is not None]:
         tell([
-            f"{', '.join(skipped)}: no short trials choose {chosen}, since {options.search_budget:g} "
-            f"(compare.search_budget) of {len(options.first_seeds)} seeds x train.epochs holds none of "
-            f"{LEAST_STEPS} steps; the middle value is taken. Train for more epochs, or raise the budget"
+            f"{', '.join(skipped)}: no short trials choose {chosen}, since compare.search_budget, "
+            f"{options.search_budget:g} of seeds x epochs, leaves each fewer than {LEAST_STEPS} steps; the middle "
+            "value is taken. Train for more epochs, or raise the budget"
         ])  # fmt: skip
     console.print(
         f"{settings.name}: {len(arms)} arms x {seeds} seeds: {searched}{number} trials, {at_once} at once",

@@ -226,7 +226,10 @@ def test_where_the_budget_holds_no_rung_the_middle_is_taken_and_it_is_said(imbal
 
 
 def test_before_the_training_it_is_said_that_the_budget_holds_no_rung(imbalanced, tmp_path, capsys):
-    for budget, words, others in [(0.1, "batch: no short trials", "3 short"), (0.5, "3 short trials", "no short")]:
+    for budget, words, others in [
+        (0.1, "group: no short trials choose train.learning_rate", "3 short"),
+        (0.5, "3 short trials", "no short"),
+    ]:
         settings = study(imbalanced, tmp_path, search_budget=budget)
         _say_begin(arms_of(settings), searches_of(settings), settings, at_once=1)
         said = capsys.readouterr().err
