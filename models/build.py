@@ -117,7 +117,7 @@ def build_own(
                 raise NetworkError(path, str(error)) from error
             raise NetworkError(path, f"evaluation raised {described(error.__cause__ or error, path)}") from error
         network = swapped.network
-        remarks += [f"as they were: {by_reason(swapped.kept)}"] if swapped.kept else []
+        remarks += [f"norms that stay as they were: {by_reason(swapped.kept)}"] if swapped.kept else []
         remarks += [] if swapped.replaced else [f"nothing was replaced: {NOTHING_REPLACED}"]
     if not_joined := join_statistics_of_torch(network):
         remarks.append(f"each worker evaluates with running statistics of its own in {', '.join(not_joined)}")

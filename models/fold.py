@@ -162,7 +162,7 @@ class _Graph:
         source = calls[0].all_input_nodes[0]
         layer = self._modules.get(str(source.target)) if source.op == "call_module" else None
         if layer is None or type(layer) not in _EFFECTIVE_WEIGHT:
-            raise FoldError(f"it follows {self._describe(source)}, not a convolution or linear layer")
+            raise FoldError(f"it follows {self._describe(source)}, not a 2d convolution or linear layer")
         if len(source.users) > 1 or len(self._calls[layer]) > 1:
             raise FoldError(f"what {source.target} gives is used elsewhere, too")
         if len(layer.weight) != norm.channels:

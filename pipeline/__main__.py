@@ -27,6 +27,8 @@ from pipeline.report.comparison import Comparison
 from pipeline.report.names import setting_words
 
 log = logging.getLogger("pipeline")
+# typer's exit code of a command that Ctrl-C has ended.
+INTERRUPTED = 130
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -68,7 +70,8 @@ def train(config: Config, override: Overrides = None) -> None:
 
     settings = load_settings(config, override or [], single_run=True)
     result = driver.train(_session(settings, "train.json"), settings)
-    state = "diverged" if result.diverged else f"best accuracy {result.best_accuracy:.2%}"
+    best = f"accuracy {result.final_accuracy:.2%} (the best of all evaluations was {result.best_accuracy:.2%})"
+    state = "diverged" if result.diverged else best
     _say(f"{driver.training_name(settings)}: {state} after {result.steps} steps; MLflow run {result.run_id}")
     for line in describe(result):
         _say(line)
@@ -237,7 +240,21 @@ def _print_path(folder: str, file: str) -> None:
 
 
 def _say(text: str) -> None:
-    console.print(mask(text), highlight=False, soft_wrap=True, markup=False)
+    console.print(mask(text), soft_wrap=True)
+
+
+def _is_no_interrupt(record: logging.LogRecord) -> bool:
+    """Whether a record is of anything but Ctrl-C.
+
+    py4j logs that with a traceback, and another one where pyspark's handler of it calls py4j within the call that it
+    interrupts.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "reentrant call" in str(error):
+            return False
+        error = error.__cause__ or error.__context__
+    return True
 
 
 def main(run: Callable[[], None] = app) -> None:
@@ -247,8 +264,14 @@ def main(run: Callable[[], None] = app) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     mask_logs()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_no_interrupt)
     try:
         run()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            _say("stopped by Ctrl-C: give the same command again, and it goes on from what is saved")
+        raise
     except Exception as error:
         message = spark_error(error)
         if message is None and not isinstance(error, (ValueError, RuntimeError, OSError)):

@@ -5,12 +5,15 @@ tenth of the time.
 """
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import typer
 from small_data import CLASSES, make_images, write_idx, write_idx_folder
 
 from pipeline import __main__ as commands
@@ -180,6 +183,23 @@ def test_errors_of_spark_itself_are_one_line(spark, capsys):
     fails(lambda: spark.sql("SELECT 1 +"), "error: Spark: ", "[PARSE_SYNTAX_ERROR]")
     fails(lambda: spark.sparkContext._jvm.java.lang.Integer.parseInt("x"), 'error: Spark: For input string: "x"')
     fails(lambda: spark.sql("SELECT 1 / id FROM range(3)").collect(), "error: Spark: [DIVIDE_BY_ZERO]")
+
+
+@pytest.mark.spark
+def test_ctrl_c_while_spark_works_is_one_line(spark, capsys, caplog):
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(lambda: spark.range(1).mapInPandas(_wait, "id long").collect())
+    threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(SystemExit) as ended:
+        commands.main(lambda: app([]))
+    assert ended.value.code == 130
+    assert "stopped by Ctrl-C: give the same command again" in capsys.readouterr().err
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+def _wait(frames):
+    time.sleep(20)
+    yield from frames
 
 
 def test_spark_that_does_not_start(tmp_path):

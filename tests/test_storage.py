@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import socket
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -53,8 +54,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"No space left on device on {socket.gethostname()}: '{path}'") as raised:
         storage.publish(str(path), b"new")
+    assert raised.value.errno == 28
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

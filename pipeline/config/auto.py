@@ -45,9 +45,7 @@ def epochs_for(rows: int, batch_size: int) -> int:
 
 def is_undecided(settings: Settings) -> bool:
     """Whether a setting, or a value in the grid, is ``auto``."""
-    train, grid = settings.train, settings.compare.grid
-    values = [train.batch_size, train.epochs, train.warmup_epochs, *(v for name in NAMES for v in grid.get(name, ()))]
-    return AUTO in values
+    return any(_is_auto(settings, name) for name in NAMES)
 
 
 def resolve(settings: Settings, rows: int) -> Settings:
@@ -81,19 +79,28 @@ def resolve(settings: Settings, rows: int) -> Settings:
     return _checked(settings, tree, rows)
 
 
-def words(settings: Settings, rows: int) -> str:
-    """What ``auto`` stands for, as a sentence before training.
+def words(written: Settings, settings: Settings, rows: int) -> str:
+    """What ``auto`` stands for, as a sentence before training: the numbers that were not written, and no others.
 
     Parameters
     ----------
+    written : as the settings were before `resolve`
     settings : that `resolve` returned
     rows : of the training split
     """
     train = settings.train
-    return (
-        f"auto, for {rows:,} training images: batch size {train.global_batch}, {train.epochs} epochs, "
-        f"warm-up over {train.warmup_epochs:g} of them"
+    texts = (
+        f"batch size {train.global_batch}",
+        f"{train.epochs} epochs",
+        f"warm-up over {train.warmup_epochs:g} epochs",
     )
+    listed = ", ".join(text for name, text in zip(NAMES, texts, strict=True) if _is_auto(written, name))
+    return f"auto, for {rows:,} training images: {listed}"
+
+
+def _is_auto(settings: Settings, name: str) -> bool:
+    """Whether a setting of `NAMES`, or one of its values in the grid, is ``auto``."""
+    return AUTO in (getattr(settings.train, name.removeprefix("train.")), *settings.compare.grid.get(name, ()))
 
 
 def _checked(settings: Settings, tree: dotted.Tree, rows: int) -> Settings:

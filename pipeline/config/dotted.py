@@ -64,16 +64,30 @@ def _annotation(model: type[BaseModel], name: str) -> Any:
 
 
 def nearest(model: type[BaseModel], name: str) -> str:
-    """Return the known name of a setting that is most like this one, in the same section; empty where none is."""
+    """Return the known name of a setting that is most like this one; empty where none is.
+
+    It is of the same section, or of another one that has a setting of just this name, ``train.learning_rate`` for
+    ``learning_rate``, or an outermost section, ``model`` for ``train.model``.
+    """
     *sections, last = name.split(".")
     kind: Any = model
     for part in sections:
-        field = getattr(kind, "model_fields", {}).get(part)
-        if field is None:
-            return ""
-        kind = field.annotation
-    near = difflib.get_close_matches(last, getattr(kind, "model_fields", {}), n=1, cutoff=0.4)
-    return ".".join([*sections, near[0]]) if near else ""
+        kind = getattr(getattr(kind, "model_fields", {}).get(part), "annotation", None)
+    here = getattr(kind, "model_fields", {})
+    elsewhere = [known for known in _names(model) if known.rpartition(".")[2] == last]
+    near = difflib.get_close_matches(last, here, n=1, cutoff=0.4)
+    if near and (not elsewhere or difflib.SequenceMatcher(None, last, near[0]).ratio() > 0.8):
+        return ".".join([*sections, near[0]])
+    return last if last in model.model_fields else min(elsewhere, key=lambda known: known.count("."), default="")
+
+
+def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every setting."""
+    for key, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _names(field.annotation, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:

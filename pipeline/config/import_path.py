@@ -34,10 +34,11 @@ def _check(network: str) -> str:
         return network
     module, attribute = parts_of(network)
     if module.endswith(".py") or "/" in module:
-        name = module.removesuffix(".py").strip("./").replace("/", ".")
+        path = module if module.endswith(".py") else f"{module}.py"
+        name = path.rpartition("/")[2].removesuffix(".py")
         raise ValueError(
-            f"{network!r} names a file, and an import path names a module: write {name}:{attribute}, and let executors "
-            "import it by spark.py_files or an installed package"
+            f"{network!r} names a file, and an import path names a module: write model.network={name}:{attribute} and "
+            f"spark.py_files=[{path}], or name the module of an installed package"
         )
     if not all(part.isidentifier() for name in (module, attribute) for part in name.split(".")):
         raise ValueError(f"{network!r} is no import path: write module:function, such as mypackage.nets:build")

@@ -101,7 +101,8 @@ def _read_yaml(path: Path) -> dotted.Tree:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {_one_line(mask(str(error)))}") from None
     if not isinstance(tree, dict):
-        raise SettingsError(f"{path}: expected sections such as `name:` and `dataset:`, found {type(tree).__name__}")
+        found = "nothing" if tree is None else type(tree).__name__
+        raise SettingsError(f"{path}: expected sections such as `name:` and `dataset:`, found {found}")
     if isinstance(tree.get("spark"), dict) and isinstance(tree["spark"].get("conf"), dict):
         tree["spark"]["conf"] = texts["spark"]["conf"]
     _write_out(tree)
@@ -118,7 +119,7 @@ def _apply(tree: dotted.Tree, override: str) -> None:
     name, equals, text = override.partition("=")
     where = f"override {mask(override)!r}"
     if not equals or not name:
-        raise SettingsError(f"{where}: write section.key=value, for example train.epochs=3")
+        raise SettingsError(f"{where}: write the setting, an equals sign and its value, for example train.epochs=3")
     try:
         value = yaml_text.read(text, as_texts=f"{name}.".startswith("spark.conf."))
     except yaml.YAMLError:

@@ -172,7 +172,8 @@ class Settings(FrozenModel):
         section, _, rest = name.partition(".")
         if section not in VARIABLE or not rest or not dotted.is_setting(Settings, name):
             hint = dotted.nearest(Settings, name)
-            also = f"; did you mean {hint}?" if hint not in ("", name) else f": settings of {', '.join(VARIABLE)} can"
+            known = hint not in ("", name) and hint.partition(".")[0] in VARIABLE
+            also = f"; did you mean {hint}?" if known else f": settings of {', '.join(VARIABLE)} can"
             raise ValueError(f"{command} cannot vary {name!r}{also}")
 
     @property
@@ -241,17 +242,38 @@ def explain(error: ValidationError, where: object) -> str:
 
     Secrets are masked.
     """
-    return "\n".join(" ".join(mask(_explain(item, where)).split()) for item in error.errors())
+    of_setting: dict[str, list[Any]] = {}
+    for item in error.errors():
+        of_setting.setdefault(".".join(map(str, filter(_is_name, item["loc"]))), []).append(item)
+    return "\n".join(" ".join(mask(_explain(*entry, where)).split()) for entry in of_setting.items())
 
 
-def _explain(item: Any, where: object) -> str:
-    location = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        hint = dotted.nearest(Settings, location)
-        return f"{where}: unknown setting {location}" + (f"; did you mean {hint}?" if hint else "")
-    if item["type"] == "missing":
-        return f"{where}: setting {location} is missing"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return f"{where}: {location + ': ' if location else ''}{message}"
-    return f"{where}: {location}: {message}, got {masked(item['input'], location)!r}"
+def _is_name(part: int | str) -> bool:
+    """Whether a part of a location is of a setting, and not pydantic's name for one of the types that it may have."""
+    return str(part).partition("[")[0] not in ("literal", "tuple", "bool", "int", "float", "str")
+
+
+def _explain(name: str, items: list[Any], where: object) -> str:
+    """The line of one setting; it has several errors where it may be of several types and is of none."""
+    kind, given = items[0]["type"], items[0]["input"]
+    if kind == "extra_forbidden":
+        if hint := dotted.nearest(Settings, name):
+            return f"{where}: unknown setting {name}; did you mean {hint}?"
+        return f"{where}: unknown setting {name}; `sparknorm settings` with the same -c prints all that there are"
+    if kind == "missing":
+        few = f" in {masked(given, name)!r}" if isinstance(given, (list, tuple)) else ""
+        return f"{where}: setting {name} is missing{few}"
+    if kind == "value_error":
+        return f"{where}: {name + ': ' if name else ''}{items[0]['msg'].removeprefix('Value error, ')}"
+    expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
+    return f"{where}: {name}: Input should be {expected}, got {masked(given, name)!r}"
+
+
+def _expected(item: Any) -> str:
+    """What pydantic says a value should be, in the words of a YAML file."""
+    words = {
+        "tuple_type": "a list, such as [a, b]",
+        "dict_type": "a mapping, such as {a: b}",
+        "model_type": "a section",
+    }
+    return words.get(item["type"], item["msg"].removeprefix("Input should be "))

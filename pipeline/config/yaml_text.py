@@ -32,6 +32,18 @@ _MOST_DIGITS = 400
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
 
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping has each key once; of two, PyYAML alone would take the last without a word."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        marks: dict[tuple[str, str], yaml.Mark] = {}
+        for key, _ in node.value:
+            name, mark = (key.tag, str(key.value)), key.start_mark
+            if name in marks:
+                twice = f"{key.value!r} stands twice in one section, in line {marks[name].line + 1} and again"
+                raise yaml.composer.ComposerError(None, None, twice, mark)
+            marks[name] = mark
+        return node
+
 
 class _TextLoader(_Loader):
     """A loader whose scalars are all texts, as they are written: ``3.10`` stays ``3.10``."""
@@ -68,7 +80,7 @@ def read(text: str, *, as_texts: bool = False) -> Any:
     Raises
     ------
     yaml.YAMLError
-        The text is not YAML.
+        The text is not YAML, or has a key twice in one mapping.
     """
     return yaml.load(text, Loader=_TextLoader if as_texts else _Loader)  # both are SafeLoaders
 

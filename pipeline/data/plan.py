@@ -119,7 +119,8 @@ def plan_epoch(
     lane_rows, lane_batch = total // lanes, batch_size // lanes
     steps = lane_rows // lane_batch
     if steps < 1:
-        raise ValueError(f"batch_size {batch_size} is larger than the split: {total} rows in {lanes} lanes")
+        fits = f"a batch_size of at most {lane_rows * lanes}" if lane_rows else "fewer lanes"
+        raise ValueError(f"batch_size {batch_size} is larger than the split: {total} rows in {lanes} lanes; use {fits}")
     order = np.random.default_rng([_GROUPS, seed, epoch]).permutation(len(group_rows))
     ends = np.cumsum(lengths[order])
     return EpochPlan(

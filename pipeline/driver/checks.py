@@ -39,15 +39,15 @@ def open_dataset(settings: Settings) -> tuple[Settings, Manifest]:
     if not auto.is_undecided(settings):
         return settings, manifest
     rows = manifest.split("train").rows
-    settings = auto.resolve(settings, rows)
-    tell([auto.words(settings, rows)])
-    return settings, manifest
+    resolved = auto.resolve(settings, rows)
+    tell([auto.words(settings, resolved, rows)])
+    return resolved, manifest
 
 
 def tell(sentences: Iterable[str]) -> None:
     """Show sentences that a person should read before training."""
     for sentence in sentences:
-        console.print(f"note: {sentence}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"note: {sentence}", soft_wrap=True)
 
 
 def check_trial(spark: SparkSession, settings: Settings, manifest: Manifest | None = None) -> Manifest:

@@ -152,8 +152,10 @@ def _difference(trial: ConfirmedTrial, unit: ScoreText) -> str:
     found, diverged = trial.difference, sum(run.diverged for run in trial.runs)
     fallen = f", diverged with {diverged} of {len(trial.runs)} seeds" if diverged else ""
     if found is None:
-        return f"not known{fallen}"
-    ends = ""
+        return f"not known, since with no seed both have learned{fallen}"
+    ends, seeds = "", ""
+    if found.n < len(trial.runs):
+        seeds = f" over {found.n} of {len(trial.runs)} seeds, with which both have learned"
     if found.low is not None and found.high is not None:
         ends = f" [{unit.difference(found.low)}, {unit.difference(found.high)}]"
-    return f"{unit.difference(found.mean)} {unit.points}{ends}{fallen}"
+    return f"{unit.difference(found.mean)} {unit.points}{ends}{seeds}{fallen}"

@@ -27,7 +27,7 @@ def render(comparison: Comparison) -> str:
         compared=_compared(comparison),
         words={arm.arm: arm.words for arm in comparison.arms},
         arms=tables.table_of(comparison.arms, tables.arm_columns(comparison)),
-        certainty=tables.table_of(comparison.arms, tables.certainty_columns()),
+        certainty=tables.table_of(comparison.arms, tables.certainty_columns(comparison)),
         scores=tables.table_of(comparison.arms, tables.score_columns()),
         costs=tables.table_of(comparison.arms, tables.cost_columns(comparison)),
         runs=tables.table_of(comparison.runs, tables.run_columns(comparison)),

@@ -62,6 +62,8 @@ def stable_rates(comparison: Comparison, *, few: bool) -> list[VerdictSentence]:
     if LEARNING_RATE not in comparison.tuned or len(comparison.grid[LEARNING_RATE]) < 2:
         return []
     arms = comparison.arms
+    if not any(_was_searched(arm) for arm in arms):
+        return []
     setting = None if few else group_setting([arm.values for arm in arms])
     if setting:
         phrases = [
@@ -76,6 +78,11 @@ def stable_rates(comparison: Comparison, *, few: bool) -> list[VerdictSentence]:
     return [sentence(comparison, "stable-rates", text, evidence)]
 
 
+def _was_searched(arm: ArmSummary) -> bool:
+    """Whether more than one rate was tried: a search without a budget takes one, which says nothing of the others."""
+    return arm.search_undecided != "no_budget"
+
+
 def groups(arms: Sequence[ArmSummary], setting: str) -> list[list[ArmSummary]]:
     """The arms by their value of a setting."""
     return list(by(arms, lambda arm: repr(arm.values[setting])).values())
@@ -83,6 +90,8 @@ def groups(arms: Sequence[ArmSummary], setting: str) -> list[list[ArmSummary]]:
 
 def _rate(arm: ArmSummary) -> str:
     rate = arm.highest_stable_rate
+    if not _was_searched(arm):
+        return "not tried"
     return "none" if rate is None else f"{'at least ' if arm.highest_stable_is_bound else ''}{rate:g}"
 
 

@@ -102,7 +102,7 @@ def arm_columns(comparison: Comparison) -> list[Column]:
     return _without_sizes(columns, comparison)
 
 
-def certainty_columns() -> list[Column]:
+def certainty_columns(comparison: Comparison) -> list[Column]:
     """What the interval of a difference is made of, tests, and figures that nothing is computed from."""
     return [
         Column("95% interval over", (Part("difference_covers", "{}"),)),
@@ -110,7 +110,7 @@ def certainty_columns() -> list[Column]:
         Column("over images alone", _ends("images_")),
         Column("p, after Holm", (Part("difference_p_adjusted", _p_value),)),
         Column("McNemar's p, first seed", (Part("difference_mcnemar_p", _p_value),)),
-        Column("best of the test evaluations*", _mean_and_std("best_accuracy")),
+        Column(f"best of the {comparison.evaluated_on} evaluations*", _mean_and_std("best_accuracy")),
     ]
 
 

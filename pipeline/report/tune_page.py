@@ -38,7 +38,7 @@ def render(tuning: Tuning) -> str:
             confirmed=[_confirmed(tuning, number) for number in range(len(tuning.confirmed))],
             seeds=[run.seed for run in tuning.confirmed[0].runs] if tuning.confirmed else [],
             confirmed_headings=["in the search", "mean", *_seed_headings(tuning), f"against the winner, {unit.points}"],
-            trial_headings=["state", "score", "images", *shown],
+            trial_headings=["state", unit.name, "images", *shown],
             trials=[_trial(tuning, number) for number in range(len(tuning.trials))],
             states=_states(tuning),
             figures=figures_of(tuning),

@@ -107,8 +107,8 @@ def _why(comparison: Comparison, arm: ArmSummary, run: ComparedRun, choice: str)
     grade = f"; against the baseline: {arm.grade}" if arm.grade and arm.arm != comparison.baseline else ""
     return (
         f"The best arm of comparison {comparison.name} by mean {metric} on {comparison.evaluated_on}, {arm.words} "
-        f"({100 * arm.score_mean:.2f}% over {arm.healthy} seeds{grade}); of its seeds {which}, seed {run.seed} with "
-        f"{100 * run.score:.2f}%."
+        f"({100 * arm.score_mean:.2f}% over {arm.healthy} of {arm.n} seeds{grade}); of its seeds {which}, "
+        f"seed {run.seed} with {100 * run.score:.2f}%."
     )
 
 

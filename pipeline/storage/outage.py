@@ -27,6 +27,8 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
 _ABOUT_THE_FILE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _FINAL_NUMBERS = {errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ELOOP,
                   errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # fmt: skip
+# A write that finds the disk full does not say which.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 # S3's words for "who are you?", which drivers give out as "you may not": new credentials may be on their way.
 _ABOUT_CREDENTIALS = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken",
                       "InvalidAccessKeyId", "InvalidSecurity", "SignatureDoesNotMatch",
@@ -131,4 +133,6 @@ def _with_name(error: Exception, path: str) -> Exception:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     if type(error) is PermissionError and error.filename is None:
         return PermissionError(errno.EACCES, str(error), path)
+    if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+        return OSError(error.errno, f"{os.strerror(error.errno)} on {socket.gethostname()}", path)
     return error

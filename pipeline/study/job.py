@@ -27,6 +27,7 @@ from pipeline.report.figures.study import figures_of
 from pipeline.report.names import Values
 from pipeline.report.page import render
 from pipeline.study.arms import Arm, arms_of, candidates_of, with_final_network
+from pipeline.study.rung_plan import LEAST_STEPS
 from pipeline.study.same_arms import check_same_arms
 from pipeline.study.search import ArmSearch, run_search
 from pipeline.study.seeds import run_seeds
@@ -200,15 +201,21 @@ def _say_begin(arms: Sequence[Arm], searches: Sequence[ArmSearch], settings: Set
     number, seeds = f"{least}", f"{len(options.first_seeds)}"
     if options.seeds == "auto":
         number, seeds = f"{number} to {most}", f"{seeds} to {len(options.all_seeds)}"
-    tried = sum(len(search.candidates) for search in searches)
-    searched = f"{tried} short trials or more to choose {', '.join(settings.compare.tune)}, then " if searches else ""
+    tried, chosen = sum(len(search.next_trials()) for search in searches), ", ".join(settings.compare.tune)
+    searched = f"{tried} short trials or more to choose {chosen}, then " if tried else ""
+    if skipped := [search.arm.name for search in searches if search.choice is not None]:
+        tell([
+            f"{', '.join(skipped)}: no short trials choose {chosen}, since compare.search_budget, "
+            f"{options.search_budget:g} of seeds x epochs, leaves each fewer than {LEAST_STEPS} steps; the middle "
+            "value is taken. Train for more epochs, or raise the budget"
+        ])  # fmt: skip
     console.print(
         f"{settings.name}: {len(arms)} arms x {seeds} seeds: {searched}{number} trials, {at_once} at once",
-        highlight=False, soft_wrap=True, markup=False,
+        soft_wrap=True,
     )  # fmt: skip
 
 
 def _say_end(name: str, result: TrialResult) -> None:
     state = "diverged" if result.diverged else f"accuracy {result.final_accuracy:.2%}"
     speed = f", {result.images_per_second:,.0f} images/s" if result.images_per_second else ""
-    console.print(f"{name}: {state} after {result.steps} steps{speed}", highlight=False, markup=False)
+    console.print(f"{name}: {state} after {result.steps} steps{speed}")

@@ -59,4 +59,4 @@ def run_seeds(
 
 def _say(names: Sequence[str], seed: int) -> None:
     text = f"after {seed} seeds not certain yet: {', '.join(names)}; one more seed"
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, soft_wrap=True)

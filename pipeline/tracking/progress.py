@@ -93,7 +93,7 @@ class TrainingBar:
         if attempt > 1 or step > 0:
             detail = f"attempt {attempt}, from step {step}"
             self._bar.update(self._task, completed=step, total=self._total, detail=detail)
-            console.print(f"{self._title}: {detail}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{self._title}: {detail}", soft_wrap=True)
 
     def _update(self, event: Event) -> None:
         first_time, first_step = self._first or (event["time"], event["step"])
@@ -107,6 +107,5 @@ class TrainingBar:
             left = seconds / steps * (self._total - event["step"]) if steps else 0
             console.print(
                 f"{self._title}: step {event['step']}/{self._total}, {detail}, {left:.0f} s left",
-                highlight=False,
                 soft_wrap=True,
             )

@@ -56,9 +56,18 @@ def test_settings_get_the_numbers():
     assert not is_undecided(settings)
     assert settings.compare == load("train.lanes=8").compare
     assert resolve(settings, 10) == settings
-    assert words(settings, 3_040) == (
-        "auto, for 3,040 training images: batch size 32, 20 epochs, warm-up over 1 of them"
+    assert words(load(), settings, 3_040) == (
+        "auto, for 3,040 training images: batch size 32, 20 epochs, warm-up over 1 epochs"
     )
+
+
+def test_what_was_written_is_not_said_to_be_auto():
+    written = load("train.epochs=3", "train.batch_size=64")
+    assert words(written, resolve(written, 1_000), 1_000) == (
+        "auto, for 1,000 training images: warm-up over 0.15 epochs"
+    )
+    written = load("train.epochs=3", "train.warmup_epochs=0", "train.batch_size=[64, auto]")
+    assert words(written, resolve(written, 1_000), 1_000) == "auto, for 1,000 training images: batch size 64"
 
 
 def test_what_is_set_stays_and_decides_the_rest():

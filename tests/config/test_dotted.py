@@ -24,9 +24,11 @@ def test_only_single_values_are_settings(name, known):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("train.epocs", "train.epochs"), ("trian", "train"), ("train.augment.flp", "train.augment.flip"),
-     ("train.zzzz", ""), ("nothing.like.it", ""), ("train.epochs.x", "")],
+     ("train.zzzz", ""), ("nothing.like.it", ""), ("train.epochs.x", ""), ("learning_rate", "train.learning_rate"),
+     ("train.norm", "model.norm"), ("path", "dataset.path"), ("augment.flip", "train.augment.flip"),
+     ("train.model", "model")],
 )  # fmt: skip
-def test_the_nearest_name_is_of_the_same_section(name, hint):
+def test_the_nearest_name_is_of_the_same_section_or_the_same_in_another(name, hint):
     assert nearest(Settings, name) == hint
 
 

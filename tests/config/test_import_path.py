@@ -42,12 +42,16 @@ def test_networks_of_ours_get_no_options():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["model.network=nets.py:build"], "'nets.py:build' names a file, .*: write nets:build"),
-        (["model.network=src/nets.py:build"], "write src.nets:build"),
+        (
+            ["model.network=nets.py:build"],
+            r"names a file, .*: write model.network=nets:build and spark.py_files=\[nets.py\]",
+        ),
+        (["model.network=src/nets.py:build"], r"write model.network=nets:build and spark.py_files=\[src/nets.py\]"),
+        (["model.network=/tmp/nets.py:build"], r"write model.network=nets:build and spark.py_files=\[/tmp/nets.py\]"),
         (["model.network=a-b:build"], "'a-b:build' is no import path: write module:function"),
         (["model.network='nets:'"], "'nets:' is no import path"),
         (["model.options.width=8"], "model.options is for a network of your own, and model.network is cnn"),
-        ([OWN, "model.options=8"], "model.options: Input should be a valid dictionary, got 8"),
+        ([OWN, "model.options=8"], "model.options: Input should be a mapping, such as .*, got 8"),
         ([OWN, "model.depth=[2, 3]"], "compare cannot vary model.depth, which mypackage.nets:build does not get: vary"),
         (["model.network=[cnn, a:b]", "compare.grid.model.options.x=[1]"], "model.network=cnn.*: model.options is for"),
     ],

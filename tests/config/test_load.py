@@ -35,13 +35,24 @@ def test_overrides_reach_every_level():
         ("compare.grid.dataset.path=[a]", ["cannot vary 'dataset.path'", "model, train, reader, workers"]),
         ("compare.grid.train.augment=[1]", ["cannot vary 'train.augment'"]),
         ("compare.tune=[train.rate]", ["cannot vary 'train.rate'"]),
-        ("compare.grid=3", ["compare.grid", "dictionary"]),
+        ("compare.grid=3", ["compare.grid", "a mapping", "got 3"]),
         ("train.seed=[1, 2]", ["train.seed cannot vary", "compare.seeds"]),
         ("model.norm=[group, group]", ["model.norm lists a value twice"]),
         ("workers.count=[1, 3]", ["workers.count=3", "does not divide train.lanes 16"]),
         ("compare.seeds=[1, 1]", ["seeds", "twice"]),
         ("dataset.source.kind=idx", ["kind: idx needs", "classes"]),
-        ("epochs", ["write section.key=value"]),
+        ("epochs", ["override 'epochs': write the setting, an equals sign and its value"]),
+        ("learning_rate=0.1", ["unknown setting learning_rate; did you mean train.learning_rate?"]),
+        ("train.lr=0.1", ["unknown setting train.lr; `sparknorm settings`"]),
+        ("compare.seeds=3", ["compare.seeds: Input should be 'auto' or a list, such as [a, b], got 3"]),
+        ("dataset.image.shape=64", ["dataset.image.shape: Input should be a list, such as [a, b], got 64"]),
+        ("dataset.image.shape=[3, 64]", ["setting dataset.image.shape.2 is missing in [3, 64]"]),
+        ("model=resnet", ["model: Input should be a section, got 'resnet'"]),
+        (
+            "train.augment.flip=ja",
+            ["train.augment.flip: Input should be a valid boolean", "or 'alternating', got 'ja'"],
+        ),
+        ("compare.grid.path=[a]", ["compare cannot vary 'path': settings of model, train"]),
         ("name.first=x", ["name is a value, not a section"]),
     ],
 )
@@ -137,7 +148,7 @@ def test_values_of_the_grid_take_the_place_of_a_list_in_the_settings_own(tmp_pat
     one_more = load_settings(study, ["compare.grid.model.depth=[2, 4]"])
     assert one_more.compare.grid == {"model.depth": (2, 4), "model.norm": ("none", "batch")}
     assert load_settings(study, ["compare.grid.model.norm=[group]", "model.norm=batch"]).compare.grid == {}
-    with pytest.raises(SettingsError, match=r"compare.grid.model.norm: .* valid tuple, got 'batch'"):
+    with pytest.raises(SettingsError, match=r"compare.grid.model.norm: .* a list, such as .*, got 'batch'"):
         load_settings(study, ["compare.grid.model.norm=batch"])
 
 

@@ -45,3 +45,21 @@ def test_what_is_no_yaml_is_an_error():
         read("[1, 2")
     with pytest.raises(yaml.YAMLError):
         read("!!python/object/apply:os.getcwd []")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train:\n  rate: 0.1\n  seed: 1\n  rate: 0.2\n", "'rate' stands twice in one section, in line 2 and again"),
+        ("train: {rate: 0.1}\nname: a\ntrain: {seed: 1}\n", "'train' stands twice in one section, in line 1 and again"),
+    ],
+)
+def test_a_setting_that_stands_twice_is_an_error(text, words):
+    for as_texts in (False, True):
+        with pytest.raises(yaml.YAMLError, match=words):
+            read(text, as_texts=as_texts)
+
+
+def test_a_merged_mapping_may_say_otherwise_what_it_merges():
+    text = "a: &a {rate: 1, seed: 1}\nb: &b {<<: *a, rate: 2}\nc: {<<: *b, rate: 3}\n1: x\n'1': y\n"
+    assert read(text)["c"] == {"rate": 3, "seed": 1}

@@ -99,7 +99,9 @@ def test_workers_that_do_not_divide_the_lanes(world_size):
 
 
 def test_a_batch_larger_than_the_split():
-    with pytest.raises(ValueError, match="batch_size 64 is larger than the split: 40 rows in 16 lanes"):
+    with pytest.raises(
+        ValueError, match="batch_size 64 is larger than the split: 40 rows in 16 lanes; use a batch_size of at most 32"
+    ):
         make(np.array([20, 20]), 16, 64, 2)
 
 

@@ -202,7 +202,7 @@ def test_numbers_as_labels_are_classes_in_their_order(spark, tmp_path):
 
 
 def test_a_folder_without_images_is_an_error(spark, tmp_path):
-    with pytest.raises(SourceError, match="nowhere: no such folder"):
+    with pytest.raises(SourceError, match=r"source.path .*nowhere: no such folder"):
         opened(spark, tmp_path / "nowhere")
     (tmp_path / "empty" / "cat").mkdir(parents=True)
     (tmp_path / "empty" / "cat" / "a.gif").touch()
@@ -211,7 +211,9 @@ def test_a_folder_without_images_is_an_error(spark, tmp_path):
     ):
         opened(spark, tmp_path / "empty")
     write_picture(tmp_path / "empty" / "a.png", 1)
-    with pytest.raises(SourceError, match="no image has a label; put each class into a folder of its own"):
+    with pytest.raises(
+        SourceError, match=r"no image has a label; put each class into a folder of its own, or set source.labels"
+    ):
         opened(spark, tmp_path / "empty")
 
 

@@ -25,7 +25,7 @@ WHOLE = {
     "bottleneck": {"network": "resnet", "block": "bottleneck", "depth": 11},
 }
 DEPTHS = {"cnn": 4, "resnet": 8, "wide_resnet": 10}
-FOLLOWS = "it follows {}, not a convolution or linear layer"
+FOLLOWS = "it follows {}, not a 2d convolution or linear layer"
 
 
 def make(network, norm, **settings):

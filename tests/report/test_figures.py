@@ -5,6 +5,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from small_comparisons import CLASSES, comparison_of, many_arms, with_arms, with_runs
 
@@ -118,6 +119,28 @@ def test_curves_are_means_over_seeds_between_the_worst_and_the_best():
         assert (record["accuracy_min"], record["accuracy_max"]) == (min(accuracies), max(accuracies))
     base = [run.final_accuracy for run in comparison.runs if run.arm == "none"]
     assert math.isclose(found[0]["target_mean"], sum(base) / 3)
+
+
+def test_evaluations_below_the_axis_of_accuracies_are_triangles_at_its_edge():
+    def from_first(accuracy):
+        def curve(run):
+            return tuple(
+                point.model_copy(update={"step": step, "accuracy": accuracy if step == 1 else 0.8})
+                for step, point in enumerate(run.curve * 3, start=1)
+            )
+
+        return with_runs(comparison_of(), curve=curve, train_loss=lambda run: run.train_loss * 3)
+
+    comparison = from_first(0.1)
+    drawing, figure = drawing_of(comparison, "learning_curves"), Figure()
+    drawing.paint(figure)
+    (axes,) = figure.axes
+    triangles = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "v"]
+    low = axes.get_ylim()[0]
+    assert low > 0.1
+    assert [[[1, low]]] * 2 == [points for points in triangles if points]
+    assert "Triangles at the lower edge" in drawing.caption
+    assert "Triangles" not in drawing_of(from_first(0.8), "learning_curves").caption
 
 
 def test_curves_of_steps_of_different_size_are_over_images():

@@ -207,3 +207,9 @@ def test_trials_of_a_search_say_their_seeds_where_these_differ():
     page = render(comparison.model_copy(update={"search": (*comparison.search, again)}))
     assert "1001" in page
     assert "1001" not in render(comparison)
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_the_page_names_the_split_that_was_evaluated(split):
+    page = Page(render(comparison_of().model_copy(update={"evaluated_on": split})))
+    assert f"best of the {split} evaluations*" in page.text

@@ -61,6 +61,17 @@ def test_a_trial_that_diverges_with_a_seed_does_not_win_and_it_is_said(tuning):
     assert "diverged with 1 of 3 seeds" in text
 
 
+def test_of_how_many_seeds_a_difference_is_stands_beside_it(tuning):
+    winner, second, third, *_ = tuning.confirmed
+    second = second.model_copy(update={"difference": second.difference.model_copy(update={"n": 1, "p_adjusted": 1.0})})
+    third = third.model_copy(update={"difference": None})
+    text = " ".join(verdict_of(tuning.model_copy(update={"confirmed": (winner, second, third)})))
+    assert re.search(
+        r"points \[.*\] over 1 of 3 seeds, with which both have learned; not known, since with no seed", text
+    )
+    assert "over 3 of 3" not in " ".join(tuning.verdict)
+
+
 def test_without_a_confirmation_nothing_is_said_of_the_test_split():
     text = " ".join(tuning_of(confirm=0).verdict)
     assert "was not confirmed with other seeds" in text

@@ -249,6 +249,15 @@ def test_why_a_search_could_not_decide_is_said(why, words):
     assert words in verdict(with_arms(comparison_of(), {}, {"search_undecided": why}))[0].text
 
 
+def test_of_rates_that_were_not_tried_none_is_called_stable():
+    untried = {"search_undecided": "no_budget", "highest_stable_rate": None}
+    text = " ".join(texts(with_arms(comparison_of(), untried, untried)))
+    assert "no trials" in text
+    assert "stable" not in text
+    one = " ".join(texts(with_arms(comparison_of(), untried, {})))
+    assert "Highest stable learning rate of those tried: not tried for no normalization; at least 0.5 for batch" in one
+
+
 def test_an_arm_alone_has_nothing_to_be_compared_with():
     lines = texts(comparison_of({}, seeds=1, rates=(0.1,), gradient_norms=False))
     assert len(lines) == 1

@@ -16,6 +16,7 @@ from pipeline.report.comparison import Comparison, StudyRun
 from pipeline.report.page import render
 from pipeline.study.arms import arms_of, candidates_of, with_final_network
 from pipeline.study.candidates import value_beyond
+from pipeline.study.job import _say_begin
 from pipeline.study.rung_plan import LEAST_STEPS, plan_rungs
 from pipeline.study.rung_scores import units_of
 from pipeline.study.search import ArmSearch, run_search
@@ -222,6 +223,18 @@ def test_where_the_budget_holds_no_rung_the_middle_is_taken_and_it_is_said(imbal
     assert search.next_trials() == []
     assert (search.tuned, search.choice.undecided) == ({"train.learning_rate": 0.1}, "no_budget")
     assert (search.images, search.trials(), len(search.tied)) == (0, [], 3)
+
+
+def test_before_the_training_it_is_said_that_the_budget_holds_no_rung(imbalanced, tmp_path, capsys):
+    for budget, words, others in [
+        (0.1, "group: no short trials choose train.learning_rate", "3 short"),
+        (0.5, "3 short trials", "no short"),
+    ]:
+        settings = study(imbalanced, tmp_path, search_budget=budget)
+        _say_begin(arms_of(settings), searches_of(settings), settings, at_once=1)
+        said = capsys.readouterr().err
+        assert words in said
+        assert others not in said
 
 
 def test_settings_that_a_search_sets_cannot_be_tuned():

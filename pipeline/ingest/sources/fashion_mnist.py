@@ -171,4 +171,4 @@ def _from_public_address(folder: Path) -> None:
 def _say(text: str) -> None:
     from pipeline.console import console  # executors import this file, and have no rich
 
-    console.print(text, highlight=False)
+    console.print(text)

@@ -74,7 +74,9 @@ def open_folder(
     _check(found, root, settings, others)
     classes = sorted_classes(found.labels) if known is None else known
     if labelled and not classes:
-        raise SourceError(f"{root}: no image has a label; put each class into a folder of its own, or set `labels`")
+        raise SourceError(
+            f"source.path {root}: no image has a label; put each class into a folder of its own, or set source.labels"
+        )
     numbered = items.withColumn("label", class_number(F.col("label_name"), classes)).select(
         "id", "split", "label", "path", "size", "problem"
     )
@@ -191,7 +193,7 @@ def _rows(found: _Summary, settings: SourceSettings) -> dict[str, int]:
 def _list(spark: SparkSession, root: str) -> tuple[DataFrame, bool]:
     """All files below the folder, whatever their names, as `list_files` gives them."""
     if not storage.is_folder(root):
-        raise SourceError(f"{root}: no such folder")
+        raise SourceError(f"source.path {root}: no such folder")
     return list_files(spark, root)
 
 

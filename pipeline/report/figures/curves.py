@@ -51,6 +51,9 @@ def learning_curves(comparison: Comparison) -> Drawing | None:
     goal = f"the final {metric} of {comparison.baseline_arm.words}" if given is None else "the target"
     seeds = "Mean over seeds, the band from the worst to the best of them. " if comparison.seeds > 1 else ""
     caption = f"{seeds}Dashed: {goal}{', mean over seeds' if seeds and given is None else ''}."
+    low = _accuracy_limits(points, target)[0] if points else 0.0
+    if any(point.mean < low for point in points):
+        caption += " Triangles at the lower edge stand for evaluations below it, mostly the first ones."
     title = f"{capital(metric)} on the {comparison.evaluated_on} split"
     return _curves(comparison, "learning_curves", title, caption, comparison.metric, points, target)
 
@@ -115,7 +118,8 @@ def _paint(
     if target is None:
         _limit_losses(first, points)
     else:
-        _limit_accuracies(first, points, target)
+        first.set_ylim(*_accuracy_limits(points, target))
+        first.yaxis.set_major_formatter(PercentFormatter(1))
     for arm, curve in by(points, lambda point: point.arm).items():
         _draw_curve(grid[styles[arm].panel], curve, styles[arm], first.get_ylim())
     more = []
@@ -136,23 +140,24 @@ def _draw_curve(axes: Axes, curve: list[CurvePoint], style: LineStyle, limits: t
     at = [point.at for point in curve]
     axes.plot(at, [point.mean for point in curve], color=style.color, linestyle=style.dash, marker=style.marker,
               markersize=3, linewidth=1.6, markevery=-(-len(at) // _MOST_MARKERS))  # fmt: skip
+    low, high = limits
+    below = [point.at for point in curve if point.mean < low]
+    axes.plot(below, [low] * len(below), "v", color=style.color, markersize=6, clip_on=False)
     if max(point.n for point in curve) > 1:
         least, most = [point.least for point in curve], [point.most for point in curve]
         axes.fill_between(at, least, most, color=style.color, alpha=0.2, linewidth=0)
     if curve[-1].diverged:
-        low, high = limits
         axes.plot(at[-1], min(max(curve[-1].mean, low), high), "x", color=style.color, markersize=10,
                   markeredgewidth=2, clip_on=False)  # fmt: skip
 
 
 # Limits leave room for what matters: a run that diverged, or the first points of a curve, may be far from the rest.
-def _limit_accuracies(axes: Axes, points: list[CurvePoint], target: float) -> None:
+def _accuracy_limits(points: list[CurvePoint], target: float) -> tuple[float, float]:
     shown = [point for point in points if not point.diverged] or points
     means = sorted(point.mean for point in shown)
     lowest_end = min(curve[-1].least for curve in by(shown, lambda point: point.arm).values())
     low, most = min(means[len(means) // 10], lowest_end, target), max(point.most for point in shown)
-    axes.set_ylim(max(0.0, low - 0.02), min(1.0, max(most, target) + 0.01))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    return max(0.0, low - 0.02), min(1.0, max(most, target) + 0.01)
 
 
 def _limit_losses(axes: Axes, points: list[CurvePoint]) -> None:

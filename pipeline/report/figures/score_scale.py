@@ -46,7 +46,8 @@ class ScoreScale:
 
     @property
     def name(self) -> str:
-        return "score" if self._unit.is_share else "cross-entropy"
+        """``balanced accuracy``"""
+        return self._unit.name
 
     @property
     def format(self) -> Formatter:

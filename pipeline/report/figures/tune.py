@@ -74,10 +74,8 @@ def curves(tuning: Tuning) -> Drawing | None:
     if not any(evaluation > 1 for _, _, evaluation, _ in rows):
         return None
     ended = sum(trial.state in ("pruned", "diverged") for trial in tuning.trials if trial.curve)
-    caption = (
-        f"On the {tuning.search_on} split. Grey, with a cross at the end: {ended} trials that were pruned or diverged."
-    )
-    caption += " In colour: the trial whose values were taken."
+    caption = f"On the {tuning.search_on} split. Grey, with a cross at the end: trials that were pruned or diverged "
+    caption += f"({ended}). In colour: the trial whose values were taken."
     columns, paint = ("trial", "state", "evaluation", "score"), partial(_paint_curves, tuning=tuning)
     return Drawing("curves", "Evaluations of each trial", caption, columns, rows, (WIDTH, 3.5), paint)
 

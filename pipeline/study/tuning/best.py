@@ -89,4 +89,4 @@ def _train(stage: Stage, trial: SearchedTrial, seed: int, tests: bool, slot: slo
 
 
 def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, soft_wrap=True)

@@ -215,5 +215,5 @@ def _say_begin(stage: Stage, search: Search) -> None:
     console.print(
         f"{stage.settings.name}: {goes_on}{options.sampler} over {', '.join(options.space)}, pruner {options.pruner}, "
         f"until {until}, {stage.at_once} at once",
-        highlight=False, soft_wrap=True, markup=False,
+        soft_wrap=True,
     )  # fmt: skip

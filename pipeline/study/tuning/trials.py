@@ -302,4 +302,4 @@ def _key(values: Values) -> str:
 
 
 def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, soft_wrap=True)
