@@ -44,9 +44,10 @@ def write_files(
     ----------
     base : the version that is added to, if any; images that it has are duplicates
     """
-    with _batch_rows(spark, layout), spark_tasks(spark, f"ingest {settings.name}"), ExitStack() as stack:
+    with spark_tasks(spark, f"ingest {settings.name}"), ExitStack() as stack:
         if _shuffles_paths(spark, source, settings, layout):
             return [tasks.read_record(row.record) for row in _plan_of_paths(source, settings, layout).collect()]
+        stack.enter_context(_batch_rows(spark, layout))
         rows, duplicates = _checked(source, settings, layout), None
         if settings.deduplicate:
             # Read twice, for hashes and for shards: on the executors' disks, since decoding takes longer than reading.
