@@ -94,6 +94,11 @@ def from_file(payload: bytes | None, spec: ImageSpec) -> bytes:
     BadImageError
         It cannot be decoded, or not made into this shape.
     """
+    return from_file_of_size(payload, spec)[0]
+
+
+def from_file_of_size(payload: bytes | None, spec: ImageSpec) -> tuple[bytes, tuple[int, int]]:
+    """As `from_file`, and the width and height that the file says it has, not turned."""
     if payload is None:
         raise BadImageError(reasons.MISSING_IMAGE)
     if not payload:
@@ -101,18 +106,19 @@ def from_file(payload: bytes | None, spec: ImageSpec) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow warns of is refused, or does not matter
         image = open_image(payload, spec.formats)
-        _check_size(*image.size, spec)
+        size = image.size
+        _check_size(*size, spec)
         if image.format == "JPEG":
             turn = geometry.turn_of(image)
             if spec.keep_jpeg and turn is None and _is_as_stored(image, spec):
                 load_pixels(image)  # what is damaged is not kept
-                return payload
+                return payload, size
             whole = geometry.ask_for_less(image, turn, spec)
-            return _finish(geometry.turned(load_pixels(image), turn), whole, spec)
+            return _finish(geometry.turned(load_pixels(image), turn), whole, spec), size
         if image.format == "PNG":
             _check_png(payload)
         image = load_pixels(image)  # other formats may say only then which way is up
-        return _finish(geometry.turned(image, geometry.turn_of(image)), None, spec)
+        return _finish(geometry.turned(image, geometry.turn_of(image)), None, spec), size
 
 
 def from_spark_image(value: SparkImage | None, spec: ImageSpec) -> bytes:
@@ -167,9 +173,20 @@ def from_raw(raw: bytes | None, spec: ImageSpec) -> bytes | None:
 
 def channel_sums(pixels: np.ndarray) -> np.ndarray:
     """Sum the values of each channel, and their squares: uint8 (rows, C, H, W) -> int64 (2, C), exact."""
-    values = np.arange(256, dtype=np.int64)
-    counts = [np.bincount(pixels[:, c].ravel(), minlength=256) for c in range(pixels.shape[1])]
-    return np.array([[count @ values for count in counts], [count @ values**2 for count in counts]])
+    counts, values = _histograms(pixels), np.arange(256, dtype=np.int64)
+    return np.array([counts @ values, counts @ values**2])
+
+
+def _histograms(pixels: np.ndarray) -> np.ndarray:
+    """How often each channel has each value: int64 (C, 256). Pillow counts three times as fast as numpy."""
+    from PIL import Image
+
+    rows, channels, height, width = pixels.shape
+    counts = np.zeros((channels, 256), np.int64)
+    for channel in range(channels if pixels.size else 0):
+        plane = np.ascontiguousarray(pixels[:, channel])
+        counts[channel] = Image.frombuffer("L", (width, rows * height), plane, "raw", "L", 0, 1).histogram()
+    return counts
 
 
 def _is_as_stored(image: Image, spec: ImageSpec) -> bool:

@@ -201,20 +201,20 @@ def _deformed(pixels: np.ndarray, ids: np.ndarray, copy: int, layout: Layout) ->
 
 def write(batches: Iterator[pa.RecordBatch], layout: Layout) -> Iterator[pa.RecordBatch]:
     """Publish a file for each shard of rows that are sorted by shard and key, and yield a record (JSON) of each."""
-    for shard, with_marks in _by_shard(batches):
+    for shard, with_marks in by_shard(batches):
         rows = leave_out(with_marks)
         if not rows.num_rows:
             continue
         split, path = layout.file_of(shard)
         written: WrittenShard | WrittenQuarantine
         if split == QUARANTINE:
-            written = _write_quarantine(layout.dataset, path, rows)
+            written = write_quarantine(layout.dataset, path, rows)
         else:
             written = write_shard(split, path, rows, layout)
         yield pa.RecordBatch.from_pydict({"record": pa.array([written.model_dump_json()], pa.string())})
 
 
-def _by_shard(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
+def by_shard(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
     """Consecutive rows of one shard, as one table each."""
     current = -1
     parts: list[pa.RecordBatch] = []
@@ -293,7 +293,8 @@ def _pixels(stored: pa.Array, spec: ImageSpec) -> np.ndarray:
     return np.stack([decode_stored(value.as_py(), spec.encoding, spec.shape) for value in stored])
 
 
-def _write_quarantine(dataset: str, path: str, rows: pa.Table) -> WrittenQuarantine:
+def write_quarantine(dataset: str, path: str, rows: pa.Table) -> WrittenQuarantine:
+    """Write and publish the file of rows that are set aside: columns id, origin and reason."""
     buffer = io.BytesIO()
     table = rows.select(_QUARANTINE_SCHEMA.names).cast(_QUARANTINE_SCHEMA)
     origins = pa.array(masked(table.column("origin").to_pylist()), pa.string())  # paths, perhaps with a password

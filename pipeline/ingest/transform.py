@@ -1,7 +1,8 @@
 """The Spark plan of ingest: check every image, split, set duplicates aside, make copies, shuffle, write.
 
-Images are shuffled once, to the shard that they are written to. Where a row goes depends on its id and the seed alone,
-so the same input and settings give the same files.
+Images are shuffled once, to the shard that they are written to; or only names of files are, and the task that writes a
+shard reads them. Where a row goes depends on its id and the seed alone, so the same input and settings give the same
+files, either way.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from pipeline.cluster.connect import is_connect
 from pipeline.cluster.errors import spark_failures
 from pipeline.cluster.progress import spark_tasks
 from pipeline.config.dataset import DatasetSettings
 from pipeline.data.manifest import QUARANTINE, Manifest
-from pipeline.ingest import tasks
+from pipeline.ingest import from_paths, tasks
 from pipeline.ingest.duplicates import find_duplicates, marks
 from pipeline.ingest.layout import Layout
 from pipeline.ingest.sources.source import Source
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 _SHARE_STEPS = 1_000_000
 # Rows of a batch whose images may have any size, where Spark does not count bytes.
 UNKNOWN_BATCH_ROWS = 64
+# Shards for each core, and for each task that would else read files, from which on a task for each shard does as well.
+_SHARDS_OF_A_CORE, _SHARDS_OF_A_TASK = 3, 0.5
 _CHECKED = "id long, split string, label int, image binary, origin string, reason string"
 
 
@@ -40,7 +44,10 @@ def write_files(
     ----------
     base : the version that is added to, if any; images that it has are duplicates
     """
-    with _batch_rows(spark, layout), spark_tasks(spark, f"ingest {settings.name}"), ExitStack() as stack:
+    with spark_tasks(spark, f"ingest {settings.name}"), ExitStack() as stack:
+        if _shuffles_paths(spark, source, settings, layout):
+            return [tasks.read_record(row.record) for row in _plan_of_paths(source, settings, layout).collect()]
+        stack.enter_context(_batch_rows(spark, layout))
         rows, duplicates = _checked(source, settings, layout), None
         if settings.deduplicate:
             # Read twice, for hashes and for shards: on the executors' disks, since decoding takes longer than reading.
@@ -48,6 +55,35 @@ def write_files(
             duplicates = stack.enter_context(_persisted(find_duplicates(spark, rows, layout, base)))
         records = _plan(rows, duplicates, settings, layout).collect()
         return [tasks.read_record(row.record) for row in records]
+
+
+def _shuffles_paths(spark: SparkSession, source: Source, settings: DatasetSettings, layout: Layout) -> bool:
+    """Whether names of files are shuffled and not their images.
+
+    Files are then made into images by as many tasks as there are shards: too few of them leave cores idle, which a
+    client of Spark Connect cannot count. Where an image goes to several shards, or its content decides, images are.
+    """
+    if source.read_tasks is None or settings.source.expand > 1 or settings.deduplicate or is_connect(spark):
+        return False
+    shards = sum(count for split, count in layout.splits if split != QUARANTINE)
+    cores = spark.sparkContext.defaultParallelism
+    return shards >= max(_SHARDS_OF_A_CORE * cores, _SHARDS_OF_A_TASK * source.read_tasks)
+
+
+def _plan_of_paths(source: Source, settings: DatasetSettings, layout: Layout) -> DataFrame:
+    """Names of files -> one record of each file that is written."""
+    from pyspark.sql import functions as F
+
+    key = F.xxhash64(F.lit(settings.seed), "id")
+    files = source.items.withColumn("split", _split_of(settings, source)).withColumn("key", key)
+    shard, shards = _shard_column(layout)
+    written = (
+        partitioned(files.withColumn("shard", shard), shards, "shard")
+        .sortWithinPartitions("shard", "key", "id")
+        .mapInArrow(functools.partial(from_paths.write, read=source.read, layout=layout), from_paths.WRITTEN)
+    )
+    in_order = written.repartition(1).withColumn("key", key).sortWithinPartitions("key", "id").drop("key")
+    return in_order.mapInArrow(functools.partial(from_paths.write_quarantine, layout=layout), "record string")
 
 
 @contextmanager
@@ -89,8 +125,11 @@ def rows_of_a_batch(spark: SparkSession, rows: int) -> Iterator[None]:
 
 def _checked(source: Source, settings: DatasetSettings, layout: Layout) -> DataFrame:
     """The images of the source, each with its split, or with the reason to set it aside."""
+    from pyspark.sql import functions as F
+
     check = functools.partial(tasks.check, read=source.read, layout=layout)
-    return source.items.mapInArrow(check, _CHECKED).withColumn("split", _split_column(settings, source))
+    split = F.when(F.col("reason").isNotNull(), QUARANTINE).otherwise(_split_of(settings, source))
+    return source.spread_items().mapInArrow(check, _CHECKED).withColumn("split", split)
 
 
 def _plan(rows: DataFrame, duplicates: DataFrame | None, settings: DatasetSettings, layout: Layout) -> DataFrame:
@@ -112,20 +151,18 @@ def _plan(rows: DataFrame, duplicates: DataFrame | None, settings: DatasetSettin
     )
 
 
-def _split_column(settings: DatasetSettings, source: Source) -> Column:
-    """Where a row goes: set aside, the source's split, or by a hash of its id that no other row changes."""
+def _split_of(settings: DatasetSettings, source: Source) -> Column:
+    """The split of a row that can be used: the source's, or one by a hash of its id that no other row changes."""
     from pyspark.sql import functions as F
 
     share = F.pmod(F.xxhash64(F.lit(settings.seed), F.lit("split"), "id"), F.lit(_SHARE_STEPS))
     validation = int(settings.validation_share * _SHARE_STEPS)
     test = validation + int(settings.test_share * _SHARE_STEPS)
     if not source.own_splits:
-        split = F.when(share < validation, "validation").when(share < test, "test").otherwise("train")
-    elif "validation" in source.rows:
-        split = F.col("split")
-    else:
-        split = F.when((F.col("split") == "train") & (share < validation), "validation").otherwise(F.col("split"))
-    return F.when(F.col("reason").isNotNull(), QUARANTINE).otherwise(split)
+        return F.when(share < validation, "validation").when(share < test, "test").otherwise("train")
+    if "validation" in source.rows:
+        return F.col("split")
+    return F.when((F.col("split") == "train") & (share < validation), "validation").otherwise(F.col("split"))
 
 
 def _expanded(rows: DataFrame, layout: Layout) -> DataFrame:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from pipeline.data import reasons
 from pipeline.data.codec import BadImageError, decode_stored
-from pipeline.ingest.images import ImageSpec, from_file
+from pipeline.ingest.images import ImageSpec, from_file_of_size
 from pipeline.serving.served import FILE, FORMAT, NETWORK_FILE, ServedModel, ServedModelError
 
 # Where MLflow puts the folder within a model of its own.
@@ -94,9 +94,14 @@ class Predictor:
             It cannot be used; the message is the reason for which `ingest` sets it aside, one of
             `pipeline.data.reasons`.
         """
+        return self.decode_of_size(data)[0]
+
+    def decode_of_size(self, data: bytes | None) -> tuple[np.ndarray, tuple[int, int]]:
+        """As `decode`, and the width and height that the file says it has."""
         if data is not None and len(data) > self.served.image.max_bytes:
             raise BadImageError(reasons.TOO_MANY_BYTES)
-        return decode_stored(from_file(data, self._spec), self._spec.encoding, self._spec.shape)
+        stored, size = from_file_of_size(data, self._spec)
+        return decode_stored(stored, self._spec.encoding, self._spec.shape), size
 
     def probabilities(self, images: np.ndarray | torch.Tensor) -> np.ndarray:
         """The probability of each class. Those of an image do not depend on the others but for rounding.

@@ -45,6 +45,15 @@ PEERS = {
     "litdata": "LitData, 2 workers, JPEG files to JPEG",
 }
 STORED_SIZE = 224
+# Photographs of about 2 megapixels, every side at least four times the target's.
+LARGE_FILES, LARGE_SHAPE = int(os.environ.get("BENCH_LARGE_FILES", "600")), (3, 224, 224)
+LARGE = {
+    "exact": ("sparknorm ingest, photographs of 2 megapixels", "limit: Pillow, 2 megapixels, two bare processes"),
+    "scaled": (
+        "sparknorm ingest, photographs of 2 megapixels, image.decode: scaled",
+        "limit: Pillow with draft, 2 megapixels, two bare processes",
+    ),
+}
 
 
 def start() -> Any:
@@ -81,9 +90,9 @@ def run(spark: Any, work: Path) -> None:
         speeds[OURS].append(70_000 / _ingested(spark, _fashion(work / "made")))
         speeds[PETASTORM].append(70_000 / _timed(functools.partial(_materialize, spark, work / "petastorm")))
         speeds[JPEG].append(JPEG_FILES / _ingested(spark, jpeg))
-        speeds[PILLOW].append(JPEG_FILES / _pillow(photos, scaled=False))
+        speeds[PILLOW].append(JPEG_FILES / _pillow(photos, side=JPEG_SHAPE[1], scaled=False))
         speeds[SCALED].append(JPEG_FILES / _ingested(spark, scaled))
-        speeds[PILLOW_SCALED].append(JPEG_FILES / _pillow(photos, scaled=True))
+        speeds[PILLOW_SCALED].append(JPEG_FILES / _pillow(photos, side=JPEG_SHAPE[1], scaled=True))
         speeds[STORED].append(JPEG_FILES / _ingested(spark, stored))
         for peer, name in PEERS.items() if IS_THERE else ():
             arguments = (peer, str(photos), str(work / peer), str(STORED_SIZE))
@@ -91,11 +100,33 @@ def run(spark: Any, work: Path) -> None:
             shutil.rmtree(work / peer)
     shutil.rmtree(work / "petastorm")
     shutil.rmtree(photos)
+    speeds |= large_photos(spark, work)
     results = [Result(name, "images/s", passes) for name, passes in speeds.items()]
     pairs = [(OURS, PETASTORM), (JPEG, PILLOW), (SCALED, JPEG), (SCALED, PILLOW_SCALED)]
+    (large, large_pillow), (large_scaled, large_pillow_scaled) = LARGE.values()
+    pairs += [(large, large_pillow), (large_scaled, large), (large_scaled, large_pillow_scaled)]
     pairs += [(STORED, name) for name in PEERS.values() if name in speeds]
     ratios = [compare(results, *pair) for pair in pairs]
     leave("ingest", results + ratios, f"ingest, images of a whole job per second ({JPEG_FILES:,} JPEG files)")
+
+
+def large_photos(spark: Any, work: Path) -> dict[str, list[float]]:
+    """Photographs much larger than the target, decoded whole and at a fraction: whole jobs, and Pillow alike."""
+    speeds: dict[str, list[float]] = {name: [] for pair in LARGE.values() for name in pair}
+    photos = make_large_photos(work / "large photos")
+    for _ in range(PASSES):
+        for decode, (ours, pillow) in LARGE.items():
+            settings = DatasetSettings(
+                path=str(work / "made"),
+                name="photos",
+                source=SourceSettings(kind="folder", path=str(photos)),
+                image=ImageSettings(shape=LARGE_SHAPE, decode=decode),
+            )
+            speeds[ours].append(LARGE_FILES / _ingested(spark, settings))
+            seconds = _pillow(photos, side=LARGE_SHAPE[1], scaled=decode == "scaled")
+            speeds[pillow].append(LARGE_FILES / seconds)
+    shutil.rmtree(photos)
+    return speeds
 
 
 def run_scale(spark: Any, work: Path) -> None:
@@ -173,23 +204,41 @@ def make_photos(folder: Path) -> Path:
     return folder
 
 
-def _pillow(photos: Path, *, scaled: bool) -> float:
+def make_large_photos(folder: Path) -> Path:
+    """JPEG files of two classes, 1,500 to 1,900 by 1,100 to 1,400 pixels: enlarged parts of the same photographs, with
+    noise as a camera's sensor has it, without which they would be quicker to decode than real ones."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    shutil.rmtree(folder, ignore_errors=True)
+    random = np.random.default_rng(1)
+    for name, photo in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        (folder / name).mkdir(parents=True)
+        for number in range(LARGE_FILES // 2):
+            size = (int(random.integers(1500, 1900)), int(random.integers(1100, 1400)))
+            left, top = random.integers(0, 140), random.integers(0, 107)
+            part = Image.fromarray(photo[top : top + 320, left : left + 500]).resize(size, Image.Resampling.BICUBIC)
+            noisy = np.asarray(part, np.float32) + random.normal(0, 4, (size[1], size[0], 1)).astype(np.float32)
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / name / f"{number:05d}.jpg", quality=90)
+    return folder
+
+
+def _pillow(photos: Path, *, side: int, scaled: bool) -> float:
     """Seconds until two processes that do nothing else have decoded and resized all files, once they have started."""
     files = sorted(str(path) for path in photos.rglob("*.jpg"))
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:
-        work = functools.partial(_decode_and_resize, scaled=scaled)
+        work = functools.partial(_decode_and_resize, side=side, scaled=scaled)
         pool.map(work, [files[:2], files[2:4]], chunksize=1)  # both have started and imported Pillow
         started = time.perf_counter()
         pool.map(work, [files[::2], files[1::2]], chunksize=1)
         return time.perf_counter() - started
 
 
-def _decode_and_resize(files: list[str], *, scaled: bool) -> int:
+def _decode_and_resize(files: list[str], *, side: int, scaled: bool) -> int:
     from PIL import Image
 
     total = 0
-    side = JPEG_SHAPE[1]
     for path in files:
         with Image.open(path) as image:
             if scaled:

@@ -201,13 +201,13 @@ def test_files_are_read_ahead_and_no_further_than_is_said(tmp_path, monkeypatch)
     """The consumer waits after each row, so that the readers get as far as they may."""
     monkeypatch.setattr(folder, "_AHEAD_BYTES", 3_000)
     opened = []
-    read = folder.storage.read_bytes
+    read = folder._read_file
 
-    def slow(path):
+    def slow(path, *, is_local):
         opened.append(path)
-        return read(path)
+        return read(path, is_local=is_local)
 
-    monkeypatch.setattr(folder.storage, "read_bytes", slow)
+    monkeypatch.setattr(folder, "_read_file", slow)
     items = []
     for number in range(40):
         (tmp_path / f"{number}").write_bytes(bytes([number]) * 1_000)

@@ -61,7 +61,7 @@ def list_files(spark: SparkSession, root: str) -> tuple[DataFrame, bool]:
     folders = _shared_out(root)
     rows = _listed_here(folders, root) if storage.is_local(root) else None
     if rows is not None:
-        return spark.createDataFrame(rows, SCHEMA), True
+        return spark.createDataFrame(rows, SCHEMA).coalesce(1), True  # few: queries need no shuffle
     files = (
         spark.createDataFrame(folders, "folder string, below boolean")
         .repartition(min(len(folders), _FOLDERS))

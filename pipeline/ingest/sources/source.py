@@ -57,7 +57,9 @@ class Source:
     fingerprint : stands for everything that is in it, wherever it lies and whenever it was written
     state : the same with the times of its files, for noticing that one was replaced
     numbered : ids are places in the source, which another source has too
-    items : DataFrame with at least a column ``id`` (unless ``numbered``), spread over tasks as they should be read
+    items : DataFrame with at least a column ``id`` (unless ``numbered``)
+    read_tasks : how many tasks the items are to be spread over to be read; None: they lie as they should be read. Items
+        with such a number name files and hold no image
     read : on an executor, a record batch of items -> record batches of id (int64), split (string, null where ingest
         splits), label (int32, null where missing, -1 where unknown), payload (binary or struct), origin (string),
         problem (string, a reason to set the row aside, or null)
@@ -74,6 +76,7 @@ class Source:
     numbered: bool
     items: DataFrame
     read: Callable[[pa.RecordBatch], Iterator[pa.RecordBatch]]
+    read_tasks: int | None = None
     persisted: DataFrame | None = None
     other_files: OtherFiles = NO_OTHER_FILES
 
@@ -81,6 +84,10 @@ class Source:
     def own_splits(self) -> bool:
         """Whether the source says which split each image belongs to."""
         return "" not in self.rows
+
+    def spread_items(self) -> DataFrame:
+        """The items in as many tasks as they should be read by."""
+        return self.items if self.read_tasks is None else self.items.repartition(self.read_tasks, "id")
 
     def close(self) -> None:
         """Let go of what Spark holds for the job."""

@@ -25,7 +25,7 @@ from pipeline import storage
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.secrets import masked
 from pipeline.data import profile, reasons
-from pipeline.data.codec import BadImageError, as_rows, decode_stored, open_image
+from pipeline.data.codec import BadImageError, as_rows, decode_stored
 from pipeline.ingest import images
 from pipeline.serving.scoring.scores import PARTS, QUARANTINE, RECORD_KEY, PartRecord
 from pipeline.serving.scoring.source import PART, StoredForm
@@ -202,10 +202,13 @@ def _decode_one_by_one(rows: pa.RecordBatch, work: Work, predictor: Predictor) -
             if problem.is_valid:
                 raise BadImageError(problem.as_py())
             value = payload.as_py()
-            made.append(_pixels(value, work, predictor))
-            good.append(number)
             if work.form == "file":
-                sides[profile.side_bin(*open_image(value, predictor.image.formats).size)] += 1
+                pixels, size = predictor.decode_of_size(value)
+                sides[profile.side_bin(*size)] += 1
+            else:
+                pixels = _pixels(value, work, predictor)
+            made.append(pixels)
+            good.append(number)
         except BadImageError as error:
             bad.append((ids[number], origins[number], str(error)))
     return Decoded(
@@ -218,9 +221,7 @@ def _decode_one_by_one(rows: pa.RecordBatch, work: Work, predictor: Predictor) -
 
 
 def _pixels(value: Any, work: Work, predictor: Predictor) -> np.ndarray:
-    """The image that a payload holds: uint8 (C, H, W)."""
-    if work.form == "file":
-        return predictor.decode(value)
+    """The image that a payload holds which is no file: uint8 (C, H, W)."""
     spec = predictor.image
     if value is None:
         raise BadImageError(reasons.MISSING_IMAGE)
