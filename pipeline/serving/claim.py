@@ -56,7 +56,7 @@ class Claim(Lease):
 
     def __init__(self, registry: Registry, token: str, content: ClaimContent):
         self.token, self.content, self._registry = token, content, registry.impatient()
-        super().__init__(registry.model, 0, "", seconds=content.seconds, renewals=_RENEWALS, is_written=True)
+        super().__init__(registry.model, 0, "", seconds=content.seconds, renewals=_RENEWALS)
 
     def check(self) -> None:
         """Raise RegistryError where this call has shown no sign of life for so long that another may have the model."""
