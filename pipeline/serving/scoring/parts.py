@@ -121,7 +121,8 @@ def _profile_of(
         device=settings.workers.device,
     )
     items = row_groups_to_read(spark, dataset, some, parts)
-    with spark_tasks(spark, f"look at {settings.score.reference_images:,} images of {split}"):
+    looked = min(settings.score.reference_images, manifest.split(split).rows)
+    with spark_tasks(spark, f"look at {looked:,} images of {split}"):
         records = _run(settings, items, ("path", "row_group"), work, parts)
     return merged(record.part.profile for record in sorted(records, key=lambda record: record.part.number))
 
