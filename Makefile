@@ -45,8 +45,9 @@ check: setup docs ## lint, types, who may import whom, and whether the documenta
 test: setup dist ## all tests but the slow ones; what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
-test-all: setup dist ## all tests
-	$(BIN)/python -m pytest
+# The slow ones in one process: they kill, cut off and wait, and their bounds are in seconds.
+test-all: test ## all tests: first those of `make test`, then the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 ui-test: setup ## look at the MLflow UI and the report of `make run` in a headless Chromium; pictures in runs/screenshots
 	SPARKNORM_UI_RUNS=runs $(BIN)/python -m pytest -m ui
