@@ -83,7 +83,7 @@ def undisturbed(spark, s3, idx_folder):
     """A dataset on S3, and the end of a training that met no fault."""
     bucket = s3.new_bucket()
     ingest_dataset(spark, dataset_settings(f"{bucket}/data", idx_folder), cache="unused")
-    job = make_job(f"{bucket}/data", f"{bucket}/undisturbed", every_steps=10, epochs=2)
+    job = make_job(f"{bucket}/data", f"{bucket}/undisturbed", every_steps=10, epochs=3)
     assert launch(spark, job).error == ""
     return bucket, final_state(job)
 
@@ -92,7 +92,7 @@ def undisturbed(spark, s3, idx_folder):
 @pytest.mark.parametrize("seed", range(20))
 def test_a_training_through_faults_ends_with_equal_bits(spark, s3, undisturbed, seed):
     bucket, expected = undisturbed
-    job = make_job(f"{bucket}/data", f"{bucket}/seed-{seed}", every_steps=10, epochs=2)
+    job = make_job(f"{bucket}/data", f"{bucket}/seed-{seed}", every_steps=10, epochs=3)
     with s3.faults.at_random(seed, 0.1, longest=3) as made:
         outcome = launch(spark, job)
     print(f"seed {seed}: {made.total()} faults {dict(made)}, {outcome.seconds:.0f} s, {outcome.error}")
