@@ -122,8 +122,8 @@ def test_workers_that_cannot_join_are_named_with_the_cause(spark, settings, monk
     assert states(result)["workers"] == "failed"
     assert re.match(
         r"(the barrier stage of 2 workers did not end within 30 s: rank \d on \S+ \(cpu\) in start, epoch 0, step 0: "
-        r"|Spark gave up the barrier stage of 2 workers: \S+)GangBrokenError: rank \d at 127\.0\.0\.1 \(lo\) could not join the process group with rank .*"
-        r"unsupported gloo device",
+        r"|Spark gave up the barrier stage of 2 workers: \S+)GangBrokenError: rank \d at 127\.0\.0\.1 \(lo\) could not "
+        r"join the process group with rank .*unsupported gloo device",
         detail(result, "workers"),
     )
     assert sorted(path.name for path in Path(settings.output).glob("doctor*")) == ["doctor.json"]
