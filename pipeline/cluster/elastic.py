@@ -68,11 +68,8 @@ def run(
         Returns how far what was saved reaches. The function is launched again on the same number of workers only if
         this has changed since it was launched, and on any number only `LAUNCHES` times without a step beyond the
         highest one.
-    facts, check
+    facts, check, folder
         As in `barrier.run`.
-    folder
-        The folder of the job, which the driver and all executors see: with it, ranks publish heartbeats, and a rank
-        that does not get on is found.
     stop
         The stage is ended when this event is set.
 
