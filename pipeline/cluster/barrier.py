@@ -72,10 +72,9 @@ def run(
     ----------
     fn
         A module-level function; executors import its module.
-    facts
-        ``facts(*args)`` runs on every rank before the process group is joined; ranks that disagree are an error.
-    check
-        ``check(*args)`` runs on the first rank of each host after that; what it raises is that rank's failure.
+    facts, check
+        ``facts(*args)`` runs on every rank before the process group is joined; ranks that disagree are an error. Then
+        ``check(*args)`` runs on the first rank of each host, for what it raises.
     folder
         The folder of the job, which the driver and all executors see: with it, ranks find each other without Spark's
         `allGather` (`rendezvous_address`) and publish heartbeats, and one that makes no progress is noticed.
@@ -109,8 +108,7 @@ def run(
     watch = Watch(folder, workers) if folder is not None else None
     guard = Guard(workers, watch, limit_seconds, stop, task.launch)
     with _listening(spark, watch) as driver:
-        task = replace(task, driver=driver)
-        rows = collect_when_slots_allow(spark, lambda: _stage(spark, task), guard)
+        rows = collect_when_slots_allow(spark, lambda: _stage(spark, replace(task, driver=driver)), guard)
     failures = [pickle.loads(row.payload) for row in rows if row.failed]
     if failures:
         raise WorkerError(describe(failures), final=first_of(failures).final)

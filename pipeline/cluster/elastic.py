@@ -68,13 +68,8 @@ def run(
         Returns how far what was saved reaches. The function is launched again on the same number of workers only if
         this has changed since it was launched, and on any number only `LAUNCHES` times without a step beyond the
         highest one.
-    facts
-        ``facts(*args)`` runs on every rank before the process group is joined; ranks that disagree are an error.
-    check
-        ``check(*args)`` runs on the first rank of each host after that, for what it raises.
-    folder
-        The folder of the job, which the driver and all executors see: with it, ranks publish heartbeats, and a rank
-        that does not get on is found.
+    facts, check, folder
+        As in `barrier.run`.
     stop
         The stage is ended when this event is set.
 

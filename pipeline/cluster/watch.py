@@ -24,6 +24,8 @@ from pipeline.telemetry import heartbeat
 # A rank whose heartbeat is this many beats old is taken for gone or frozen; or this many times older than the next one
 # was due in, where that is more: on remote storage a beat may come late by one, and be seen late by another.
 MISSED_BEATS, MISSED_INTERVALS = 5, 2.5
+# A rank that has told its last beat so many times longer ago than the next was due in may write into storage by now.
+_LATE_INTERVALS = 1.3
 # How long the other ranks may need to notice that one has failed. They need not: a rank on a GPU waits in a kernel of
 # NCCL, and one in native code looks at no connection.
 FAILURE_GRACE_SECONDS, FAILURE_GRACE_BEATS = 5.0, 4
@@ -152,7 +154,8 @@ class Watch:
         """Whether every rank has told this process how it is, the last time and not long ago."""
         views = self._ranks.values()
         return len(views) == self._workers.count and all(
-            view.told and (view.beat.ended or view.age_seconds <= 2 * self._interval(view)) for view in views
+            view.told and (view.beat.ended or view.age_seconds <= _LATE_INTERVALS * self._interval(view))
+            for view in views
         )
 
     def _take(self, name: str, data: bytes | Exception) -> None:

@@ -133,8 +133,7 @@ def exists(path: str) -> bool:
 
 
 def is_folder(path: str) -> bool:
-    info = _info(path)
-    return info is not None and info["type"] == "directory"
+    return (_info(path) or {}).get("type") == "directory"
 
 
 def size(path: str) -> int | None:
@@ -302,12 +301,10 @@ def remove_file(path: str) -> None:
 
 def check_seen(path: str, text: str, *, writer: str) -> None:
     """Raise ValueError where this process does not read the text that ``writer``, another process, has published."""
-    try:
-        seen = read_bytes(path)
-    except (FileNotFoundError, NotADirectoryError):
-        seen = b""
-    if seen != text.encode():
-        raise ValueError(f"{path}, written by {writer}, is not seen here: set `output` to a place that all share")
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if read_bytes(path) == text.encode():
+            return
+    raise ValueError(f"{path}, written by {writer}, is not seen here: set `output` to a place that all share")
 
 
 def check_replaces(path: str, text: str) -> None:
@@ -330,5 +327,4 @@ def check_replaces(path: str, text: str) -> None:
 
 def free_bytes(folder: str) -> int | None:
     """Of the disk that has a folder. None where it cannot be known: an object store, or a folder that is not there."""
-    local = is_local(folder) and exists(folder)
-    return shutil.disk_usage(absolute(folder)).free if local else None
+    return shutil.disk_usage(absolute(folder)).free if is_local(folder) and exists(folder) else None

@@ -1,6 +1,7 @@
 """The launcher on real Spark. Functions here stand for what a user hands in."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from pyspark import cloudpickle
 
 from pipeline.cluster import barrier
 from pipeline.cluster.errors import LaunchError, WorkerError
+from pipeline.cluster.watch import Watch
 from pipeline.config.cluster import WorkerSettings
 
 pytestmark = pytest.mark.spark
@@ -139,6 +141,23 @@ def test_a_rank_that_fails_before_the_start_is_no_hang(spark, tmp_path, with_fol
         barrier.run(spark, introduce, (failing,), workers=TWO, facts=facts_that_fail, folder=folder)
     assert "in facts_that_fail" in str(error.value)
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.long
+def test_why_ranks_could_not_join_is_said_when_the_time_is_over(spark, tmp_path, monkeypatch):
+    """Spark starts them again and again, and would say why only when it gives up."""
+    monkeypatch.setitem(spark.sparkContext.environment, "GLOO_DEVICE_TRANSPORT", "carrier pigeon")
+    folder = str(tmp_path)
+    with pytest.raises(LaunchError, match="unsupported gloo device"):
+        barrier.run(spark, introduce, ("x",), workers=TWO, folder=folder, is_shared=False, limit_seconds=200)
+    launch = json.loads((tmp_path / "rendezvous.json").read_text())["launch"]
+    guard = barrier.Guard(TWO, Watch(folder, TWO), limit_seconds=20, launch=launch)
+    with pytest.raises(
+        LaunchError,
+        match=r"the barrier stage of 2 workers did not end within 20 s: rank \d on \S+ \(cpu\) in start, epoch 0, "
+        r"step 0: GangBrokenError: rank \d at 127\.0\.0\.1 \(lo\) could not join the process group with .* device$",
+    ):
+        guard.check_limits(21)
 
 
 def test_with_a_folder_ranks_find_each_other_without_the_barrier_of_spark(spark, tmp_path, monkeypatch):

@@ -115,16 +115,16 @@ def test_an_output_in_the_memory_of_the_driver(spark, settings, remote):
     assert "written by the driver, is not seen here" in detail(result, "storage")
 
 
-def test_workers_that_cannot_join_are_named_with_the_cause_when_the_time_is_over(spark, settings, monkeypatch):
-    """Spark starts them again and again, and would say why only when it gives up."""
-    monkeypatch.setattr(doctor_module, "LIMIT_SECONDS", 10.0)
+def test_workers_that_cannot_join_are_named_with_the_cause(spark, settings, monkeypatch):
+    """Whether the time is over first, or Spark gives them up, which it starts again and again."""
+    monkeypatch.setattr(doctor_module, "LIMIT_SECONDS", 30.0)
     monkeypatch.setitem(spark.sparkContext.environment, "GLOO_DEVICE_TRANSPORT", "carrier pigeon")
     result = doctor(spark, settings)
     assert states(result)["workers"] == "failed"
     assert re.match(
-        r"the barrier stage of 2 workers did not end within 10 s: rank \d on \S+ \(cpu\) in start, epoch 0, step 0: "
-        r"GangBrokenError: rank \d at 127\.0\.0\.1 \(lo\) could not join the process group with rank .*"
-        r"unsupported gloo device",
+        r"(the barrier stage of 2 workers did not end within 30 s: rank \d on \S+ \(cpu\) in start, epoch 0, step 0: "
+        r"|Spark gave up the barrier stage of 2 workers: \S+)GangBrokenError: rank \d at 127\.0\.0\.1 \(lo\) could not "
+        r"join the process group with rank .*unsupported gloo device",
         detail(result, "workers"),
     )
     assert sorted(path.name for path in Path(settings.output).glob("doctor*")) == ["doctor.json"]
