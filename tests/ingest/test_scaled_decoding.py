@@ -20,7 +20,7 @@ from pipeline.ingest import geometry
 from pipeline.ingest.images import ImageSpec, from_file
 from pipeline.ingest.job import ingest_dataset
 from pipeline.ingest.listed_images import listed_image
-from pipeline.ingest.sources import folder
+from pipeline.ingest.sources import read_ahead
 
 SCALED = {"decode": "scaled"}
 
@@ -199,15 +199,15 @@ def test_a_dataset_of_photographs_scaled_and_kept(spark, photos, tmp_path):
 
 def test_files_are_read_ahead_and_no_further_than_is_said(tmp_path, monkeypatch):
     """The consumer waits after each row, so that the readers get as far as they may."""
-    monkeypatch.setattr(folder, "_AHEAD_BYTES", 3_000)
+    monkeypatch.setattr(read_ahead, "_AHEAD_BYTES", 3_000)
     opened = []
-    read = folder._read_file
+    read = read_ahead._read_file
 
     def slow(path, *, is_local):
         opened.append(path)
         return read(path, is_local=is_local)
 
-    monkeypatch.setattr(folder, "_read_file", slow)
+    monkeypatch.setattr(read_ahead, "_read_file", slow)
     items = []
     for number in range(40):
         (tmp_path / f"{number}").write_bytes(bytes([number]) * 1_000)
@@ -215,7 +215,7 @@ def test_files_are_read_ahead_and_no_further_than_is_said(tmp_path, monkeypatch)
         items.append({"id": number, "path": f"{number}", "size": 1_000, "problem": problem})
     (tmp_path / "30").unlink()
     seen = []
-    for item, payload, unreadable in folder._ahead(items, str(tmp_path)):
+    for item, payload, unreadable in read_ahead.read_ahead(items, str(tmp_path)):
         seen.append((item["id"], None if payload is None else payload[0], unreadable))
         time.sleep(0.01)
         assert len(opened) <= len(seen) + 3

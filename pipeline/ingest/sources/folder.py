@@ -7,11 +7,9 @@ of labels says.
 from __future__ import annotations
 
 import functools
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
@@ -20,6 +18,7 @@ from pipeline.config.dataset import SourceSettings
 from pipeline.data import reasons
 from pipeline.ingest.sources.file_names import NO_OTHER_FILES, OtherFiles, image_files, other_files
 from pipeline.ingest.sources.listing import list_files
+from pipeline.ingest.sources.read_ahead import read_ahead
 from pipeline.ingest.sources.source import (
     NO_SPLIT,
     Source,
@@ -32,7 +31,6 @@ from pipeline.ingest.sources.source import (
     split_column,
     to_batch,
 )
-from pipeline.storage.outage import retry
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,12 +40,6 @@ if TYPE_CHECKING:
 _TASK_BYTES, _TASK_FILES, _FEWEST_TASKS = 64 << 20, 4_000, 8
 # Bytes of files that one record batch holds, about.
 _BATCH_BYTES = 16 << 20
-# A row of `Source.items`.
-_Item = dict[str, Any]
-# What a task reads before it is asked for, by so many threads.
-_AHEAD_THREADS, _AHEAD_BYTES = 8, 32 << 20
-# Small files on a local disk that a thread reads one after the other: to hand one over costs as much as to read it.
-_TOGETHER_FILES, _TOGETHER_BYTES = 4, 256 << 10
 
 
 def open_folder(
@@ -262,7 +254,7 @@ def _read_files(items: pa.RecordBatch, *, root: str, split_folders: bool) -> Ite
     """
     columns: dict[str, list[Any]] = {}
     size = 0
-    for item, payload, unreadable in _ahead(items.to_pylist(), root):
+    for item, payload, unreadable in read_ahead(items.to_pylist(), root):
         problem = reasons.UNREADABLE if unreadable else item["problem"]
         if split_folders and item["split"] is None:
             problem = reasons.MISSING_SPLIT
@@ -276,57 +268,3 @@ def _read_files(items: pa.RecordBatch, *, root: str, split_folders: bool) -> Ite
             columns, size = {}, 0
     if columns:
         yield to_batch(columns)
-
-
-def _ahead(items: list[_Item], root: str) -> Iterator[tuple[_Item, bytes | None, bool]]:
-    """Each item with its file's content, in their order; None for an item with a problem, or a file that is missing or
-    forbidden, of which the last value tells.
-
-    Files are read by threads while those before them are decoded, so that the storage's latency is hidden; by at most
-    `_AHEAD_THREADS`, and no more than one file beyond `_AHEAD_BYTES`.
-    """
-    reading: deque[tuple[list[_Item], Future[list[bytes | OSError | None]]]] = deque()
-    left, ahead_bytes, is_local = deque(items), 0, storage.is_local(root)
-    with ThreadPoolExecutor(_AHEAD_THREADS, thread_name_prefix="sparknorm-files") as executor:
-        try:
-            while reading or left:
-                while left and len(reading) < _AHEAD_THREADS and ahead_bytes < _AHEAD_BYTES:
-                    some = _next_items(left, min(_TOGETHER_BYTES, _AHEAD_BYTES - ahead_bytes) if is_local else 0)
-                    ahead_bytes += sum(item["size"] or 0 for item in some)
-                    reading.append((some, executor.submit(_read_some, some, root, is_local=is_local)))
-                some, coming = reading.popleft()
-                for item, content in zip(some, coming.result(), strict=True):
-                    if isinstance(content, storage.UnreachableError):
-                        raise content
-                    ahead_bytes -= item["size"] or 0
-                    is_unreadable = isinstance(content, OSError)
-                    yield item, None if isinstance(content, OSError) else content, is_unreadable
-        finally:
-            executor.shutdown(cancel_futures=True)
-
-
-def _next_items(left: deque[_Item], most_bytes: int) -> list[_Item]:
-    """Take the first item, and those after it as long as all have no more bytes than these."""
-    some = [left.popleft()]
-    size = some[0]["size"] or 0
-    while left and len(some) < _TOGETHER_FILES and size + (left[0]["size"] or 0) <= most_bytes:
-        some.append(left.popleft())
-        size += some[-1]["size"] or 0
-    return some
-
-
-def _read_some(items: list[_Item], root: str, *, is_local: bool) -> list[bytes | OSError | None]:
-    """In a thread: the content of each file, or why it cannot be read; None for an item with a problem."""
-    contents: list[bytes | OSError | None] = []
-    for item in items:
-        try:
-            path = storage.join(root, item["path"])
-            contents.append(_read_file(path, is_local=is_local) if item["problem"] is None else None)
-        except OSError as error:
-            contents.append(error)
-    return contents
-
-
-def _read_file(path: str, *, is_local: bool) -> bytes:
-    """To find the filesystem of a local file takes as long as to read it."""
-    return retry(Path(path).read_bytes, "read", path) if is_local else storage.read_bytes(path)
