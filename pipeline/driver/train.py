@@ -10,6 +10,7 @@ from pipeline.config.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from pipeline.data import Manifest
     from pipeline.report.comparison import TrialResult
 
 FILE = "train.json"
@@ -55,7 +56,23 @@ def train(spark: SparkSession, settings: Settings) -> TrialResult:
     name = training_name(settings)
     result = run_trial(spark, settings, tracker, name=name, manifest=manifest, norm=settings.model.norm)
     storage.publish_json(path, result)
+    checks.tell(_did_not_learn(result, manifest, settings.train.evaluate_on))
     return result
+
+
+def _did_not_learn(result: TrialResult, manifest: Manifest, split: str) -> list[str]:
+    """What to say of a training whose network is no better than the same answer to every image."""
+    from pipeline.report.learned import constant_score, learned, metric_for, score_of
+
+    counts = manifest.splits[split].label_counts
+    metric = metric_for("auto", counts)
+    if result.diverged or learned(result.recall, metric, counts):
+        return []
+    return [
+        f"the network did not learn: its {metric.replace('_', ' ')} of {score_of(result, metric):.2%} on the {split} "
+        f"split is not above {constant_score(metric, counts):.2%}, which the same answer to every image has, beyond "
+        "chance; try another train.learning_rate, or more train.epochs"
+    ]
 
 
 def training_name(settings: Settings) -> str:
