@@ -12,6 +12,7 @@ pytestmark = pytest.mark.spark
 def test_a_network_that_did_not_learn_is_named(spark, settings, capsys, learning_rate, has_learned):
     tree = settings.model_dump()
     tree["train"] |= {"learning_rate": learning_rate, "warmup_epochs": 0}
+    tree["model"] |= {"norm": "none"}
     tree["tracking"] |= {"system_metrics": False}
     result = train(spark, Settings.model_validate(tree))
     said = capsys.readouterr().err
