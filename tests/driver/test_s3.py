@@ -4,18 +4,17 @@ import json
 import socket
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from image_files import SHAPE, put_pictures
+from image_files import put_pictures
 from rank_faults import hang
+from settings_on_s3 import everything_on
 from small_data import dataset_settings
 from small_training import TWO, equal, final_state, launch, make_job, steps_not_told
 
 from pipeline import storage
 from pipeline.cluster import barrier
 from pipeline.cluster.watch import Watch
-from pipeline.config.settings import Settings
 from pipeline.data import load_manifest
 from pipeline.driver import train
 from pipeline.ingest import ingest
@@ -26,34 +25,6 @@ from pipeline.telemetry.events import EventReader
 from pipeline.training.predictions import FILE as PREDICTIONS
 
 pytestmark = [pytest.mark.spark, pytest.mark.long]
-
-
-def everything_on(bucket: str, store_uri: str, tmp_path: Path, **dataset: Any) -> Settings:
-    return Settings.model_validate(
-        {
-            "name": "remote",
-            "output": f"{bucket}/runs",
-            "dataset": {
-                "path": f"{bucket}/data",
-                "name": "pictures",
-                "source": {"kind": "folder", "path": f"{bucket}/pictures"},
-                "image": {"shape": SHAPE},
-                "validation_share": 0.2,
-                "test_share": 0.2,
-                "deduplicate": True,
-                "shard_bytes": 20 * 3 * 8 * 8,
-                "row_group_rows": 8,
-                **dataset,
-            },
-            "model": {"network": "cnn", "norm": "batch", "depth": 3, "width": 4},
-            "train": {"epochs": 1, "batch_size": 16, "lanes": 4, "evaluation_batch_size": 16},
-            "reader": {"cache": str(tmp_path / "cache")},
-            "checkpoint": {"every_steps": 2},
-            "workers": TWO.model_dump(),
-            "tracking": {"uri": store_uri, "artifacts": str(tmp_path / "artifacts"), "system_metrics": False},
-            "export": {"formats": ["torchscript"]},
-        }
-    )
 
 
 def test_images_dataset_output_and_export_on_s3(spark, s3, bucket, store_uri, tmp_path):

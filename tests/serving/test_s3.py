@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from image_files import SHAPE, put_pictures
+from image_files import put_pictures
+from settings_on_s3 import everything_on
 from small_models import write_model
 from small_scores import aside_of, probabilities_of, rows_of, score_settings, write_photos
-from small_training import TWO
 
 from pipeline import storage
 from pipeline.config.settings import Settings
@@ -109,30 +109,9 @@ def trained(spark, s3, empty_store, tmp_path_factory):
     bucket, folder = s3.new_bucket(), tmp_path_factory.mktemp("store")
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     put_pictures(f"{bucket}/pictures", 96)
-    settings = Settings.model_validate(
-        {
-            "name": "remote",
-            "output": f"{bucket}/runs",
-            "dataset": {
-                "path": f"{bucket}/data",
-                "name": "pictures",
-                "source": {"kind": "folder", "path": f"{bucket}/pictures"},
-                "image": {"shape": SHAPE},
-                "validation_share": 0.2,
-                "test_share": 0.4,
-                "shard_bytes": 20 * 3 * 8 * 8,
-                "row_group_rows": 8,
-            },
-            "model": {"network": "cnn", "norm": "batch", "depth": 3, "width": 4},
-            "train": {"epochs": 1, "batch_size": 16, "lanes": 4, "evaluation_batch_size": 16},
-            "reader": {"cache": str(folder / "cache")},
-            "workers": TWO.model_dump(),
-            "tracking": {
-                "uri": f"sqlite:///{folder}/mlflow.db", "artifacts": str(folder / "artifacts"),
-                "system_metrics": False, "outage_seconds": 1,
-            },
-        }
-    )  # fmt: skip
+    settings = everything_on(bucket, f"sqlite:///{folder}/mlflow.db", folder, test_share=0.4, deduplicate=False)
+    tracking = settings.tracking.model_copy(update={"outage_seconds": 1})
+    settings = settings.model_copy(update={"tracking": tracking})
     ingest(spark, settings)
     train(spark, settings)
     return settings
