@@ -66,6 +66,9 @@ def open_store(listener: socket.socket, world_size: int, workers: WorkerSettings
     """Rank 0's store at the port at which it listens; the socket belongs to the store from then on."""
     import torch.distributed as dist
 
+    from pipeline.distributed.name_lookups import stop_name_lookups
+
+    stop_name_lookups()
     address, port, *_ = listener.getsockname()
     return dist.TCPStore(
         address,
@@ -104,6 +107,9 @@ def connected_store(
 def _reach_store(rank: int, endpoints: Sequence[Endpoint], port: int) -> dist.Store:
     import torch.distributed as dist
 
+    from pipeline.distributed.name_lookups import stop_name_lookups
+
+    stop_name_lookups()
     first, timeout = endpoints[0], timedelta(seconds=CONNECT_SECONDS)
     try:
         return dist.TCPStore(
