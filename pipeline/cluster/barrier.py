@@ -46,10 +46,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Between two looks at a stage that runs.
-LOOK_SECONDS = 0.5
-# Between two looks whether it is to be stopped, which ask nobody.
-STOP_LOOK_SECONDS = 0.1
+# Between two looks at a stage that runs, and between two whether it is to be stopped, which ask nobody.
+LOOK_SECONDS, STOP_LOOK_SECONDS = 0.5, 0.1
 # How long a function that was asked to end may take before its stage is cancelled.
 END_SECONDS = 2.0
 # How long Spark may take to end a stage that was cancelled.
@@ -88,11 +86,9 @@ def run(
         a rank that does not see it leaves nothing there.
     limit_seconds
         A bound on the whole stage, for functions that take a known time.
-    stop
-        The stage is ended when this event is set.
-    ask_to_end
-        Called then: the function ends by itself, and keeps its processes for the next one. The stage is cancelled
-        where that takes longer than `END_SECONDS`.
+    stop, ask_to_end
+        The stage is ended when ``stop`` is set. ``ask_to_end()`` is called then: the function ends by itself, and its
+        processes are kept. Where that takes longer than `END_SECONDS`, or nobody can ask, the stage is cancelled.
 
     Raises
     ------
@@ -117,6 +113,11 @@ def run(
     guard = Guard(workers, watch, limit_seconds, stop, task.launch, ask_to_end)
     with _listening(spark, watch) as driver:
         rows = collect_when_slots_allow(spark, lambda: _stage(spark, replace(task, driver=driver)), guard)
+    return _results(rows)
+
+
+def _results(rows: Sequence[Row]) -> list[Any]:
+    """What the ranks returned, in their order; raises what the first of them that failed did."""
     failures = [pickle.loads(row.payload) for row in rows if row.failed]
     if failures:
         raise WorkerError(describe(failures), final=first_of(failures).final)

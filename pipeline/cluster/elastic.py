@@ -69,10 +69,8 @@ def run(
         Returns how far what was saved reaches. The function is launched again on the same number of workers only if
         this has changed since it was launched, and on any number only `LAUNCHES` times without a step beyond the
         highest one.
-    facts, check, folder
+    facts, check, folder, stop, ask_to_end
         As in `barrier.run`.
-    stop, ask_to_end
-        The stage is ended when this event is set; see `barrier.run`.
 
     Raises
     ------
