@@ -71,8 +71,10 @@ def warm_up(spark: Any, dataset: str, folder: Path) -> None:
     whoever is first would pay for all."""
     from pipeline.study import tune
 
-    small = {"model.width": 2, "train.evaluations_per_epoch": 1}
-    tune(spark, settings_of(dataset, folder, trials=2).with_values(small))
+    made = settings_of(dataset, folder, trials=2)
+    small = {"model": made.model.model_copy(update={"width": 2})}
+    small["train"] = made.train.model_copy(update={"evaluations_per_epoch": 1})
+    tune(spark, made.model_copy(update=small))
 
 
 def settings_of(dataset: str, folder: Path, **tune: Any) -> Settings:
