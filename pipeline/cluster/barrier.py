@@ -46,8 +46,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Between two looks at a stage that runs.
-LOOK_SECONDS = 0.5
+# Between two looks at a stage that runs, and between two whether it is to be stopped, which ask nobody.
+LOOK_SECONDS, STOP_LOOK_SECONDS = 0.5, 0.1
+# How long a function that was asked to end may take before its stage is cancelled.
+END_SECONDS = 2.0
 # How long Spark may take to end a stage that was cancelled.
 CANCEL_SECONDS = 30.0
 TOO_FEW_SLOTS = "SPARK-24819"  # in Spark's own error about it
@@ -65,6 +67,7 @@ def run(
     is_shared: bool = True,
     limit_seconds: float | None = None,
     stop: threading.Event | None = None,
+    ask_to_end: Callable[[], None] | None = None,
 ) -> list[Any]:
     """Run ``fn(worker, *args)`` on ``workers.count`` barrier tasks and return their results in rank order.
 
@@ -83,8 +86,9 @@ def run(
         a rank that does not see it leaves nothing there.
     limit_seconds
         A bound on the whole stage, for functions that take a known time.
-    stop
-        The stage is ended when this event is set.
+    stop, ask_to_end
+        The stage is ended when ``stop`` is set. ``ask_to_end()`` is called then: the function ends by itself, and its
+        processes are kept. Where that takes longer than `END_SECONDS`, or nobody can ask, the stage is cancelled.
 
     Raises
     ------
@@ -106,9 +110,14 @@ def run(
     if folder is not None:
         announce_launch(folder, task.launch)
     watch = Watch(folder, workers) if folder is not None else None
-    guard = Guard(workers, watch, limit_seconds, stop, task.launch)
+    guard = Guard(workers, watch, limit_seconds, stop, task.launch, ask_to_end)
     with _listening(spark, watch) as driver:
         rows = collect_when_slots_allow(spark, lambda: _stage(spark, replace(task, driver=driver)), guard)
+    return _results(rows)
+
+
+def _results(rows: Sequence[Row]) -> list[Any]:
+    """What the ranks returned, in their order; raises what the first of them that failed did."""
     failures = [pickle.loads(row.payload) for row in rows if row.failed]
     if failures:
         raise WorkerError(describe(failures), final=first_of(failures).final)
@@ -148,7 +157,7 @@ class Guard:
     ----------
     watch
         Reads the ranks' heartbeats; None where they publish none.
-    limit_seconds, stop
+    limit_seconds, stop, ask_to_end
         As in `run`.
     launch
         Id of the launch.
@@ -159,6 +168,7 @@ class Guard:
     limit_seconds: float | None = None
     stop: threading.Event | None = None
     launch: str = ""
+    ask_to_end: Callable[[], None] | None = None
 
     def check_limits(self, passed_seconds: float) -> None:
         """Raise if the caller asked for the end, or the time is over."""
@@ -267,22 +277,36 @@ def _collect(spark: SparkSession, stage: DataFrame, guard: Guard) -> list[Row]:
 
     thread = _thread(spark, collect)
     thread.start()
-    started = time.monotonic()
     try:
-        while thread.is_alive():
-            thread.join(LOOK_SECONDS)
-            guard.check_limits(time.monotonic() - started)
-            if thread.is_alive():
-                guard.check_ranks(spark)
-    except BaseException:  # also Ctrl-C: nothing goes on training behind the user's back
-        _cancel(spark, tag, thread)
-        raise
+        _watch_until_end(spark, thread, guard)
+    finally:  # also Ctrl-C: nothing goes on training behind the user's back
+        if thread.is_alive():
+            _cancel(spark, tag, thread)
     if outcome.error is None:
         return outcome.rows
     raise GangLostError(
         f"Spark gave up the barrier stage of {guard.workers.count} workers: {spark_reason(outcome.error)}"
         f"{guard.last_positions(' (last seen: {})')}"
     ) from outcome.error
+
+
+def _watch_until_end(spark: SparkSession, thread: threading.Thread, guard: Guard) -> None:
+    """Return when the stage has ended; raise what ends it from outside, once it was given its chance to end itself."""
+    started = time.monotonic()
+    look_at = started + LOOK_SECONDS
+    try:
+        while thread.is_alive():
+            thread.join(STOP_LOOK_SECONDS)
+            guard.check_limits(time.monotonic() - started)
+            if thread.is_alive() and time.monotonic() >= look_at:
+                look_at = time.monotonic() + LOOK_SECONDS
+                guard.check_ranks(spark)
+    except StoppedError:
+        if guard.ask_to_end is not None and thread.is_alive():
+            with suppress(Exception):  # storage that fails: it is cancelled then
+                guard.ask_to_end()
+                thread.join(END_SECONDS)
+        raise
 
 
 def _thread(spark: SparkSession, target: Callable[[], None]) -> threading.Thread:

@@ -55,6 +55,7 @@ def run(
     check: Callable[..., None] | None = None,
     folder: str | None = None,
     stop: threading.Event | None = None,
+    ask_to_end: Callable[[], None] | None = None,
 ) -> list[Any]:
     """Run ``fn(worker, *args)`` on as many workers as there are, at most ``workers.count``; the results in rank order.
 
@@ -68,10 +69,8 @@ def run(
         Returns how far what was saved reaches. The function is launched again on the same number of workers only if
         this has changed since it was launched, and on any number only `LAUNCHES` times without a step beyond the
         highest one.
-    facts, check, folder
+    facts, check, folder, stop, ask_to_end
         As in `barrier.run`.
-    stop
-        The stage is ended when this event is set.
 
     Raises
     ------
@@ -89,7 +88,9 @@ def run(
     while True:
         gang = workers.model_copy(update={"count": size})
         try:
-            return barrier.run(spark, fn, args, workers=gang, facts=facts, check=check, folder=folder, stop=stop)
+            return barrier.run(
+                spark, fn, args, workers=gang, facts=facts, check=check, folder=folder, stop=stop, ask_to_end=ask_to_end
+            )
         except (GangLostError, ShortageError, WorkerError) as error:
             next_size = _size_after(error, spark, workers, sizes, size)
             step = _saved_after(error, saved_step)

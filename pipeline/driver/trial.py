@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
@@ -238,6 +239,7 @@ def _launch(
     from pipeline.training import checkpoint
     from pipeline.training.job import TOKEN, check_host, facts
     from pipeline.training.loop import fit
+    from pipeline.training.word import end_launch, looks_for_end
 
     checkpoints = storage.join(job.folder, "checkpoints")
     # What a driver that was believed dead left at work ends now, and without this token it cannot begin anew.
@@ -258,6 +260,7 @@ def _launch(
             check=check_host,
             folder=job.folder,
             stop=stop,
+            ask_to_end=partial(end_launch, job) if looks_for_end(job) else None,
         )
     return results[0]
 

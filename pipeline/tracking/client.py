@@ -68,8 +68,8 @@ def open_database(uri: str) -> None:
 
 @contextmanager
 def alone_in_store(uri: str) -> Iterator[None]:
-    """Let one process of this host at a time make or upgrade the tables of a SQLite store while the block runs: of two
-    that open a new store at once, MLflow ends one with an error of its migrations.
+    """Let one process of this host at a time be at the tables of a SQLite store while the block runs, which a new store
+    has by then: of two that open a new store at once, MLflow ends one with an error of its migrations.
 
     Raises
     ------
@@ -92,7 +92,20 @@ def alone_in_store(uri: str) -> Iterator[None]:
                 if time.monotonic() > give_up_at:
                     raise OSError(f"another process has held {lock.name} for {TABLES_SECONDS:g} s") from None
             time.sleep(0.1)
+        _make_tables(database)
         yield
+
+
+def _make_tables(database: Path) -> None:
+    """Make a new store under another name, and put it in its place with all its tables: MLflow refuses one whose maker
+    was killed between two of its migrations."""
+    if database.exists() and database.stat().st_size:
+        return
+    made = database.with_name(f".{database.name}.new")
+    for left in (made, made.with_name(f"{made.name}-journal")):  # by one that was killed
+        left.unlink(missing_ok=True)
+    mlflow.MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+    made.replace(database)
 
 
 def leave_active_run() -> None:

@@ -23,6 +23,8 @@ from pipeline.tracking.run import TrackedRun
 log = logging.getLogger(__name__)
 
 RELAY_SECONDS = 0.5
+# On a mounted path, where somebody decides by the events.
+_WATCHED_SECONDS = 0.1
 # A look at a folder of many files, on remote storage, takes long: at most a fifth of the time goes into it.
 _PAUSES, _LONGEST_PAUSE_SECONDS = 4, 30.0
 # Each look at remote storage is a request. The pauses between them grow, before the first events come and from then on.
@@ -40,13 +42,14 @@ class _Pauses:
 
     def __init__(self, *, is_local: bool, is_watched: bool = False):
         self._is_local, self._found, self._seconds = is_local, False, _FIRST_PAUSE_SECONDS
+        self._local_seconds = _WATCHED_SECONDS if is_watched else RELAY_SECONDS
         self._longest_seconds = _LAUNCH_PAUSE_SECONDS if is_watched else _REMOTE_PAUSE_SECONDS
 
     def next(self, look_seconds: float, *, found: bool) -> float:
         """Seconds to wait after a look that took so long, and has found events or none."""
         if found and not self._found:
             self._found, self._seconds = True, _FIRST_PAUSE_SECONDS
-        seconds = RELAY_SECONDS if self._is_local else self._seconds
+        seconds = self._local_seconds if self._is_local else self._seconds
         longest = self._longest_seconds if self._found else _LAUNCH_PAUSE_SECONDS
         self._seconds = min(_GROWTH * self._seconds, longest)
         return min(max(seconds, _PAUSES * look_seconds), _LONGEST_PAUSE_SECONDS)

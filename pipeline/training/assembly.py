@@ -31,6 +31,7 @@ from pipeline.training.progress import TrainingState
 from pipeline.training.step import MeanLoss, TrainStep
 from pipeline.training.timing import StepTimes
 from pipeline.training.weight_average import WeightAverage
+from pipeline.training.word import FirstRank
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         last_step = ends[-1] if job.until_cycle is None else ends[min(job.until_cycle, len(ends)) - 1]
         times = StepTimes(worker.world_size)
         step = TrainStep(
-            worker, train, state, data, exchange, schedule, loss, diagnostics, events, checkpoints.is_due, times, hook,
-            make_clip(model, train, prepared.head),
+            worker, train, state, data, exchange, schedule, loss, diagnostics, events,
+            FirstRank(worker, job, checkpoints.is_due).word_after, times, hook, make_clip(model, train, prepared.head),
         )  # fmt: skip
         path = storage.join(job.folder, predictions.FILE)
         yield Training(

@@ -17,6 +17,7 @@ from pipeline.training.job import Job
 from pipeline.training.predictions import Predictions, write
 from pipeline.training.result import EvaluationPoint, TrainResult
 from pipeline.training.versions import current_versions
+from pipeline.training.word import EndedError, Word
 
 
 def fit(worker: Worker, job: Job) -> TrainResult:
@@ -31,6 +32,8 @@ def fit(worker: Worker, job: Job) -> TrainResult:
         Settings and dataset do not fit each other, or the checkpoints in the folder belong to another run.
     DivergedError
         The loss was not finite and ``train.on_divergence`` is ``fail``.
+    EndedError
+        The driver has ended this launch (`word.end_launch`).
     OSError
         The last checkpoint, or the predictions, could not be written.
     """
@@ -42,11 +45,13 @@ def fit(worker: Worker, job: Job) -> TrainResult:
         _restore_predictions(training)
         with training.loader.batches(progress.step) as batches:
             while not training.ended:
-                save = training.step.take(batches)
+                word = training.step.take(batches)
+                if word is Word.END:
+                    raise EndedError(f"the driver has ended this launch after step {progress.step}")
                 if progress.diverged or training.at_cycle_end or training.evaluator.is_due(progress.step):
                     _evaluate(training)
                 at_epoch_end = progress.step % training.steps_per_epoch == 0
-                if progress.diverged or save or at_epoch_end or training.at_cycle_end:
+                if progress.diverged or word is Word.SAVE or at_epoch_end or training.at_cycle_end:
                     training.checkpoints.save()
         training.checkpoints.finish()
         worker.wait_for_all()

@@ -26,6 +26,7 @@ from pipeline.training.optimizer import Schedule, set_rates
 from pipeline.training.progress import TrainingState
 from pipeline.training.readback import Readback
 from pipeline.training.timing import StepTimes
+from pipeline.training.word import Word
 
 
 class DivergedError(RuntimeError):
@@ -71,12 +72,12 @@ class Gradients(NamedTuple):
 
     loss : mean over the global batch
     rank_loss : mean over this rank's rows, float64 (1,) on the device
-    save : whether rank 0 asks for a checkpoint after this step
+    word : of rank 0, on what follows this step
     """
 
     loss: float
     rank_loss: torch.Tensor
-    save: bool
+    word: Word
 
 
 @dataclass
@@ -85,7 +86,7 @@ class TrainStep:
 
     train : with the global batch of the whole training
     clip : holds the gradients within bounds before they are used; diagnostics see them as they are
-    save_is_due : says whether to save after so many steps; rank 0's word counts, and travels with the loss
+    word_after : says what to do after so many steps; rank 0's word counts, and travels with the loss
     """
 
     worker: Worker
@@ -97,7 +98,7 @@ class TrainStep:
     loss: MeanLoss
     diagnostics: Diagnostics
     events: EventLog
-    save_is_due: Callable[[int], bool]
+    word_after: Callable[[int], Word]
     times: StepTimes
     hook: CallHook = None
     clip: Callable[[], None] | None = None
@@ -120,13 +121,13 @@ class TrainStep:
             else:
                 self.exchange.warm_up(lambda: self._loss(images, labels))
 
-    def take(self, batches: Iterator[Batch]) -> bool:
+    def take(self, batches: Iterator[Batch]) -> Word:
         """Take the next batch and make one step. A loss that is not finite on any rank stops all before the update.
 
         Returns
         -------
-        bool
-            Whether a checkpoint is due, which rank 0 decides and all ranks learn with the loss.
+        Word
+            What follows this step, which rank 0 decides and all ranks learn with the loss.
 
         Raises
         ------
@@ -145,16 +146,16 @@ class TrainStep:
         set_rates(optimizer, rate, momentum)
         if not self._passes:  # their gradients stay where they were recorded
             optimizer.zero_grad(set_to_none=True)
-        loss, rank_loss, save = self.gradients(batch, step)
+        loss, rank_loss, word = self.gradients(batch, step)
         if not math.isfinite(loss):
             self._diverge(step, rate, rank_loss)
-            return False
+            return Word.GO_ON
         if self.diagnostics.is_due(step):
             times.leave_out(self.diagnostics.observe(step, rate, self.data.parts(batch, step)))
         self.worker.status.enter("optimizer step")
         self._update()
         self._count(loss, rate)
-        return save
+        return word
 
     def gradients(self, batch: Batch, step: int) -> Gradients:
         """Forward and backward: afterwards ``.grad`` of every parameter is that of the global batch."""
@@ -170,18 +171,17 @@ class TrainStep:
                 loss = loss if len(parts) == 1 else loss / len(parts)
                 losses.append(loss.detach().double())
                 if last:
-                    # The loss travels while the backward pass computes, and with it rank 0's word on a checkpoint.
+                    # The loss travels while the backward pass computes, and with it rank 0's word.
                     rank_loss = torch.stack(losses).sum(0, keepdim=True) if number else losses[0].view(1)
-                    saves = float(self.worker.rank == 0 and self.save_is_due(step + 1))
-                    shared = nn.functional.pad(rank_loss, (0, 1), value=saves)
+                    shared = nn.functional.pad(rank_loss, (0, 1), value=float(self.word_after(step + 1)))
                     self._readback.begin(shared, self.worker.all_reduce_start(shared))
                 enter("backward")
                 loss.backward()
         computed_at = self.exchange.ready_at or time.perf_counter()
         enter("all-reduce")
-        loss_sum, save = self._readback.wait()
+        loss_sum, word = self._readback.wait()
         self.times.gradients_arrived(self._waited(computed_at))
-        return Gradients(loss_sum / self.worker.world_size, rank_loss, save > 0)
+        return Gradients(loss_sum / self.worker.world_size, rank_loss, Word(int(word)))
 
     def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return self.loss(images, labels, self.exchange.forward)
@@ -194,10 +194,10 @@ class TrainStep:
         self._readback.begin(passes.loss, None)
         enter("backward")
         passes.backward()
-        save = self.save_is_due(step + 1)
+        word = self.word_after(step + 1)
         (loss,) = self._readback.wait()
         self.times.gradients_arrived(0.0)
-        return Gradients(loss, passes.loss, save)
+        return Gradients(loss, passes.loss, word)
 
     def _waited(self, computed_at: float) -> float:
         """Seconds that this rank waited for the gradients of the others."""

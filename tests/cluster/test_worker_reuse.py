@@ -1,14 +1,16 @@
 """Which Python processes Spark uses again (``spark.python.worker.reuse``): real gangs in one session."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from pipeline.cluster import barrier
-from pipeline.cluster.errors import WorkerError
+from pipeline.cluster.errors import StoppedError, WorkerError
 from pipeline.config.cluster import WorkerSettings
 from pipeline.distributed.leave import AFTER_ERROR_SECONDS
 
@@ -41,6 +43,35 @@ def raise_beside_a_late_rank(worker, folder):
     worker.all_reduce_sum(values)
 
 
+def wait_for_the_end(worker, folder):
+    """Until it is asked to end."""
+    Path(folder, f"rank-{worker.rank}").write_text(str(os.getpid()))
+    while not Path(folder, "end").exists():
+        time.sleep(0.01)
+    worker.wait_for_all()
+
+
+def never_ends(worker, folder):
+    Path(folder, f"rank-{worker.rank}").write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def stop_once_it_runs(spark, function, folder):
+    """Run a function that is stopped, and asked to end, once both ranks are in it."""
+    stop = threading.Event()
+
+    def wait_for_both():
+        deadline = time.monotonic() + 120
+        while len(list(Path(folder).glob("rank-*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        stop.set()
+
+    threading.Thread(target=wait_for_both, daemon=True).start()
+    with pytest.raises(StoppedError):
+        barrier.run(spark, function, (str(folder),), workers=WORKERS, stop=stop, ask_to_end=Path(folder, "end").touch)
+    return [int(Path(folder, f"rank-{rank}").read_text()) for rank in (0, 1)]
+
+
 def failed_pid(folder):
     return int(Path(folder, "rank-1").read_text())
 
@@ -51,6 +82,18 @@ def test_processes_that_may_be_used_again_are(spark, tmp_path):
     with pytest.raises(WorkerError, match="LookupError: a fault of this rank alone"):
         barrier.run(spark, raise_on_one_rank, (str(tmp_path),), workers=WORKERS)
     assert sorted(barrier.run(spark, pid_of, workers=WORKERS)) == sorted(first)
+
+
+def test_processes_that_end_when_they_are_asked_to_are_used_again(spark, tmp_path):
+    pids = stop_once_it_runs(spark, wait_for_the_end, tmp_path)
+    assert all(psutil.pid_exists(pid) for pid in pids)
+    assert len(barrier.run(spark, pid_of, workers=WORKERS)) == 2  # no slot is left occupied
+
+
+def test_a_function_that_does_not_end_when_it_is_asked_to_is_ended(spark, tmp_path):
+    pids = stop_once_it_runs(spark, never_ends, tmp_path)
+    assert len(barrier.run(spark, pid_of, workers=WORKERS)) == 2
+    assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
 def test_a_process_that_is_still_in_a_group_is_not_used_again(spark, tmp_path):

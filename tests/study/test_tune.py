@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 import yaml
 
@@ -14,6 +15,7 @@ from pipeline.report.tuning import Tuning
 from pipeline.study import tune
 from pipeline.study.tuning import job
 from pipeline.study.tuning.sampling import Search
+from pipeline.telemetry.heartbeat import read_beat
 
 pytestmark = [pytest.mark.spark, pytest.mark.long]
 
@@ -116,7 +118,8 @@ def _mlflow_has_all(read, settings):
 
 
 def test_a_pruned_trial_of_two_ranks_is_ended_in_the_middle_and_the_next_trains(spark, settings, tmp_path, monkeypatch):
-    """Of trials of 2 and 400 epochs, one after the other on the two slots, the long ones end at their second."""
+    """Of trials of 2 and 400 epochs, one after the other on the two slots, the long ones end at their second. Their
+    processes end the training by themselves, and are there for the next."""
     space = {"train.epochs": [2, 400], "train.learning_rate": [0.01, 0.02]}
     path = write(settings, tmp_path, trials=None, sampler="grid", confirm=0, space=space, metric="cross_entropy")
     loaded = load_settings(path, ["workers.count=2"])
@@ -139,6 +142,9 @@ def test_a_pruned_trial_of_two_ranks_is_ended_in_the_middle_and_the_next_trains(
         assert trial.images == result.trials[0].images
         steps = client.get_metric_history(trial.run_id, "train/loss")[-1].step
         assert steps * trial.global_batch == trial.images if trial.state == "complete" else steps < 200 * 25
+    folders = list(Path(loaded.output, "trials").glob("*"))
+    assert len(folders) == 4
+    assert all(psutil.pid_exists(read_beat(str(folder), rank).pid) for folder in folders for rank in (0, 1))
     assert (result.confirmed, result.test) == ((), None)
     assert "It was not confirmed with other seeds (tune.confirm is 0)" in result.verdict[0]
     best = min((trial for trial in result.trials if trial.state == "complete"), key=lambda trial: trial.score)
