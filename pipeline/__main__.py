@@ -25,6 +25,7 @@ from pipeline.config.study import TrackingSettings
 from pipeline.console import console
 from pipeline.report.comparison import Comparison
 from pipeline.report.names import setting_words
+from pipeline.storage.writable import prepare_output
 
 log = logging.getLogger("pipeline")
 # typer's exit code of a command that Ctrl-C has ended.
@@ -208,11 +209,10 @@ def print_settings(config: Config, override: Overrides = None) -> None:
 
 
 def _session(settings: Settings, result: str | None = None, *, trains: bool = True) -> Any:
-    """The session; the result of an earlier call is removed first, so that a failure cannot look like it."""
+    """The session; before Spark starts, the output is checked, and the result of an earlier call removed from it."""
     from pipeline.cluster import get_session
 
-    if result is not None:
-        storage.remove(storage.join(settings.output, result))
+    prepare_output(settings.output, *filter(None, [result]))
     return get_session(settings.spark, f"sparknorm {settings.name}", trains=trains)
 
 

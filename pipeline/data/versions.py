@@ -137,7 +137,7 @@ def _load(dataset: str, name: str, *, or_unfinished: bool = False) -> Manifest |
     path = storage.join(dataset, name)
     try:
         data = storage.read_bytes(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the second where a file is in the place of the folder
         return None
     if or_unfinished and not data:
         return None

@@ -21,7 +21,15 @@ from pipeline.cluster.errors import PrunedError
 from pipeline.config.secrets import mask
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
-from pipeline.tracking.client import alone_in_store, call_store, leave_active_run, open_database, store_name
+from pipeline.storage.writable import check_writable
+from pipeline.tracking.client import (
+    alone_in_store,
+    call_store,
+    leave_active_run,
+    local_path,
+    open_database,
+    store_name,
+)
 from pipeline.tracking.outage import NotOwnerError, RefusedError, TrackingError, reason
 from pipeline.tracking.provenance import origin, params_of
 from pipeline.tracking.run import Ownership, SoleOwner, TrackedRun
@@ -38,6 +46,8 @@ class Tracker:
     ------
     TrackingError
         The store cannot be opened; the setting is named.
+    NotWritableError
+        Its folder on this machine, or that of its artifacts, cannot be written; the setting is named.
     """
 
     def __init__(self, settings: TrackingSettings):
@@ -49,10 +59,13 @@ class Tracker:
             with alone_in_store(uri):
                 if mlflow.get_experiment_by_name(settings.experiment) is None:
                     _create_experiment(settings)
-                self.experiment_id = mlflow.set_experiment(settings.experiment).experiment_id
+                experiment = mlflow.set_experiment(settings.experiment)
         except (MlflowException, OSError) as error:
             hint = "is an MLflow server running there? " if uri.startswith("http") else ""
             raise TrackingError(f"tracking.uri {store_name()} cannot be used: {hint}{reason(error)}") from error
+        self.experiment_id = experiment.experiment_id
+        if _is_on_this_machine(uri) and (artifacts := local_path(experiment.artifact_location)):
+            check_writable("tracking.artifacts", str(artifacts))  # the experiment may be of other settings
         if settings.system_metrics and importlib.util.find_spec("psutil") is None:
             raise TrackingError("tracking.system_metrics needs the package psutil: install it, or set it to false")
 
@@ -144,9 +157,15 @@ class Tracker:
         return None
 
 
+def _is_on_this_machine(uri: str) -> bool:
+    """Whether this process itself decides where a store's artifacts go, and writes them; a server decides else."""
+    return not uri.startswith(("http", "databricks"))
+
+
 def _create_experiment(settings: TrackingSettings) -> None:
-    local = not settings.uri.startswith(("http", "databricks"))
-    where = Path(settings.artifacts).absolute().as_uri() if local else None
+    where = Path(settings.artifacts).absolute().as_uri() if _is_on_this_machine(settings.uri) else None
+    if where is not None:
+        check_writable("tracking.artifacts", settings.artifacts)
     try:
         mlflow.create_experiment(settings.experiment, artifact_location=where)
     except MlflowException:
