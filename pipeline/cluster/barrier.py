@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.5
 # How long Spark may take to end a stage that was cancelled.
 CANCEL_SECONDS = 30.0
+# With less free disk than this no sign of life can be written.
+NO_ROOM_BYTES = 64 << 10
 TOO_FEW_SLOTS = "SPARK-24819"  # in Spark's own error about it
 
 
@@ -189,17 +191,30 @@ class Guard:
             self._check_signs_of_life(spark, self.watch.silent_seconds)
 
     def _check_signs_of_life(self, spark: SparkSession, silent_seconds: float) -> None:
-        workers = self.workers
+        workers, lost_seconds = self.workers, max(self.workers.stall_seconds, self.workers.slots_wait_seconds)
+        if silent_seconds > lost_seconds:
+            self._check_room()
         if silent_seconds > workers.slots_wait_seconds:
             try:
                 resources.check_slots(spark, workers)
             except ShortageError as error:
                 raise GangLostError(str(error), waited=True) from None
-        if silent_seconds > max(workers.stall_seconds, workers.slots_wait_seconds):
+        if silent_seconds > lost_seconds:
             raise GangLostError(
                 f"no worker of the barrier stage has given a sign of life for {silent_seconds:.0f} s "
                 f"(workers.stall_seconds): the cluster may have fewer than {workers.count} free slots, or executors "
                 f"cannot be reached{self.last_positions('; last seen: {}')}"
+            )
+
+    def _check_room(self) -> None:
+        """Raise where it is the disk that is full, and not the workers that are gone."""
+        assert self.watch is not None, "it is asked where ranks publish heartbeats"
+        folder = self.watch.folder
+        free = storage.free_bytes(folder)
+        if free is not None and free < NO_ROOM_BYTES:
+            raise LaunchError(
+                f"{folder} has no room left, where workers say how they are and what they have done: make room there "
+                "or set `output` to another disk, and give the same command again"
             )
 
     def _why_not_joined(self) -> str:

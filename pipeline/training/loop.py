@@ -32,7 +32,8 @@ def fit(worker: Worker, job: Job) -> TrainResult:
     DivergedError
         The loss was not finite and ``train.on_divergence`` is ``fail``.
     OSError
-        The last checkpoint, or the predictions, could not be written.
+        The last checkpoint, or the predictions, could not be written; an OutputError where the disk is full, or may not
+        be written.
     """
     with assemble(worker, job) as training:
         training.step.warm_up()
