@@ -29,13 +29,13 @@ from pipeline.cluster.errors import (
     LaunchError,
     ShortageError,
     StallError,
-    StoppedError,
     WorkerError,
     spark_reason,
 )
 from pipeline.cluster.failures import describe, first_of, headline, read_join_failure
 from pipeline.cluster.introduction import Facts
 from pipeline.cluster.rendezvous_address import announce_launch
+from pipeline.cluster.stop import Stop
 from pipeline.cluster.task import SCHEMA, Task, run_task
 from pipeline.cluster.watch import Watch
 from pipeline.config.cluster import WorkerSettings
@@ -66,7 +66,7 @@ def run(
     folder: str | None = None,
     is_shared: bool = True,
     limit_seconds: float | None = None,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
 ) -> list[Any]:
     """Run ``fn(worker, *args)`` on ``workers.count`` barrier tasks and return their results in rank order.
 
@@ -83,10 +83,8 @@ def run(
     is_shared
         Whether all executors are known to see the folder. Where not, ranks find each other by Spark's `allGather`, and
         a rank that does not see it leaves nothing there.
-    limit_seconds
-        A bound on the whole stage, for functions that take a known time.
-    stop
-        The stage is ended when this event is set.
+    limit_seconds, stop
+        A bound on the whole stage, for functions that take a known time; an event that ends it when it is set.
 
     Raises
     ------
@@ -111,8 +109,7 @@ def run(
     guard = Guard(workers, watch, limit_seconds, stop, task.launch)
     with _listening(spark, watch) as driver:
         rows = collect_when_slots_allow(spark, lambda: _stage(spark, replace(task, driver=driver)), guard)
-    failures = [pickle.loads(row.payload) for row in rows if row.failed]
-    if failures:
+    if failures := [pickle.loads(row.payload) for row in rows if row.failed]:
         raise WorkerError(describe(failures), final=first_of(failures).final)
     return [pickle.loads(row.payload) for row in sorted(rows, key=lambda row: row.rank)]
 
@@ -159,7 +156,7 @@ class Guard:
     workers: WorkerSettings
     watch: Watch | None = None
     limit_seconds: float | None = None
-    stop: threading.Event | None = None
+    stop: Stop | None = None
     launch: str = ""
 
     def check_limits(self, passed_seconds: float) -> None:
@@ -170,7 +167,7 @@ class Guard:
                 f"{self._why_not_joined()}{self.last_positions(' (last seen: {})')}"
             )
         if self.stop is not None and self.stop.is_set():
-            raise StoppedError("the training was stopped, since another one failed")
+            raise self.stop.as_error("the training was stopped, since another one failed")
 
     def check_ranks(self, spark: SparkSession) -> None:
         """Raise if the ranks' heartbeats say that the stage will not end by itself."""
@@ -294,6 +291,7 @@ def _collect(spark: SparkSession, stage: DataFrame, guard: Guard) -> list[Row]:
         raise
     if outcome.error is None:
         return outcome.rows
+    guard.check_limits(time.monotonic() - started)  # what ends this command may have ended Spark, too
     raise GangLostError(
         f"Spark gave up the barrier stage of {guard.workers.count} workers: {spark_reason(outcome.error)}"
         f"{guard.last_positions(' (last seen: {})')}"

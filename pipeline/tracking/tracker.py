@@ -17,7 +17,7 @@ import mlflow
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
-from pipeline.cluster.errors import PrunedError
+from pipeline.cluster.errors import KilledError, PrunedError
 from pipeline.config.secrets import mask
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
@@ -83,8 +83,9 @@ class Tracker:
     ) -> Iterator[TrackedRun]:
         """Open a run with all settings as params (see `params_of`) while the block runs.
 
-        It ends FINISHED, KILLED with the tag ``state: pruned`` where a search has pruned it (PrunedError), or FAILED
-        with the reason in tag ``failure``; one that ``owner`` says to be another process's is left as it is.
+        It ends FINISHED, KILLED where the command was ended from outside (Ctrl-C, SIGTERM, KilledError), KILLED with
+        the tag ``state: pruned`` where a search has pruned it (PrunedError), or FAILED with the reason in tag
+        ``failure``; one that ``owner`` says to be another process's is left as it is.
 
         With ``run_id`` that run goes on; if it is no longer in the experiment, a new one is opened, so what counts
         afterwards is the ``run_id`` of the run returned.
@@ -108,8 +109,11 @@ class Tracker:
         except PrunedError:
             _end_pruned(run, seconds)
             raise
+        except (KeyboardInterrupt, SystemExit, KilledError):
+            _end_early(run, "KILLED")
+            raise
         except BaseException as error:
-            _end_failed(run, error)
+            _end_early(run, "FAILED", failure=f"{type(error).__name__}: {error}")
             raise
         else:
             _end(run.run_id, seconds)
@@ -192,8 +196,8 @@ def _end_pruned(run: TrackedRun, outage_seconds: float) -> None:
         call_store("mark a run as pruned", lambda: client.set_terminated(run.run_id, "KILLED"), outage_seconds)
 
 
-def _end_failed(run: TrackedRun, error: BaseException) -> None:
-    """Mark the active run as failed, with the reason, in one try each: the store may be what failed."""
+def _end_early(run: TrackedRun, status: str, failure: str = "") -> None:
+    """Mark the active run as failed or killed, with the reason, in one try each: the store may be what failed."""
     try:
         run.require_ownership()
     except Exception as doubt:  # noqa: BLE001 - drivers of storage raise kinds of their own
@@ -201,10 +205,11 @@ def _end_failed(run: TrackedRun, error: BaseException) -> None:
         if not isinstance(doubt, NotOwnerError):
             log.warning("MLflow run %s is left as it is, since another driver may have it: %s", run.run_id, doubt)
         return
-    with suppress(Exception):
-        mlflow.MlflowClient().set_tag(run.run_id, "failure", mask(f"{type(error).__name__}: {error}")[:5000])
-    with suppress(Exception):
-        mlflow.end_run("FAILED")
+    try:
+        run.terminate(status, failure)
+    except Exception as problem:  # noqa: BLE001 - what ends the run is the error to show
+        log.warning("MLflow run %s could not be marked as %s: %s", run.run_id, status, reason(problem))
+    leave_active_run()
 
 
 def _sample_system(run_id: str, ended: threading.Event) -> None:
