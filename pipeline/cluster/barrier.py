@@ -67,6 +67,7 @@ def run(
     is_shared: bool = True,
     limit_seconds: float | None = None,
     stop: Stop | None = None,
+    stall_name: str = "workers.stall_seconds",
 ) -> list[Any]:
     """Run ``fn(worker, *args)`` on ``workers.count`` barrier tasks and return their results in rank order.
 
@@ -85,6 +86,8 @@ def run(
         a rank that does not see it leaves nothing there.
     limit_seconds, stop
         A bound on the whole stage, for functions that take a known time; an event that ends it when it is set.
+    stall_name
+        What messages call ``workers.stall_seconds``, where that is not what the user has set.
 
     Raises
     ------
@@ -105,7 +108,7 @@ def run(
     task = Task(fn, tuple(args), workers, facts, folder, launch=uuid.uuid4().hex, is_shared=is_shared, check=check)
     if folder is not None:
         announce_launch(folder, task.launch)
-    watch = Watch(folder, workers) if folder is not None else None
+    watch = Watch(folder, workers, stall_name) if folder is not None else None
     guard = Guard(workers, watch, limit_seconds, stop, task.launch)
     with _listening(spark, watch) as driver:
         rows = collect_when_slots_allow(spark, lambda: _stage(spark, replace(task, driver=driver)), guard)

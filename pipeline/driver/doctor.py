@@ -180,13 +180,14 @@ class _Examination:
 
         settings, token = self.settings, uuid.uuid4().hex
         folder = storage.join(storage.absolute(settings.output), f"doctor-{token[:8]}")
-        size = checks.check_slots(self.spark, settings)
+        size, lowered = checks.check_slots(self.spark, settings), settings.workers.stall_seconds > STALL_SECONDS
         task = ProbeTask(folder, token, storage.absolute(settings.dataset.path), settings.dataset.version)
         storage.publish(storage.join(folder, "driver"), token.encode())
         try:
             self.reports = barrier.run(
                 self.spark, probe, (task,), workers=_impatient(settings.workers, size),
                 folder=folder, is_shared=False, limit_seconds=LIMIT_SECONDS,
+                stall_name="the limit of doctor" if lowered else "workers.stall_seconds",
             )  # fmt: skip
         except BaseException:
             time.sleep(_LAST_SECONDS)
