@@ -7,10 +7,14 @@ on standard error and an exit code that is not 0.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -25,10 +29,11 @@ from pipeline.config.study import TrackingSettings
 from pipeline.console import console
 from pipeline.report.comparison import Comparison
 from pipeline.report.names import setting_words
+from pipeline.storage.writable import prepare_output
 
 log = logging.getLogger("pipeline")
-# typer's exit code of a command that Ctrl-C has ended.
-INTERRUPTED = 130
+# Exit codes of commands that were ended by Ctrl-C, as typer has it, and by SIGTERM: 128 and the signal's number.
+ENDED_BY: dict[str | int | None, str] = {130: "Ctrl-C", 143: "SIGTERM"}
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -208,11 +213,10 @@ def print_settings(config: Config, override: Overrides = None) -> None:
 
 
 def _session(settings: Settings, result: str | None = None, *, trains: bool = True) -> Any:
-    """The session; the result of an earlier call is removed first, so that a failure cannot look like it."""
+    """The session; before Spark starts, the output is checked, and the result of an earlier call removed from it."""
     from pipeline.cluster import get_session
 
-    if result is not None:
-        storage.remove(storage.join(settings.output, result))
+    prepare_output(settings.output, *filter(None, [result]))
     return get_session(settings.spark, f"sparknorm {settings.name}", trains=trains)
 
 
@@ -257,20 +261,40 @@ def _is_no_interrupt(record: logging.LogRecord) -> bool:
     return True
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, as cluster managers send it, end the block as Ctrl-C does: what it has begun is ended in order. The
+    signal is then ignored until the block has ended."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows it there alone
+        yield
+        return
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(run: Callable[[], None] = app) -> None:
     """Run a command. Errors that we foresee, and Spark's own, are shown by their message; others keep their traceback.
 
-    Secrets in any of them are masked.
+    Secrets in any of them are masked. Ctrl-C and SIGTERM end it with exit code 130 and 143.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     mask_logs()
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_no_interrupt)
     try:
-        run()
+        with _ended_by_sigterm():
+            run()
     except SystemExit as ended:
-        if ended.code == INTERRUPTED:
-            _say("stopped by Ctrl-C: give the same command again, and it goes on from what is saved")
+        if ended.code in ENDED_BY:
+            _say(f"stopped by {ENDED_BY[ended.code]}: give the same command again, and it goes on from what is saved")
         raise
     except Exception as error:
         message = spark_error(error)

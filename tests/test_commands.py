@@ -120,7 +120,11 @@ def test_a_cut_idx_file(refused_here, tmp_path):
 def test_more_labels_than_images(refused_here, tmp_path):
     folder = write_idx_folder(tmp_path / "idx", train_rows=50, test_rows=20)
     write_idx(folder, "train-labels-idx1-ubyte", make_images(51, 0)[1])
-    refused_here("ingest", *of_idx(folder), words=["has 50 images, but", "has 51 labels"])
+    refused_here(
+        "ingest",
+        *of_idx(folder),
+        words=["has 50 images, but", "has 51 labels: give files of one and the same data set"],
+    )
     assert not (tmp_path / "runs").exists()
 
 

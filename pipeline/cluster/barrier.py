@@ -24,18 +24,12 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 from pipeline import storage
 from pipeline.cluster import resources
 from pipeline.cluster.connect import is_connect
-from pipeline.cluster.errors import (
-    GangLostError,
-    LaunchError,
-    ShortageError,
-    StallError,
-    StoppedError,
-    WorkerError,
-    spark_reason,
-)
-from pipeline.cluster.failures import describe, first_of, headline, read_join_failure
+from pipeline.cluster.errors import GangLostError, ShortageError, StoppedError, WorkerError, spark_reason
+from pipeline.cluster.failures import describe, first_of
+from pipeline.cluster.guard import Guard
 from pipeline.cluster.introduction import Facts
 from pipeline.cluster.rendezvous_address import announce_launch
+from pipeline.cluster.stop import Stop
 from pipeline.cluster.task import SCHEMA, Task, run_task
 from pipeline.cluster.watch import Watch
 from pipeline.config.cluster import WorkerSettings
@@ -66,8 +60,9 @@ def run(
     folder: str | None = None,
     is_shared: bool = True,
     limit_seconds: float | None = None,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
     ask_to_end: Callable[[], None] | None = None,
+    stall_name: str = "workers.stall_seconds",
 ) -> list[Any]:
     """Run ``fn(worker, *args)`` on ``workers.count`` barrier tasks and return their results in rank order.
 
@@ -89,6 +84,8 @@ def run(
     stop, ask_to_end
         The stage is ended when ``stop`` is set. ``ask_to_end()`` is called then: the function ends by itself, and its
         processes are kept. Where that takes longer than `END_SECONDS`, or nobody can ask, the stage is cancelled.
+    stall_name
+        What messages call ``workers.stall_seconds``, where that is not what the user has set.
 
     Raises
     ------
@@ -109,7 +106,7 @@ def run(
     task = Task(fn, tuple(args), workers, facts, folder, launch=uuid.uuid4().hex, is_shared=is_shared, check=check)
     if folder is not None:
         announce_launch(folder, task.launch)
-    watch = Watch(folder, workers) if folder is not None else None
+    watch = Watch(folder, workers, stall_name) if folder is not None else None
     guard = Guard(workers, watch, limit_seconds, stop, task.launch, ask_to_end)
     with _listening(spark, watch) as driver:
         rows = collect_when_slots_allow(spark, lambda: _stage(spark, replace(task, driver=driver)), guard)
@@ -118,8 +115,7 @@ def run(
 
 def _results(rows: Sequence[Row]) -> list[Any]:
     """What the ranks returned, in their order; raises what the first of them that failed did."""
-    failures = [pickle.loads(row.payload) for row in rows if row.failed]
-    if failures:
+    if failures := [pickle.loads(row.payload) for row in rows if row.failed]:
         raise WorkerError(describe(failures), final=first_of(failures).final)
     return [pickle.loads(row.payload) for row in sorted(rows, key=lambda row: row.rank)]
 
@@ -147,79 +143,6 @@ def _stage(spark: SparkSession, task: Task) -> DataFrame:
     profile = resources.training_profile(task.workers)
     options = {} if profile is None else {"profile": profile}  # which Spark before 4.0 does not know
     return tasks.mapInArrow(body, SCHEMA, barrier=True, **options).repartition(1)
-
-
-@dataclass(frozen=True)
-class Guard:
-    """Decides when a running stage is ended from outside.
-
-    Parameters
-    ----------
-    watch
-        Reads the ranks' heartbeats; None where they publish none.
-    limit_seconds, stop, ask_to_end
-        As in `run`.
-    launch
-        Id of the launch.
-    """
-
-    workers: WorkerSettings
-    watch: Watch | None = None
-    limit_seconds: float | None = None
-    stop: threading.Event | None = None
-    launch: str = ""
-    ask_to_end: Callable[[], None] | None = None
-
-    def check_limits(self, passed_seconds: float) -> None:
-        """Raise if the caller asked for the end, or the time is over."""
-        if self.limit_seconds is not None and passed_seconds > self.limit_seconds:
-            raise LaunchError(
-                f"the barrier stage of {self.workers.count} workers did not end within {self.limit_seconds:g} s"
-                f"{self._why_not_joined()}{self.last_positions(' (last seen: {})')}"
-            )
-        if self.stop is not None and self.stop.is_set():
-            raise StoppedError("the training was stopped, since another one failed")
-
-    def check_ranks(self, spark: SparkSession) -> None:
-        """Raise if the ranks' heartbeats say that the stage will not end by itself."""
-        if self.watch is None:
-            return
-        try:
-            self.watch.read_heartbeats()
-            failure = self.watch.unnoticed_failure()
-        except (OSError, ValueError) as error:  # read again next time
-            log.debug("heartbeats could not be read: %s", error)
-            return
-        if failure is not None:
-            raise WorkerError(describe([failure]), final=failure.final)
-        stall = self.watch.stall()
-        if stall is not None:
-            raise StallError(stall)
-        if self.limit_seconds is None:  # which bounds the silence too
-            self._check_signs_of_life(spark, self.watch.silent_seconds)
-
-    def _check_signs_of_life(self, spark: SparkSession, silent_seconds: float) -> None:
-        workers = self.workers
-        if silent_seconds > workers.slots_wait_seconds:
-            try:
-                resources.check_slots(spark, workers)
-            except ShortageError as error:
-                raise GangLostError(str(error), waited=True) from None
-        if silent_seconds > max(workers.stall_seconds, workers.slots_wait_seconds):
-            raise GangLostError(
-                f"no worker of the barrier stage has given a sign of life for {silent_seconds:.0f} s "
-                f"(workers.stall_seconds): the cluster may have fewer than {workers.count} free slots, or executors "
-                f"cannot be reached{self.last_positions('; last seen: {}')}"
-            )
-
-    def _why_not_joined(self) -> str:
-        failure = read_join_failure(self.watch.folder, self.launch) if self.watch is not None else None
-        return f": {headline(failure)}" if failure is not None else ""
-
-    def last_positions(self, form: str) -> str:
-        """Where each rank was last seen, put into a text; empty where nobody saw one."""
-        positions = self.watch.positions() if self.watch is not None else ""
-        return form.format(positions) if positions else ""
 
 
 def collect_when_slots_allow(spark: SparkSession, stage: Callable[[], DataFrame], guard: Guard) -> list[Row]:
@@ -284,6 +207,7 @@ def _collect(spark: SparkSession, stage: DataFrame, guard: Guard) -> list[Row]:
             _cancel(spark, tag, thread)
     if outcome.error is None:
         return outcome.rows
+    guard.check_stop()  # what ends this command may have ended Spark, too
     raise GangLostError(
         f"Spark gave up the barrier stage of {guard.workers.count} workers: {spark_reason(outcome.error)}"
         f"{guard.last_positions(' (last seen: {})')}"

@@ -11,7 +11,6 @@ comes and goes may offer another number each time, and never for long enough.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cluster import barrier, resources
 from pipeline.cluster.errors import GangLostError, LaunchError, ShortageError, StallError, WorkerError
 from pipeline.cluster.introduction import Facts
+from pipeline.cluster.stop import Stop
 from pipeline.config.cluster import WorkerSettings
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(
     facts: Callable[..., Facts] | None = None,
     check: Callable[..., None] | None = None,
     folder: str | None = None,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
     ask_to_end: Callable[[], None] | None = None,
 ) -> list[Any]:
     """Run ``fn(worker, *args)`` on as many workers as there are, at most ``workers.count``; the results in rank order.

@@ -24,6 +24,10 @@ class StoppedError(LaunchError):
     """The caller asked for the end of the stage."""
 
 
+class KilledError(StoppedError):
+    """The whole command was ended from outside, by Ctrl-C or SIGTERM: an end, and no failure."""
+
+
 class PrunedError(StoppedError):
     """The caller asked for the end of a training that has shown enough: an end, and no failure.
 

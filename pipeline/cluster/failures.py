@@ -23,7 +23,8 @@ class Failure:
     host, device
         Where it ran; the device is empty before one was chosen.
     error, traceback
-        The exception in one line, and in full; secrets in them are masked.
+        The exception in one line, and in full; secrets in them are masked. The second is empty where the exception has
+        an attribute ``explained`` that is true: its message says what happened and what would be right.
     echo
         Whether it is the broken connection that another rank's failure left behind.
     time
@@ -63,7 +64,7 @@ def failure_from(error: BaseException, *, rank: int, device: str, where: str, ec
         rank=rank,
         host=socket.gethostname(),
         error=mask(f"{type(error).__name__}: {error}"),
-        traceback=mask("".join(traceback.format_exception(error))),
+        traceback="" if getattr(error, "explained", False) else mask("".join(traceback.format_exception(error))),
         echo=echo,
         time=time.time(),
         device=device,
@@ -111,4 +112,4 @@ def describe(failures: Sequence[Failure]) -> str:
     first = first_of(failures)
     others = [failure.rank for failure in failures if not failure.echo and failure.rank != first.rank]
     also = f" (also on ranks {sorted(others)})" if others else ""
-    return f"{headline(first, also=also)}\n{first.traceback.rstrip()}"
+    return f"{headline(first, also=also)}\n{first.traceback}".rstrip()

@@ -72,10 +72,11 @@ class Watch:
     Attributes
     ----------
     folder : of the job
+    stall_name : what messages call ``workers.stall_seconds``, which need not be what the user has set
     """
 
-    def __init__(self, folder: str, workers: WorkerSettings):
-        self.folder, self._workers = folder, workers
+    def __init__(self, folder: str, workers: WorkerSettings, stall_name: str = "workers.stall_seconds"):
+        self.folder, self.stall_name, self._workers = folder, stall_name, workers
         self._earlier_attempt = heartbeat.read_attempt(folder)  # of an earlier launch: not ours
         self._attempt = ""
         self._ranks: dict[int, _RankView] = {}
@@ -222,7 +223,7 @@ class Watch:
         beat, limit = culprit.beat, self._workers.stall_seconds
         who = f"rank {beat.rank} on {beat.host} ({beat.device})"
         where = f"in {beat.phase} at step {beat.step}"
-        setting = f"(workers.stall_seconds is {limit:g})"
+        setting = f"({self.stall_name} is {limit:g})"
         if self._is_silent(culprit):
             return (
                 f"{who} gave its last sign of life {culprit.age_seconds:.0f} s ago, then {where} {setting}: "

@@ -179,7 +179,8 @@ class DatasetSettings(FrozenModel):
             raise ValueError(f"source.kind {self.source.kind} needs image.shape, for example [3, 64, 64]")
         if self.validation_share + self.test_share >= 1:
             raise ValueError(
-                f"validation_share {self.validation_share} and test_share {self.test_share} leave no training rows"
+                f"validation_share {self.validation_share} and test_share {self.test_share} leave no training rows: "
+                "their sum must be below 1"
             )
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.config.registry import RegistrySettings
 from pipeline.config.score import ScoreSettings
 from pipeline.config.secrets import mask, masked
 from pipeline.config.study import CompareSettings, ExportSettings, TrackingSettings
-from pipeline.config.training import AUTO, CheckpointSettings, TrainSettings
+from pipeline.config.training import AUTO, CheckpointSettings, TrainSettings, divisors
 from pipeline.config.tune import TuneSettings
 
 # Sections whose settings may have several values in one study.
@@ -95,11 +96,14 @@ class Settings(FrozenModel):
             return self  # the rest is checked once it is known
         rows, lanes = train.global_batch // self.workers.count, train.lanes // self.workers.count
         if rows % train.accumulate:
-            raise ValueError(f"train.accumulate {train.accumulate} does not divide a worker's {rows} images of a batch")
+            raise ValueError(
+                f"train.accumulate {train.accumulate} does not divide a worker's {rows} images of a batch: use one of "
+                f"{list(divisors(rows))}"
+            )
         if self.model.norm_statistics == "lane" and lanes % train.accumulate:
             raise ValueError(
                 f"train.accumulate {train.accumulate} does not divide a worker's {lanes} lanes, and "
-                "model.norm_statistics lane needs whole ones"
+                f"model.norm_statistics lane needs whole ones: use one of {list(divisors(math.gcd(rows, lanes)))}"
             )
         object.__setattr__(self, "train", train)  # settings are frozen once they are whole
         return self

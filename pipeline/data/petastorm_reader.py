@@ -42,7 +42,10 @@ def steps_per_epoch(manifest: Manifest, *, batch_size: int, world_size: int) -> 
         ``batch_size`` is not a multiple of ``world_size``, or a rank would get no row group or less than a batch.
     """
     if world_size < 1 or batch_size < 1 or batch_size % world_size:
-        raise ValueError(f"train.batch_size {batch_size} is not a multiple of workers.count {world_size}")
+        raise ValueError(
+            f"train.batch_size {batch_size} is not a multiple of workers.count {world_size}: use "
+            f"{max(1, batch_size // world_size) * world_size}"
+        )
     group_rows = np.array([group.rows for group in _row_groups(manifest)], dtype=np.int64)
     rounds = len(group_rows) // world_size
     if rounds == 0:

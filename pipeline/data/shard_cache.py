@@ -41,7 +41,10 @@ def open_copy(path: str, shard: Shard, folder: str, limit_bytes: int) -> BinaryI
         It cannot be read, or the disk cannot be written.
     """
     if shard.bytes > limit_bytes:
-        raise DatasetError(f"a shard of {shard.bytes} bytes does not fit reader.cache_bytes {limit_bytes}")
+        raise DatasetError(
+            f"a shard of {shard.bytes} bytes does not fit reader.cache_bytes {limit_bytes}: raise that to a multiple "
+            f"of {shard.bytes}, or ingest with a lower dataset.shard_bytes"
+        )
     copy = copy_path(shard, folder)
     with suppress(FileNotFoundError):
         file = copy.open("rb")

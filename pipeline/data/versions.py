@@ -103,7 +103,9 @@ def load_manifest(dataset: str, version: int | None = None) -> Manifest:
     if version is None or version == found.version:
         return found
     if not 1 <= version <= found.version:
-        raise DatasetError(f"{dataset} has versions 1 to {found.version}; dataset.version is {version}")
+        raise DatasetError(
+            f"{dataset} has versions 1 to {found.version}; dataset.version is {version}: null is the newest"
+        )
     earlier = _load(dataset, file_name(version))
     if earlier is None:
         raise DatasetError(f"{dataset}: version {version} cannot be read, {file_name(version)} is missing")
@@ -137,7 +139,7 @@ def _load(dataset: str, name: str, *, or_unfinished: bool = False) -> Manifest |
     path = storage.join(dataset, name)
     try:
         data = storage.read_bytes(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the second where a file is in the place of the folder
         return None
     if or_unfinished and not data:
         return None

@@ -23,6 +23,7 @@ from pipeline.config.settings import Settings
 from pipeline.data.manifest import Manifest
 from pipeline.driver import checks
 from pipeline.driver.gpu_checks import judge_gpus
+from pipeline.storage.writable import prepare_output
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -76,16 +77,16 @@ class DoubtfulError(Exception):
 def doctor(spark: SparkSession, settings: Settings) -> DoctorResult:
     """Make every check that can be made, and write the outcome as ``doctor.json`` into the output folder.
 
-    A check that needs another one that failed is skipped. What fails is part of the result, not an exception.
+    A check that needs another one that failed is skipped. What fails is part of the result, not an exception; but
+    where the output folder cannot be written, a NotWritableError says so.
     """
-    path = storage.join(settings.output, FILE)
-    storage.remove(path)  # if this call ends in the middle, an earlier result must not look like its own
+    prepare_output(settings.output, FILE)
     examination = _Examination(spark, settings)
     for name, check, needed in _CHECKS:
         examination.make(name, check, needed)
     findings = tuple(examination.findings.values())
     result = DoctorResult(healthy=all(each.state in ("ok", "warning") for each in findings), findings=findings)
-    storage.publish_json(path, result)
+    storage.publish_json(storage.join(settings.output, FILE), result)
     return result
 
 
@@ -179,13 +180,14 @@ class _Examination:
 
         settings, token = self.settings, uuid.uuid4().hex
         folder = storage.join(storage.absolute(settings.output), f"doctor-{token[:8]}")
-        size = checks.check_slots(self.spark, settings)
+        size, lowered = checks.check_slots(self.spark, settings), settings.workers.stall_seconds > STALL_SECONDS
         task = ProbeTask(folder, token, storage.absolute(settings.dataset.path), settings.dataset.version)
         storage.publish(storage.join(folder, "driver"), token.encode())
         try:
             self.reports = barrier.run(
                 self.spark, probe, (task,), workers=_impatient(settings.workers, size),
                 folder=folder, is_shared=False, limit_seconds=LIMIT_SECONDS,
+                stall_name="the limit of doctor" if lowered else "workers.stall_seconds",
             )  # fmt: skip
         except BaseException:
             time.sleep(_LAST_SECONDS)

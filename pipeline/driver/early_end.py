@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 
+from pipeline.cluster.stop import Stop
 from pipeline.telemetry import Event
 
 
-class EarlyEnd(threading.Event):
+class EarlyEnd(Stop):
     """Is set when a training must end: since it is pruned, or since all trials must end.
 
     Parameters
@@ -23,7 +23,7 @@ class EarlyEnd(threading.Event):
     error : what `decide` has raised, which ends the training too
     """
 
-    def __init__(self, decide: Callable[[Event], bool], all_trials: threading.Event):
+    def __init__(self, decide: Callable[[Event], bool], all_trials: Stop):
         super().__init__()
         self._decide, self._all_trials = decide, all_trials
         self.pruned = False
@@ -31,6 +31,9 @@ class EarlyEnd(threading.Event):
 
     def is_set(self) -> bool:
         return super().is_set() or self._all_trials.is_set()
+
+    def was_killed(self) -> bool:
+        return self._all_trials.was_killed()
 
     def see(self, events: Sequence[Event]) -> None:
         """Decide by the evaluations among these events, until the first that says that the training ends."""

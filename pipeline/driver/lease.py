@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import socket
-import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import psutil
 from pydantic import Field
 
 from pipeline import storage
+from pipeline.cluster.stop import Stop
 from pipeline.config.frozen import FrozenModel
 from pipeline.storage import lease
 
@@ -134,10 +134,10 @@ class Lease(lease.Lease):
         At the end of the block, whatever error ended it: another process has taken the folder meanwhile.
     """
 
-    def __init__(self, folder: str, number: int, *, seconds: float, stop: threading.Event | None = None):
+    def __init__(self, folder: str, number: int, *, seconds: float, stop: Stop | None = None):
         path = _lease_path(folder, number)
         super().__init__(folder, number, path, seconds=seconds, renewals=_RENEWALS)
-        self.stop, self.is_wanted = stop or threading.Event(), True
+        self.stop, self.is_wanted = stop or Stop(), True
         self._lost = ""  # by whom and when, once it is
         _held.add(path)
 

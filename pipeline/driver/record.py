@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
 import time
 from typing import Any
 
 from pipeline import storage
+from pipeline.cluster.stop import Stop
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.secrets import masked
 from pipeline.config.settings import digest_of
@@ -100,7 +100,7 @@ class Record:
         self,
         name: str,
         *,
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
         process: DriverProcess | None = None,
         seconds: float | None = None,
     ) -> Lease:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.cluster import resources
-from pipeline.cluster.errors import StoppedError
+from pipeline.cluster.stop import Stop
 from pipeline.config.cluster import WorkerSettings
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ class TrainingSlot:
         All trials must end, and this one has not begun.
     """
 
-    def __init__(self, free: threading.Semaphore | None = None, stop: threading.Event | None = None):
+    def __init__(self, free: threading.Semaphore | None = None, stop: Stop | None = None):
         self._free = free or threading.Semaphore(1)
-        self.stop = stop or threading.Event()
+        self.stop = stop or Stop()
 
     def __enter__(self) -> TrainingSlot:
         while not self.stop.is_set():
             if self._free.acquire(timeout=_POLL_SECONDS):
                 return self
-        raise StoppedError("another trial failed")
+        raise self.stop.as_error("another trial failed")
 
     def __exit__(self, *_: object) -> None:
         self._free.release()
@@ -67,7 +67,7 @@ def run_all(
     spark: SparkSession,
     trials: Sequence[Callable[[TrainingSlot], Result]],
     at_once: int,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
 ) -> list[Result]:
     """Run trials, at most ``at_once`` of which train at a time, and return their results in their order.
 
@@ -83,7 +83,7 @@ def run_all(
         return [trial(TrainingSlot(stop=stop)) for trial in trials]
     from pyspark import inheritable_thread_target
 
-    free, stop = threading.Semaphore(at_once), stop or threading.Event()
+    free, stop = threading.Semaphore(at_once), stop or Stop()
     session: Any = spark
     with ThreadPoolExecutor(2 * at_once, thread_name_prefix="sparknorm-trial") as pool:
         # Each with a copy of its own of Spark's thread-local properties (job group, scheduler pool).
@@ -91,8 +91,11 @@ def run_all(
         try:
             for future in as_completed(futures):
                 future.result()
-        except BaseException:  # also Ctrl-C
-            stop.set()
+        except BaseException as error:
+            if isinstance(error, Exception):
+                stop.set()
+            else:  # Ctrl-C, or SIGTERM
+                stop.kill()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [future.result() for future in futures]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import storage
 from pipeline.config.settings import Settings
+from pipeline.storage.writable import prepare_output
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -31,7 +32,8 @@ def train(spark: SparkSession, settings: Settings) -> TrialResult:
     SettingsError
         A setting lists several values.
     ValueError
-        Dataset, network, norm and settings do not fit each other, or MLflow cannot be reached.
+        Dataset, network, norm and settings do not fit each other, MLflow cannot be reached, or a place that settings
+        name cannot be written.
     LaunchError
         There are fewer slots than workers.
     WorkerError
@@ -46,8 +48,7 @@ def train(spark: SparkSession, settings: Settings) -> TrialResult:
     from pipeline.tracking import Tracker
 
     settings.require_single_run()
-    path = storage.join(settings.output, FILE)
-    storage.remove(path)  # if this call fails, an earlier result must not look like its own
+    prepare_output(settings.output, FILE)
     settings, manifest = checks.open_dataset(settings)
     checks.check_trial(spark, settings, manifest)
     checks.tell(checks.network_notes(settings, manifest))
@@ -55,7 +56,7 @@ def train(spark: SparkSession, settings: Settings) -> TrialResult:
     tracker = Tracker(settings.tracking)
     name = training_name(settings)
     result = run_trial(spark, settings, tracker, name=name, manifest=manifest, norm=settings.model.norm)
-    storage.publish_json(path, result)
+    storage.publish_json(storage.join(settings.output, FILE), result)
     checks.tell(_did_not_learn(result, manifest, settings.train.evaluate_on))
     return result
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.cluster import elastic
 from pipeline.cluster.errors import PrunedError, StoppedError
+from pipeline.cluster.stop import Stop
 from pipeline.config.settings import Settings
 from pipeline.config.study import LogModels
 from pipeline.data.manifest import Manifest
@@ -106,7 +106,7 @@ def run_trial(
         return _preserve(record, result, cycle)
 
 
-def _hold(record: Record, name: str, lease: Lease | None, stop: threading.Event) -> AbstractContextManager[Lease]:
+def _hold(record: Record, name: str, lease: Lease | None, stop: Stop) -> AbstractContextManager[Lease]:
     """The lease under which a trial is trained: its study's, which outlives the trial, or its own."""
     if lease is None:
         return record.claim(name, stop=stop)
@@ -205,7 +205,7 @@ def _train(
     job: Job,
     run: TrackedRun,
     name: str,
-    stop: threading.Event,
+    stop: Stop,
     early_end: EarlyEnd | None,
 ) -> TrainResult:
     """Launch it, unless it is pruned already, and pass on its events while it lasts.
@@ -233,7 +233,7 @@ def _launch(
     job: Job,
     run: TrackedRun,
     name: str,
-    stop: threading.Event,
+    stop: Stop,
     watch: Callable[[Sequence[Event]], None] | None = None,
 ) -> TrainResult:
     from pipeline.training import checkpoint

@@ -25,6 +25,7 @@ from pipeline import storage
 from pipeline.config.frozen import FrozenModel
 from pipeline.data.manifest import DatasetError
 from pipeline.storage.lease import Lease, numbers, wait_for_change
+from pipeline.storage.writable import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +108,13 @@ def claimed(dataset: str, application: str, *, setting: str = "dataset.path") ->
 
     Raises
     ------
+    NotWritableError
+        The folder cannot be written.
     DatasetError
         Another job is writing to it, or others came first again and again; the message says which. Where a job has
         died, it takes `LEASE_SECONDS` to see.
     """
+    check_writable(setting, dataset)
     claim = _take(dataset, application, setting)
     try:
         yield claim

@@ -30,6 +30,7 @@ from pipeline.ingest.listed_images import listed_image, preparation
 from pipeline.ingest.sources.file_names import OtherFiles
 from pipeline.ingest.sources.open import open_source
 from pipeline.ingest.tasks import WrittenQuarantine, WrittenShard
+from pipeline.storage.writable import prepare_output
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -73,11 +74,12 @@ def ingest(spark: SparkSession, settings: Settings) -> IngestResult:
 
     Raises
     ------
+    NotWritableError
+        ``output`` cannot be written.
     SourceError, FashionMnistError, DatasetError, IngestError
         See `ingest_dataset`.
     """
-    path = storage.join(settings.output, "ingest.json")
-    storage.remove(path)
+    prepare_output(settings.output, "ingest.json")
     dataset, written, others = _ingest(spark, settings.dataset, storage.join(settings.output, "cache"))
     result = IngestResult(
         dataset=settings.dataset.path,
@@ -87,7 +89,7 @@ def ingest(spark: SparkSession, settings: Settings) -> IngestResult:
         set_aside=dataset.set_aside,
         other_files=others,
     )
-    storage.publish_json(path, result)
+    storage.publish_json(storage.join(settings.output, "ingest.json"), result)
     return result
 
 
@@ -110,7 +112,7 @@ def ingest_dataset(spark: SparkSession, settings: DatasetSettings, *, cache: str
         Another dataset is at this path, another job is writing to it, or more than ``max_bad_share`` of the rows had to
         be set aside.
     ValueError
-        Executors have several versions of what the bytes of shards hang on.
+        Executors have several versions of what the bytes of shards hang on, or ``path`` cannot be written.
     IngestError
         The Spark job failed.
     """

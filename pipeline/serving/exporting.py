@@ -25,6 +25,7 @@ from pipeline.serving.result import (
     FoldedNorms,
     Tensor,
 )
+from pipeline.storage.writable import check_writable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,6 +58,7 @@ def export(settings: Settings) -> ExportResult:
     settings.require_single_run()
     formats = chosen_formats(settings.export)
     folder = export_folder(settings)
+    check_writable("output", settings.output)
     storage.remove(folder)  # if this call fails, an earlier export must not look like its own
     trained = find_trained(settings)
     manifest = trained.manifest

@@ -16,6 +16,7 @@ from pipeline.config.settings import Settings, SettingsError
 from pipeline.report.registration import Decision, GateReport, Registration, TrainingOrigin
 from pipeline.serving import aliases
 from pipeline.serving.aliases import CHALLENGER, CHAMPION, DECISION, DONE, HISTORY, PENDING, ROLLED_BACK, STATUS
+from pipeline.storage.writable import prepare_output
 
 if TYPE_CHECKING:
     from pipeline.serving.predictor import Predictor
@@ -131,8 +132,7 @@ def _begin(settings: Settings) -> str:
     """The name of the registered model. What an earlier call has left is removed: if this one fails, it must not look
     like its own."""
     name = model_name(settings)
-    for file in (FILE, PAGE):
-        storage.remove(storage.join(settings.output, file))
+    prepare_output(settings.output, FILE, PAGE)
     return name
 
 

@@ -164,7 +164,7 @@ def names(folder: str) -> list[str]:
     fs.invalidate_cache(inner)
     try:
         found = retry(lambda: fs.ls(inner, detail=False), "listed", folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name for name in (path.rstrip("/").rsplit("/", 1)[-1] for path in found) if name[:1] != ".")
 

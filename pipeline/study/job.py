@@ -26,6 +26,7 @@ from pipeline.report.comparison import Comparison, StudyRun, TrialResult
 from pipeline.report.figures.study import figures_of
 from pipeline.report.names import Values
 from pipeline.report.page import render
+from pipeline.storage.writable import prepare_output
 from pipeline.study.arms import Arm, arms_of, candidates_of, with_final_network
 from pipeline.study.rung_plan import LEAST_STEPS
 from pipeline.study.same_arms import check_same_arms
@@ -62,6 +63,7 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
     TakenOverError
         This process gave no sign of life for so long that another one has taken the study over.
     """
+    prepare_output(settings.output)  # what was there stays until nobody else is known to be at it
     settings, manifest = open_dataset(settings)
     settings = with_final_network(settings, judge_of(settings, manifest, searched=False).metric)
     arms, values = arms_of(settings), candidates_of(settings)

@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 
 from pipeline.config.secrets import mask, mask_logs
+from pipeline.storage.writable import check_writable
 from pipeline.tracking.outage import Answer, reason, retry_during_outage
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # MLflow looks for git; a machine without it is fine
@@ -44,15 +46,23 @@ _uploads: list[int] = []  # the threads that do it now
 _uploads_lock = threading.Lock()
 
 
-def open_database(uri: str) -> None:
+def open_database(uri: str, setting: str = "tracking.uri") -> None:
     """Make the folder of a SQLite store, and open a store that is a database once: MLflow itself tries for minutes.
+
+    Parameters
+    ----------
+    setting : that names the store, for messages
 
     Raises
     ------
+    NotWritableError
+        It is in a folder of this machine that cannot be written.
     OSError
         It cannot be opened.
     """
     path = Path(uri.removeprefix("sqlite:///"))
+    if folder := path.parent if uri.startswith("sqlite:///") else local_path(uri):
+        check_writable(setting, str(folder))
     try:
         if uri.startswith("sqlite:///"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +74,13 @@ def open_database(uri: str) -> None:
             sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
     except Exception as error:  # each driver raises kinds of its own, or is not installed
         raise OSError(reason(error)) from error
+
+
+def local_path(uri: str) -> Path | None:
+    """The folder of this machine that a URI of MLflow means, a path or a ``file:`` URI; None where it means none."""
+    parts = urlsplit(uri)
+    is_local = parts.scheme == "file" or (parts.scheme == "" and not uri.startswith("databricks"))
+    return Path(unquote(parts.path)) if is_local and parts.path else None
 
 
 @contextmanager

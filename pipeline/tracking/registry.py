@@ -67,7 +67,7 @@ class Registry:
             mlflow.set_tracking_uri(tracking.uri)
             open_database(tracking.uri)
             if uri is not None:
-                open_database(uri)
+                open_database(uri, "registry.uri")
         except (MlflowException, OSError) as error:
             name, place = ("tracking.uri", tracking.uri) if uri is None else ("registry.uri", uri)
             raise TrackingError(f"{name} {mask(place)} cannot be used: {reason(error)}") from error

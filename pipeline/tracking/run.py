@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -212,6 +213,21 @@ class TrackedRun:
     def call(self, what: str, call: Callable[[], Answer]) -> Answer:
         """The answer to a call of MLflow's client about this run, made as this class makes its own."""
         return self._call(what, call)
+
+    def terminate(self, status: str, failure: str = "") -> None:
+        """Mark the run as ended before its time, with the reason of a failure, in one try each.
+
+        It needs no Spark, which may have ended: a new client of MLflow's would ask the session for a registry.
+
+        Raises
+        ------
+        MlflowException, OSError
+            The store does not take the status.
+        """
+        if failure:
+            with suppress(Exception):  # the status counts for more
+                self._client.set_tag(self.run_id, "failure", mask(failure)[:5000])
+        self._client.set_terminated(self.run_id, status)
 
     def require_ownership(self, *, lately: bool = False) -> None:
         """Raise NotOwnerError where another process goes on with the run. ``lately`` is that of `Ownership.holds`."""

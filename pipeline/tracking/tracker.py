@@ -17,11 +17,19 @@ import mlflow
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
-from pipeline.cluster.errors import PrunedError
+from pipeline.cluster.errors import KilledError, PrunedError
 from pipeline.config.secrets import mask
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
-from pipeline.tracking.client import alone_in_store, call_store, leave_active_run, open_database, store_name
+from pipeline.storage.writable import check_writable
+from pipeline.tracking.client import (
+    alone_in_store,
+    call_store,
+    leave_active_run,
+    local_path,
+    open_database,
+    store_name,
+)
 from pipeline.tracking.outage import NotOwnerError, RefusedError, TrackingError, reason
 from pipeline.tracking.provenance import origin, params_of
 from pipeline.tracking.run import Ownership, SoleOwner, TrackedRun
@@ -38,6 +46,8 @@ class Tracker:
     ------
     TrackingError
         The store cannot be opened; the setting is named.
+    NotWritableError
+        Its folder on this machine, or that of its artifacts, cannot be written; the setting is named.
     """
 
     def __init__(self, settings: TrackingSettings):
@@ -49,10 +59,13 @@ class Tracker:
             with alone_in_store(uri):
                 if mlflow.get_experiment_by_name(settings.experiment) is None:
                     _create_experiment(settings)
-                self.experiment_id = mlflow.set_experiment(settings.experiment).experiment_id
+                experiment = mlflow.set_experiment(settings.experiment)
         except (MlflowException, OSError) as error:
             hint = "is an MLflow server running there? " if uri.startswith("http") else ""
             raise TrackingError(f"tracking.uri {store_name()} cannot be used: {hint}{reason(error)}") from error
+        self.experiment_id = experiment.experiment_id
+        if _is_on_this_machine(uri) and (artifacts := local_path(experiment.artifact_location)):
+            check_writable("tracking.artifacts", str(artifacts))  # the experiment may be of other settings
         if settings.system_metrics and importlib.util.find_spec("psutil") is None:
             raise TrackingError("tracking.system_metrics needs the package psutil: install it, or set it to false")
 
@@ -70,8 +83,9 @@ class Tracker:
     ) -> Iterator[TrackedRun]:
         """Open a run with all settings as params (see `params_of`) while the block runs.
 
-        It ends FINISHED, KILLED with the tag ``state: pruned`` where a search has pruned it (PrunedError), or FAILED
-        with the reason in tag ``failure``; one that ``owner`` says to be another process's is left as it is.
+        It ends FINISHED, KILLED where the command was ended from outside (Ctrl-C, SIGTERM, KilledError), KILLED with
+        the tag ``state: pruned`` where a search has pruned it (PrunedError), or FAILED with the reason in tag
+        ``failure``; one that ``owner`` says to be another process's is left as it is.
 
         With ``run_id`` that run goes on; if it is no longer in the experiment, a new one is opened, so what counts
         afterwards is the ``run_id`` of the run returned.
@@ -95,8 +109,11 @@ class Tracker:
         except PrunedError:
             _end_pruned(run, seconds)
             raise
+        except (KeyboardInterrupt, SystemExit, KilledError):
+            _end_early(run, "KILLED")
+            raise
         except BaseException as error:
-            _end_failed(run, error)
+            _end_early(run, "FAILED", failure=f"{type(error).__name__}: {error}")
             raise
         else:
             _end(run.run_id, seconds)
@@ -144,9 +161,15 @@ class Tracker:
         return None
 
 
+def _is_on_this_machine(uri: str) -> bool:
+    """Whether this process itself decides where a store's artifacts go, and writes them; a server decides else."""
+    return not uri.startswith(("http", "databricks"))
+
+
 def _create_experiment(settings: TrackingSettings) -> None:
-    local = not settings.uri.startswith(("http", "databricks"))
-    where = Path(settings.artifacts).absolute().as_uri() if local else None
+    where = Path(settings.artifacts).absolute().as_uri() if _is_on_this_machine(settings.uri) else None
+    if where is not None:
+        check_writable("tracking.artifacts", settings.artifacts)
     try:
         mlflow.create_experiment(settings.experiment, artifact_location=where)
     except MlflowException:
@@ -173,8 +196,8 @@ def _end_pruned(run: TrackedRun, outage_seconds: float) -> None:
         call_store("mark a run as pruned", lambda: client.set_terminated(run.run_id, "KILLED"), outage_seconds)
 
 
-def _end_failed(run: TrackedRun, error: BaseException) -> None:
-    """Mark the active run as failed, with the reason, in one try each: the store may be what failed."""
+def _end_early(run: TrackedRun, status: str, failure: str = "") -> None:
+    """Mark the active run as failed or killed, with the reason, in one try each: the store may be what failed."""
     try:
         run.require_ownership()
     except Exception as doubt:  # noqa: BLE001 - drivers of storage raise kinds of their own
@@ -182,10 +205,11 @@ def _end_failed(run: TrackedRun, error: BaseException) -> None:
         if not isinstance(doubt, NotOwnerError):
             log.warning("MLflow run %s is left as it is, since another driver may have it: %s", run.run_id, doubt)
         return
-    with suppress(Exception):
-        mlflow.MlflowClient().set_tag(run.run_id, "failure", mask(f"{type(error).__name__}: {error}")[:5000])
-    with suppress(Exception):
-        mlflow.end_run("FAILED")
+    try:
+        run.terminate(status, failure)
+    except Exception as problem:  # noqa: BLE001 - what ends the run is the error to show
+        log.warning("MLflow run %s could not be marked as %s: %s", run.run_id, status, reason(problem))
+    leave_active_run()
 
 
 def _sample_system(run_id: str, ended: threading.Event) -> None:

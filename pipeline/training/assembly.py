@@ -26,6 +26,7 @@ from pipeline.training.job import Job
 from pipeline.training.network import make_ready, mean_for, network_for
 from pipeline.training.optimizer import Schedule, make_optimizer
 from pipeline.training.out_of_memory import explain_out_of_memory
+from pipeline.training.output import explain_output
 from pipeline.training.pretrained import prepare
 from pipeline.training.progress import TrainingState
 from pipeline.training.step import MeanLoss, TrainStep
@@ -87,6 +88,8 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
     ------
     ValueError
         Settings and dataset do not fit each other; see `check_data`, `prepare` and `make_ready`.
+    OutputError
+        The job's folder does not take what the block writes.
     OutOfMemoryError
         The device has too little memory for what is built here, or for what the block does with it.
     """
@@ -94,6 +97,7 @@ def assemble(worker: Worker, job: Job) -> Iterator[Training]:
         train = job.train.for_workers(worker.world_size)
         at_end.enter_context(arithmetic(worker.device, train))
         at_end.enter_context(explain_out_of_memory(worker, train))
+        at_end.enter_context(explain_output(job.folder))
         manifest = load_manifest(job.dataset, job.version)
         loader = at_end.enter_context(contextlib.closing(TrainLoader(job.dataset, manifest, train, job.reader, worker)))
         hook = hooks.bind(worker, job, loader.steps_per_epoch)

@@ -14,6 +14,7 @@ from pipeline.config.import_path import is_import_path
 from pipeline.config.model import ModelSettings
 from pipeline.config.training import AUTO, CheckpointSettings, TrainSettings
 from pipeline.data import Manifest, load_manifest
+from pipeline.training.output import AGAIN, OutputError, explain_output
 
 if TYPE_CHECKING:
     from pipeline.training.hooks import Hook
@@ -131,23 +132,24 @@ def check_host(job: Job) -> None:
 
     Raises
     ------
-    OSError
-        The job's folder cannot be written here.
+    OutputError
+        The job's folder cannot be written here, or its disk is full.
     ValueError
-        A file in it cannot be replaced, or its disk is full.
+        A file in it cannot be replaced.
     """
     if not job.token:
         return
     probe = storage.join(job.folder, f"launch-{socket.gethostname()}-{os.getpid()}")
-    try:
-        storage.check_replaces(probe, job.token)
-    finally:
-        storage.remove_file(probe)
+    with explain_output(job.folder):
+        try:
+            storage.check_replaces(probe, job.token)
+        finally:
+            storage.remove_file(probe)
     free = storage.free_bytes(job.folder)
     if free is not None and free < storage.LEAST_FREE_BYTES:
-        raise ValueError(
+        raise OutputError(
             f"{job.folder} has {free >> 20} MiB left, and checkpoints may not fit: make room, or set `output` to "
-            "another place"
+            f"another place, {AGAIN}"
         )
 
 

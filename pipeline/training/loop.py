@@ -35,7 +35,8 @@ def fit(worker: Worker, job: Job) -> TrainResult:
     EndedError
         The driver has ended this launch (`word.end_launch`).
     OSError
-        The last checkpoint, or the predictions, could not be written.
+        The last checkpoint, or the predictions, could not be written; an OutputError where the disk is full, or may not
+        be written.
     """
     with assemble(worker, job) as training:
         training.step.warm_up()

@@ -14,6 +14,7 @@ from pyspark import cloudpickle
 
 from pipeline.cluster import barrier
 from pipeline.cluster.errors import LaunchError, WorkerError
+from pipeline.cluster.guard import Guard
 from pipeline.cluster.watch import Watch
 from pipeline.config.cluster import WorkerSettings
 
@@ -151,7 +152,7 @@ def test_why_ranks_could_not_join_is_said_when_the_time_is_over(spark, tmp_path,
     with pytest.raises(LaunchError, match="unsupported gloo device"):
         barrier.run(spark, introduce, ("x",), workers=TWO, folder=folder, is_shared=False, limit_seconds=200)
     launch = json.loads((tmp_path / "rendezvous.json").read_text())["launch"]
-    guard = barrier.Guard(TWO, Watch(folder, TWO), limit_seconds=20, launch=launch)
+    guard = Guard(TWO, Watch(folder, TWO), limit_seconds=20, launch=launch)
     with pytest.raises(
         LaunchError,
         match=r"the barrier stage of 2 workers did not end within 20 s: rank \d on \S+ \(cpu\) in start, epoch 0, "
@@ -295,7 +296,7 @@ def test_too_few_slots_are_looked_for_again_with_a_new_plan(spark):
         return tasks.mapInArrow(same_rows, "id long", barrier=True).repartition(1)
 
     workers = TWO.model_copy(update={"count": 3, "slots_wait_seconds": 60})
-    rows = barrier.collect_when_slots_allow(spark, stage, barrier.Guard(workers))
+    rows = barrier.collect_when_slots_allow(spark, stage, Guard(workers))
     assert sorted(row.id for row in rows) == [0, 1]
     assert len(tries) == 3
 

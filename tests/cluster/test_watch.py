@@ -64,6 +64,14 @@ def test_a_rank_that_is_a_step_behind_is_the_one_that_hangs(tmp_path, monkeypatc
         assert "rank 1 on here" in blamed(watch)
 
 
+def test_a_limit_that_the_user_has_not_set_is_not_called_a_setting(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.cluster.watch.STACK_SECONDS", 0.0)
+    own, set_by_user = Watch(str(tmp_path), WORKERS, "the limit of doctor"), Watch(str(tmp_path), WORKERS)
+    with beating(str(tmp_path), [Status(), Status()]):
+        assert " s (the limit of doctor is 1)\n" in blamed(own)
+        assert " s (workers.stall_seconds is 1)\n" in blamed(set_by_user)
+
+
 def publish_beat(folder, attempt, rank, step, **fields):
     beat = {"rank": rank, "world_size": 8, "host": "there", "pid": 1, "device": "cpu", "attempt": attempt.id,
             "phase": "forward", "epoch": 0, "step": step, "waits": False, "for_seconds": 0.0, "time": float(step),

@@ -101,7 +101,9 @@ def test_what_killed_processes_left_half_fetched_is_deleted_after_a_day(remote, 
 def test_a_shard_larger_than_the_limit_names_the_setting(remote, tmp_path):
     write_dataset(remote)
     size = shards_of(remote)[0].bytes
-    with pytest.raises(DatasetError, match=rf"a shard of {size} bytes does not fit reader.cache_bytes {size - 1}"):
+    with pytest.raises(
+        DatasetError, match=rf"a shard of {size} bytes does not fit reader.cache_bytes {size - 1}: raise that to"
+    ):
         copy_of(remote, 0, tmp_path, size - 1)
     files = open_files(remote, cache=str(tmp_path / "cache"), cache_bytes=size - 1)
     with pytest.raises(DatasetError, match=r"part-00000-\w+.parquet, row group 0: a shard of .* reader.cache_bytes"):

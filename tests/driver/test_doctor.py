@@ -143,6 +143,13 @@ def test_a_worker_that_hangs_is_named_with_its_stack(spark, settings, monkeypatc
     assert states(result)["workers"] == "failed"
     assert re.search(r"rank 1 on \S+ \(cpu\) has been in start at step 0 for \d+ s", detail(result, "workers"))
     assert "in hang_on_the_second" in detail(result, "workers")
+    # Not a value of a setting that nobody has set.
+    assert settings.workers.stall_seconds == 180
+    assert "(the limit of doctor is 3)" in detail(result, "workers")
+    assert "workers.stall_seconds" not in detail(result, "workers")
+    monkeypatch.setattr(doctor_module, "STALL_SECONDS", 90.0)
+    result = doctor(spark, changed(settings, "workers", stall_seconds=4))
+    assert "(workers.stall_seconds is 4)" in detail(result, "workers")
 
 
 def report_of(host, output_free_bytes, local_free_bytes):

@@ -1,9 +1,8 @@
 """What ends a training before its schedule does."""
 
-import threading
-
 import pytest
 
+from pipeline.cluster.stop import Stop
 from pipeline.driver.early_end import EarlyEnd
 from pipeline.tracking.relay import _Pauses
 
@@ -14,7 +13,7 @@ def evaluation(step):
 
 def test_the_first_evaluation_that_says_so_prunes_and_later_ones_are_not_asked():
     asked = []
-    end = EarlyEnd(lambda event: bool(asked.append(event["step"])) or event["step"] == 2, threading.Event())
+    end = EarlyEnd(lambda event: bool(asked.append(event["step"])) or event["step"] == 2, Stop())
     end.see([{"kind": "step", "step": 1}, evaluation(1)])
     assert not end.is_set()
     end.see([evaluation(2), evaluation(3)])
@@ -23,7 +22,7 @@ def test_the_first_evaluation_that_says_so_prunes_and_later_ones_are_not_asked()
 
 
 def test_the_end_of_all_trials_is_its_own_and_prunes_nothing():
-    everything = threading.Event()
+    everything = Stop()
     end = EarlyEnd(lambda _: False, everything)
     everything.set()
     assert end.is_set()
@@ -34,7 +33,7 @@ def test_an_error_of_the_decision_ends_the_training_and_is_kept():
     def decide(_):
         raise OSError("disk full")
 
-    end = EarlyEnd(decide, threading.Event())
+    end = EarlyEnd(decide, Stop())
     end.see([evaluation(1), evaluation(2)])
     assert end.is_set()
     assert not end.pruned

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import pytest
 from record_claims import claim_at, process_on
 
 from pipeline import storage
+from pipeline.cluster.stop import Stop
 from pipeline.driver import lease as leases
 from pipeline.driver.lease import BusyError, TakenOverError, this_process
 from pipeline.driver.record import Record
@@ -211,7 +211,7 @@ def test_the_clocks_of_hosts_are_not_compared(tmp_path, since):
 
 
 def test_the_loss_of_a_lease_stops_what_runs_and_hides_the_errors_that_follow_from_it(tmp_path):
-    stop = threading.Event()
+    stop = Stop()
     with (
         pytest.raises(TakenOverError, match="was taken over by process") as told,
         Record(str(tmp_path)).claim("a", stop=stop, seconds=0.6),

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.cluster import barrier
 from pipeline.cluster.errors import LaunchError, StoppedError
+from pipeline.cluster.stop import Stop
 from pipeline.config.cluster import WorkerSettings
 from pipeline.config.study import CompareSettings
 from pipeline.driver import record, slots
@@ -78,7 +79,7 @@ def test_the_next_trial_trains_while_one_logs_what_it_made(spark):
 
 
 def test_a_slot_that_comes_free_when_all_must_stop_is_not_taken():
-    free, stop = threading.Semaphore(1), threading.Event()
+    free, stop = threading.Semaphore(1), Stop()
     stop.set()
     with pytest.raises(StoppedError, match="another trial failed"), slots.TrainingSlot(free, stop):
         pass
@@ -154,7 +155,7 @@ def test_a_study_that_was_stopped_goes_on_with_all_that_it_had_begun(spark, sett
 
     def lose(*args, **options):
         """The training, until it and the other have a checkpoint."""
-        stop = threading.Event()
+        stop = Stop()
         watch = threading.Thread(target=lambda: (both_have_saved(study), stop.set()), daemon=True)
         watch.start()
         try:

@@ -173,7 +173,7 @@ def test_images_and_labels_without_each_other_are_set_aside(spark, tmp_path):
     [
         ("path,label\ncat/0.png,a\n./cat/0.png,b\n", r"labels\.csv has 2 rows for cat/0\.png: one is right"),
         ("file,label\ncat/0.png,a\n", r"labels\.csv has no column 'path'; it has file, label"),
-        ("path,label\n,a\n", r"labels\.csv has 1 rows without a 'path'"),
+        ("path,label\n,a\n", r"labels\.csv has 1 rows without a 'path': fill it"),
         ("path,label\ncat/0.png,\n", r"no image has a label"),
         (None, r"labels\.csv cannot be read as a table of labels: .*does not exist"),
     ],

@@ -88,7 +88,7 @@ def test_what_is_wrong_with_cifar_files_is_named(spark, tmp_path):
         opened(spark, tmp_path / "ten", "cifar10")
     batch.with_suffix(".bin.gz").write_bytes(gzip.compress(whole))
     assert opened(spark, tmp_path / "ten", "cifar10").rows == {"train": 100, "test": 20}
-    with pytest.raises(SourceError, match="cifar10 has 10 classes, but 3 names were given"):
+    with pytest.raises(SourceError, match="cifar10 has 10 classes, but 3 names were given: name each in "):
         opened(spark, tmp_path / "ten", "cifar10", classes=("a", "b", "c"))
     (tmp_path / "hundred" / "fine_label_names.txt").write_text("apple\nbear")
     with pytest.raises(SourceError, match="cifar100 has 100 classes, but 2 names were given"):

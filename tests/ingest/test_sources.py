@@ -83,7 +83,7 @@ def rewrite(folder, name, change):
                 write_idx(f, "t10k-images-idx3-ubyte", np.zeros((0, 12, 12), np.uint8)),
                 write_idx(f, "t10k-labels-idx1-ubyte", np.zeros(0, np.uint8)),
             ],
-            r"t10k-images-idx3-ubyte\.gz has no images",
+            r"t10k-images-idx3-ubyte\.gz has no images: give the files of a data set that has some",
         ),
     ],
 )

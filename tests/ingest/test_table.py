@@ -176,7 +176,7 @@ GOOD = {"image": FILES[:4], "label": ["a", "b", "a", "b"]}
         ({**GOOD, "image": ["x"] * 4}, {}, r"column 'image' .* is string, neither binary nor the struct"),
         ({**GOOD, "image": [{"height": 1}] * 4}, {}, r"is struct<height:bigint>, neither binary nor the struct"),
         ({**GOOD, "label": pa.nulls(4, pa.string())}, {}, r"column 'label' is null or blank in every row"),
-        ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.string())}, {}, r"table has no rows"),
+        ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.string())}, {}, r"has no rows: fill it"),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_used_is_named_with_its_column(spark, tmp_path, columns, changes, message):

@@ -7,7 +7,6 @@ catches, and a new one goes on with what is on disk.
 from __future__ import annotations
 
 import math
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from small_manifests import make
 
 from pipeline.cluster.errors import PrunedError, WorkerError
+from pipeline.cluster.stop import Stop
 from pipeline.config.settings import Settings
 from pipeline.report.comparison import TrialResult
 from pipeline.study.tuning.sampling import Search, SearchedTrial
@@ -64,7 +64,7 @@ class _Lease:
     """What a search asks of its lease."""
 
     def __init__(self) -> None:
-        self.stop = threading.Event()
+        self.stop = Stop()
 
     def check(self) -> None:
         """It is held."""

@@ -1,17 +1,20 @@
 """Runs in a store on this machine: what is logged, each thing once, and how a run ends."""
 
 import logging
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException, RestException
 
+from pipeline.cluster.errors import KilledError
 from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
 from pipeline.driver.record import Record
@@ -381,3 +384,49 @@ def test_every_name_of_a_class_can_be_the_name_of_a_metric(tracker, settings):
         "recall/04 ab": 0.125,
     }.items() <= found.items()
     assert recall_metrics((0.5,) * 31, [str(number) for number in range(31)]) == {}
+
+
+WITHOUT_SPARK = """
+import sys
+from pipeline.cluster import get_session
+from pipeline.config.cluster import SparkSettings
+from pipeline.config.settings import Settings
+from pipeline.tracking import Tracker
+
+settings = Settings.model_validate_json(sys.argv[1])
+spark = get_session(SparkSettings(master="local[1]"), "sparknorm tests")
+with Tracker(settings.tracking).run(settings.name, settings=settings):
+    java = spark.sparkContext._gateway.proc
+    java.kill()
+    java.wait(30)
+    raise {"FAILED": ZeroDivisionError("mine"), "KILLED": SystemExit(143)}[sys.argv[2]]
+"""
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_a_run_ends_though_spark_has_ended_before(settings, tmp_path, status):
+    """MLflow's client asks an active session for a registry; and what ends a command may end its Java first."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SPARK, settings.model_dump_json(), status], capture_output=True, text=True,
+        timeout=120, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, check=False,
+    )  # fmt: skip
+    assert done.returncode == {"FAILED": 1, "KILLED": 143}[status], done.stderr
+    client = mlflow.MlflowClient(settings.tracking.uri)
+    experiment = client.get_experiment_by_name(settings.tracking.experiment)
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == status
+    assert run.data.tags.get("failure") == {"FAILED": "ZeroDivisionError: mine", "KILLED": None}[status]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), KilledError("with all others")])
+def test_what_is_ended_from_outside_is_killed_and_has_not_failed(tracker, settings, error):
+    with pytest.raises(type(error)), tracker.run("ended", settings=settings) as run:
+        raise error
+    ended = mlflow.get_run(run.run_id)
+    assert ended.info.status == "KILLED"
+    assert {"state", "failure"}.isdisjoint(ended.data.tags)
+    assert mlflow.active_run() is None
+    with tracker.run("ended", settings=settings, run_id=run.run_id):
+        assert mlflow.get_run(run.run_id).info.status == "RUNNING"
+    assert mlflow.get_run(run.run_id).info.status == "FINISHED"

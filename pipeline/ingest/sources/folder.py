@@ -208,7 +208,9 @@ def _with_labels(spark: SparkSession, listing: DataFrame, settings: SourceSettin
     labels = _read_labels(spark, settings)
     nameless = labels.where(F.col("path").isNull() | (F.col("path") == "")).count()
     if nameless:
-        raise SourceError(f"{settings.labels} has {nameless} rows without a {settings.path_column!r}")
+        raise SourceError(
+            f"{settings.labels} has {nameless} rows without a {settings.path_column!r}: fill it, or take them out"
+        )
     twice = labels.groupBy("path").count().where("count > 1").first()
     if twice is not None:
         raise SourceError(f"{settings.labels} has {twice['count']} rows for {twice['path']}: one is right")

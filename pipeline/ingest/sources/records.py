@@ -128,9 +128,12 @@ def _idx(settings: SourceSettings, cache: str) -> tuple[list[Part], tuple[int, i
     for split, images_name, labels_name in IDX_FILES:
         images, labels = inspected[images_name][0], inspected[labels_name][0]
         if images.rows != labels.rows:
-            raise SourceError(f"{images.path} has {images.rows} images, but {labels.path} has {labels.rows} labels")
+            raise SourceError(
+                f"{images.path} has {images.rows} images, but {labels.path} has {labels.rows} labels: give files of "
+                "one and the same data set"
+            )
         if not images.rows:
-            raise SourceError(f"{images.path} has no images")
+            raise SourceError(f"{images.path} has no images: give the files of a data set that has some")
         if not images.size:
             raise SourceError(f"{images.path} has images without a pixel: {inspected[images_name][1]}")
         parts.append(Part(split, images, labels, 0))
@@ -163,7 +166,10 @@ def _cifar_classes(settings: SourceSettings, folder: str) -> tuple[str, ...]:
     if classes is None:
         raise SourceError(f"{names}: no such file; set dataset.source.classes to the {count} names in label order")
     if len(classes) != count:
-        raise SourceError(f"{settings.kind} has {count} classes, but {len(classes)} names were given")
+        raise SourceError(
+            f"{settings.kind} has {count} classes, but {len(classes)} names were given: name each in "
+            "dataset.source.classes, in label order"
+        )
     return classes
 
 

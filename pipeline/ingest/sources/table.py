@@ -162,7 +162,7 @@ def _totals(table: DataFrame, settings: SourceSettings, columns: list[Column]) -
     row = table.agg(*wanted).first()
     assert row is not None
     if not row[0]:
-        raise SourceError(f"{settings.path} has no rows")
+        raise SourceError(f"{settings.path} has no rows: fill it, or set dataset.source.path to another table")
     if settings.id_column and row[3] != row[0]:
         raise SourceError(
             f"{settings.path}: column {settings.id_column!r} (dataset.source.id_column) has {row[3]} distinct values "

@@ -34,6 +34,7 @@ from pipeline.serving.scoring.scores import PartRecord, Plan, Scores
 from pipeline.serving.scoring.source import ImagesToScore
 from pipeline.serving.scoring.table import ScoreTable
 from pipeline.serving.scoring.task import TaskRecord
+from pipeline.storage.writable import prepare_output
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -94,8 +95,7 @@ def score(spark: SparkSession, settings: Settings) -> ScoreResult:
     """
     from pipeline.tracking import Tracker
 
-    path = storage.join(settings.output, RESULT)
-    storage.remove(path)
+    prepare_output(settings.output, RESULT)
     tracker = Tracker(settings.tracking)
     with _spark_errors_as_one_line():
         job = _prepared(spark, settings)
@@ -116,7 +116,7 @@ def score(spark: SparkSession, settings: Settings) -> ScoreResult:
                     ) as run:  # fmt: skip
                         result = _scored(job, images, plan, claim, run)
                     storage.remove_file(storage.join(job.folder, on_disk.PLAN))
-    storage.publish_json(path, result)
+    storage.publish_json(storage.join(settings.output, RESULT), result)
     return result
 
 

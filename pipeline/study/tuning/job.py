@@ -23,6 +23,7 @@ from pipeline.driver.record import Record, finished_record, unfinished_record
 from pipeline.report.learned import objective_for
 from pipeline.report.tune_page import figures_of, render
 from pipeline.report.tuning import Tuning
+from pipeline.storage.writable import prepare_output
 from pipeline.study.tuning.best import confirm
 from pipeline.study.tuning.space import check_space, combinations, grid_of, trial_settings, values_of
 from pipeline.study.tuning.summary import metrics_of, summarize
@@ -65,6 +66,7 @@ def tune(spark: SparkSession, settings: Settings) -> Tuning:
         More trials failed than ``tune.max_failures``, or one of those that confirm the best.
     """
     _require_optuna(settings.tune.sampler)
+    prepare_output(settings.output)  # what was there stays until nobody else is known to be at it
     settings, manifest = open_dataset(settings)
     notes = _check(spark, settings, manifest)
     at_once = slots.trials_at_once(spark, _workers_of(settings), settings.tune.side_by_side)

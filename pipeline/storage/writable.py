@@ -1,0 +1,67 @@
+"""Whether a place that a setting names can be written, asked before anything is launched."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+from pipeline import storage
+from pipeline.storage import local_file
+
+
+class NotWritableError(ValueError):
+    """A local folder that a setting names cannot be written; the message says why, and what would be right."""
+
+
+def prepare_output(output: str, *stale: str) -> None:
+    """Check the folder of the setting ``output``, and remove files there that an earlier call has left: if this call
+    fails, they must not look like its own.
+
+    Raises
+    ------
+    NotWritableError
+        ``output`` cannot be written.
+    """
+    check_writable("output", output)
+    for file in stale:
+        storage.remove(storage.join(output, file))
+
+
+def check_writable(setting: str, folder: str) -> None:
+    """Check that this process can make files in a local folder, or in the nearest one above it that is there. Nothing
+    is left behind. A folder elsewhere is not asked: that would be requests, and their errors name it.
+
+    Parameters
+    ----------
+    setting : that names the folder, for the message
+
+    Raises
+    ------
+    NotWritableError
+        It cannot.
+    """
+    if not storage.is_local(folder):
+        return
+    path = Path(storage.absolute(folder))
+    try:
+        there = next(each for each in (path, *path.parents) if each.exists())
+        with local_file.under_passing_name(there / "sparknorm-writable", b"x", durable=False):
+            pass
+    except OSError as error:
+        raise NotWritableError(
+            f"{setting} {path} cannot be written from {socket.gethostname()}: {_reason(error, path)}, or choose "
+            f"another {setting}"
+        ) from error
+
+
+def _reason(error: OSError, path: Path) -> str:
+    """What the system says, and what would mend it."""
+    says = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{says}: make room there"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        there = next(each for each in (path, *path.parents) if each.exists())
+        return f"{os.strerror(errno.ENOTDIR)}, since {there} is a file: move it away"
+    return f"{says}: let this user write there"
