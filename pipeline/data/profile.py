@@ -1,4 +1,4 @@
-"""What a set of images and a network's answers to them look like in figures that can be added up. Numpy alone."""
+"""What a set of images and a network's answers to them look like in figures that can be added up."""
 
 from __future__ import annotations
 
@@ -59,17 +59,21 @@ def profile_of_images(images: np.ndarray) -> dict[str, np.ndarray]:
     """The figures of uint8 images (N, C, H, W): ``pixels`` of a channel (), ``channel_sums`` int64 (2, C),
     ``brightness`` and ``contrast``."""
     flat = images.reshape(len(images), math.prod(images.shape[1:]))
-    values = np.arange(256, dtype=np.int64)
-    counts = [np.bincount(images[:, channel].ravel(), minlength=256) for channel in range(images.shape[1])]
     means = flat.mean(axis=1, dtype=np.float64)
     squares = np.einsum("np,np->n", flat, flat, dtype=np.float64, casting="unsafe") / flat.shape[1]
     deviations = np.sqrt(np.maximum(squares - means**2, 0))
     return {
         "pixels": np.array(images[:, 0].size),
-        "channel_sums": np.array([[count @ values for count in counts], [count @ values**2 for count in counts]]),
+        "channel_sums": channel_sums(images),
         "brightness": _histogram(means / 255, BRIGHTNESS_BINS),
         "contrast": _histogram(deviations / 127.5, CONTRAST_BINS),
     }
+
+
+def channel_sums(pixels: np.ndarray) -> np.ndarray:
+    """Sum the values of each channel, and their squares: uint8 (rows, C, H, W) -> int64 (2, C), exact."""
+    counts, values = _histograms(pixels), np.arange(256, dtype=np.int64)
+    return np.array([counts @ values, counts @ values**2])
 
 
 def profile_of_answers(probabilities: np.ndarray) -> dict[str, np.ndarray]:
@@ -116,3 +120,15 @@ def merged(profiles: Iterable[Profile]) -> Profile:
 def _histogram(shares: np.ndarray, bins: int) -> np.ndarray:
     """Counts of values from 0 to 1 in bins of one width; 1 is in the last."""
     return np.bincount(np.minimum((shares * bins).astype(np.int64), bins - 1), minlength=bins)
+
+
+def _histograms(pixels: np.ndarray) -> np.ndarray:
+    """How often each channel has each value: int64 (C, 256). Pillow counts three times as fast as numpy."""
+    from PIL import Image
+
+    rows, channels, height, width = pixels.shape
+    counts = np.zeros((channels, 256), np.int64)
+    for channel in range(channels if pixels.size else 0):
+        plane = np.ascontiguousarray(pixels[:, channel])
+        counts[channel] = Image.frombuffer("L", (width, rows * height), plane, "raw", "L", 0, 1).histogram()
+    return counts

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.secrets import masked
-from pipeline.data import reasons
+from pipeline.data import profile, reasons
 from pipeline.data.codec import BadImageError, as_binary, as_rows, decode_stored
 from pipeline.data.manifest import QUARANTINE, Shard
 from pipeline.ingest import images
@@ -255,7 +255,7 @@ def write_shard(split: str, path: str, rows: pa.Table, layout: Layout) -> Writte
             writer.write_table(group, row_group_size=layout.row_group_rows)
             row_groups.append(group.num_rows)
             for chunk in group.column("image").chunks:
-                pixel_sums += images.channel_sums(_pixels(chunk, layout.image))
+                pixel_sums += profile.channel_sums(_pixels(chunk, layout.image))
     data = buffer.getvalue()
     path, sha256 = _publish(layout.dataset, path, data)
     sums, squares = pixel_sums.tolist()

@@ -23,8 +23,12 @@ from pipeline.serving.served import FILE, FORMAT, NETWORK_FILE, ServedModel, Ser
 
 # Where MLflow puts the folder within a model of its own.
 _WITHIN_MLFLOW_MODEL = "data/model"
-# Pixels of the images that go through the network at once: activations take some hundred bytes for each.
-_PIXELS_AT_ONCE = 1 << 22
+# Pixels of the images that go through the network at once: activations take some hundred bytes for each. Those that a
+# core of a CPU works on stay in its caches: a small residual network takes 0.6 of the time for 32 images of 64 x 64 at
+# a time that it takes for 256.
+_PIXELS_AT_ONCE, _PIXELS_OF_A_CORE = 1 << 22, 1 << 17
+# But so many images if they can: weights, which are read again for each lot, are what counts where images are large.
+_IMAGES_AT_LEAST = 8
 
 
 class Predictor:
@@ -128,10 +132,16 @@ class Predictor:
                 f"images are {str(images.dtype).removeprefix('torch.')} of shape {list(images.shape)}: the model takes "
                 f"uint8 of shape {[len(images) if images.ndim else 1, *self._spec.shape]}, values 0 to 255"
             )
-        rows = max(1, _PIXELS_AT_ONCE // (self._spec.shape[1] * self._spec.shape[2]))
         with torch.inference_mode():
-            parts = [self._of_some(part) for part in images.split(rows)] if len(images) else []
+            parts = [self._of_some(part) for part in images.split(self._images_at_once())] if len(images) else []
         return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
+
+    def _images_at_once(self) -> int:
+        pixels = self._spec.shape[1] * self._spec.shape[2]
+        most = max(1, _PIXELS_AT_ONCE // pixels)
+        if self.device.type != "cpu":
+            return most
+        return min(most, max(_IMAGES_AT_LEAST, torch.get_num_threads() * _PIXELS_OF_A_CORE // pixels))
 
     def _of_some(self, images: torch.Tensor) -> np.ndarray:
         logits = self._network(images.to(self.device))
@@ -181,5 +191,6 @@ def _load_network(content: bytes, device: torch.device) -> Callable[[torch.Tenso
     network = program.module()
     for weights in (*network.parameters(), *network.buffers()):
         if weights.ndim == 4:  # on a CPU residual networks then take 0.6 of the time, whatever the images' own layout
-            weights.data = weights.data.contiguous(memory_format=torch.channels_last)
+            # Not `contiguous`, which leaves those of one channel as they are, and so all that comes of grey images.
+            weights.data = weights.data.to(memory_format=torch.channels_last)
     return network

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from small_models import photo, write_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.data import reasons
 from pipeline.data.codec import BadImageError, decode_stored
@@ -49,6 +50,49 @@ def test_an_image_does_not_depend_on_its_batch(predictor, monkeypatch):
     np.testing.assert_allclose(together, alone, atol=1e-6)
     monkeypatch.setattr("pipeline.serving.predictor._PIXELS_AT_ONCE", 2 * 120)
     np.testing.assert_allclose(predictor.probabilities(torch.from_numpy(images)), together, atol=1e-6)
+
+
+@pytest.mark.parametrize(("side", "at_once"), [(28, 167), (64, 32), (400, 8), (2048, 1)])
+def test_a_cpu_gets_as_many_images_at_once_as_its_caches_hold(predictor, side, at_once):
+    """Those of one core, at least 8, and fewer only where memory says so."""
+    lots = []
+
+    def network(images):
+        lots.append(len(images))
+        return torch.zeros(len(images), 3)
+
+    served = predictor.served.model_copy(
+        update={"image": predictor.served.image.model_copy(update={"shape": (1, side, side)})}
+    )
+    count, before = 2 * at_once + 1, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        answers = Predictor(served, network, torch.device("cpu")).probabilities(np.zeros((count, 1, side, side), "u1"))
+    finally:
+        torch.set_num_threads(before)
+    assert (lots, len(answers)) == ([at_once, at_once, 1], count)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutions_give_channels_last(tmp_path, channels):
+    """Of one channel both layouts have the same bytes, and torch goes by the strides of the weights."""
+    outputs = []
+
+    class Convolutions(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **kwargs or {})
+            if "conv" in function.__name__:
+                outputs.append(found)
+            return found
+
+    folder, trained = write_model(tmp_path, shape=(channels, 12, 10))
+    images = np.random.default_rng(3).integers(0, 256, (5, channels, 12, 10), dtype=np.uint8)
+    made = Predictor.load(folder)
+    with Convolutions():
+        probabilities = made.probabilities(images)
+    assert len(outputs) == 3
+    assert all(output.is_contiguous(memory_format=torch.channels_last) for output in outputs)
+    np.testing.assert_allclose(probabilities, expected(trained, images), atol=1e-5)
 
 
 def test_pixels_are_read_where_they_lie(predictor):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config.dataset import DeformSettings, ReaderSettings
-from pipeline.data import load_manifest, manifest, versions
+from pipeline.data import load_manifest, manifest, profile, versions
 from pipeline.data.manifest import Manifest, Shard
 from pipeline.data.shards import SplitFiles
 from pipeline.ingest import images, tasks
@@ -62,7 +62,7 @@ def write_dataset(
         else:
             shards.append(_write_foreign(path, f"{name}.parquet", table, row_group_rows, dict(foreign)))
     counts = np.bincount(labels, minlength=3).tolist()
-    split = manifest.with_statistics(counts, images.channel_sums(pixels).tolist(), tuple(shards), shape)
+    split = manifest.with_statistics(counts, profile.channel_sums(pixels).tolist(), tuple(shards), shape)
     versions.publish(
         path,
         Manifest(

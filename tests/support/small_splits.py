@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config.dataset import DeformSettings
-from pipeline.data import manifest, versions
+from pipeline.data import manifest, profile, versions
 from pipeline.data.manifest import Image, Manifest, Preparation
 from pipeline.ingest import images, tasks
 from pipeline.ingest.images import ImageSpec
@@ -42,7 +42,7 @@ def write_splits(
         table = pa.table({"id": ids, "label": labels, "image": stored, "copy": np.zeros(len(labels), np.int32)})
         shard = tasks.write_shard(name, f"{name}/part-00000", table, layout).shard
         counts = np.bincount(labels, minlength=classes).tolist()
-        written[name] = manifest.with_statistics(counts, images.channel_sums(pixels).tolist(), (shard,), shape)
+        written[name] = manifest.with_statistics(counts, profile.channel_sums(pixels).tolist(), (shard,), shape)
         first += len(labels)
     whole = Manifest(
         name="small", settings_digest="", spark_application="", classes=tuple(f"class {n}" for n in range(classes)),
