@@ -79,13 +79,11 @@ def run(
     is_shared
         Whether all executors are known to see the folder. Where not, ranks find each other by Spark's `allGather`, and
         a rank that does not see it leaves nothing there.
-    limit_seconds
-        A bound on the whole stage, for functions that take a known time.
+    limit_seconds, stall_name
+        A bound on the whole stage, for functions that take a known time; what messages call ``workers.stall_seconds``.
     stop, ask_to_end
         The stage is ended when ``stop`` is set. ``ask_to_end()`` is called then: the function ends by itself, and its
         processes are kept. Where that takes longer than `END_SECONDS`, or nobody can ask, the stage is cancelled.
-    stall_name
-        What messages call ``workers.stall_seconds``, where that is not what the user has set.
 
     Raises
     ------

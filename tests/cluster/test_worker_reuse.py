@@ -11,6 +11,7 @@ import torch
 
 from pipeline.cluster import barrier
 from pipeline.cluster.errors import StoppedError, WorkerError
+from pipeline.cluster.stop import Stop
 from pipeline.config.cluster import WorkerSettings
 from pipeline.distributed.leave import AFTER_ERROR_SECONDS
 
@@ -58,7 +59,7 @@ def never_ends(worker, folder):
 
 def stop_once_it_runs(spark, function, folder):
     """Run a function that is stopped, and asked to end, once both ranks are in it."""
-    stop = threading.Event()
+    stop = Stop()
 
     def wait_for_both():
         deadline = time.monotonic() + 120

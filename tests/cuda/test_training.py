@@ -14,6 +14,7 @@ from pipeline.training.assembly import assemble
 from pipeline.training.augment import augment, mix
 from pipeline.training.augment.draws import BatchRows
 from pipeline.training.loop import fit
+from pipeline.training.word import Word
 
 
 @pytest.mark.parametrize("settings", [AUGMENT, PHOTOGRAPHS], ids=["small", "photographs"])
@@ -100,7 +101,7 @@ def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(last_step, shards
                 for parameter in state.model.parameters()
             ]
             step.loss = lambda images, labels, forward: forward(images).sum() * float("nan")
-            assert step.take(batches) is False
+            assert step.take(batches) is Word.GO_ON
         assert state.progress.diverged
         assert state.progress.step == last_step
         for parameter, before, moved in zip(state.model.parameters(), weights, momentum, strict=True):
