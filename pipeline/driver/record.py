@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import time
+import uuid
 from typing import Any
 
 from pipeline import storage
@@ -41,6 +42,7 @@ class RecordContent(FrozenModel):
 
     driver : the process that trains
     name : of the training or the study
+    run_mark : tag of its MLflow run, written down before the run is opened: by it the run is found while no id is known
     run_id : of its MLflow run
     model : whether the trained network is in MLflow
     cycles : results at the ends of the schedule's cycles, of a training that stops there
@@ -49,6 +51,7 @@ class RecordContent(FrozenModel):
 
     driver: DriverProcess | None = None
     name: str | None = None
+    run_mark: str | None = None
     run_id: str | None = None
     model: bool = False
     cycles: tuple[TrialResult, ...] = ()
@@ -120,7 +123,7 @@ class Record:
         me, seconds = process or this_process(), seconds or LEASE_SECONDS
         if not self.finished:
             self._require_free(me, seconds)
-        claimed = self.content.model_copy(update={"driver": me, "name": name})
+        claimed = self.content.model_copy(update=self._claimed_by(me, name))
         if not storage.create(record_path(self.folder, self._number + 1), _to_json(claimed)):
             self._number, self.content = _read_newest(self.folder)
             raise self._busy()
@@ -154,7 +157,10 @@ class Record:
         if self._number > lease.number:
             raise self._busy()
         self._lease, self._number = lease, lease.number
-        self.update(driver=this_process(), name=name)
+        self.update(**self._claimed_by(this_process(), name))
+
+    def _claimed_by(self, process: DriverProcess, name: str) -> dict[str, Any]:
+        return {"driver": process, "name": name, "run_mark": self.content.run_mark or uuid.uuid4().hex}
 
     def update(self, **fields: Any) -> None:
         """Replace fields of the content, and write it, its secrets masked.

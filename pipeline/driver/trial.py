@@ -96,8 +96,9 @@ def run_trial(
     with _hold(record, name, lease, slot.stop) as owner, ExitStack() as training:
         training.enter_context(slot)
         with tracker.run(
-            name, settings=settings, parent=parent, run_id=record.content.run_id, owner=owner, **tags
-        ) as run:
+            name, settings=settings, parent=parent, mark=record.content.run_mark, run_id=record.content.run_id,
+            owner=owner, **tags,
+        ) as run:  # fmt: skip
             record.update(run_id=run.run_id)
             run.log_dataset(manifest, settings.dataset.path, context="training")
             trained = _train(spark, settings, job, run, name, slot.stop, early_end)

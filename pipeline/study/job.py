@@ -75,10 +75,10 @@ def compare(spark: SparkSession, settings: Settings) -> Comparison:
         for stale in (RESULT, PAGE, FIGURES):  # a study that fails must not look like the one before it
             storage.remove(storage.join(settings.output, stale))
         varied = {**settings.compare.grid, "train.seed": settings.compare.all_seeds}
-        run_id = record.content.run_id
         with tracker.run(
-            settings.name, settings=settings, varied=varied, run_id=run_id, owner=lease, kind="comparison"
-        ) as parent:
+            settings.name, settings=settings, varied=varied, mark=record.content.run_mark, run_id=record.content.run_id,
+            owner=lease, kind="comparison",
+        ) as parent:  # fmt: skip
             record.update(run_id=parent.run_id)
             parent.log_dataset(manifest, settings.dataset.path, context="comparison")
             _say_begin(arms, searches, settings, at_once)

@@ -36,6 +36,8 @@ from pipeline.tracking.run import Ownership, SoleOwner, TrackedRun
 
 log = logging.getLogger(__name__)
 
+# The tag that holds what a run's opener has written down before there was a run.
+MARK = "sparknorm.mark"
 _SAMPLE_AGAIN_SECONDS = 10.0
 
 
@@ -77,6 +79,7 @@ class Tracker:
         settings: Settings,
         varied: Mapping[str, Sequence[Any]] | None = None,
         parent: str | None = None,
+        mark: str | None = None,
         run_id: str | None = None,
         owner: Ownership | None = None,
         **tags: Any,
@@ -87,8 +90,9 @@ class Tracker:
         the tag ``state: pruned`` where a search has pruned it (PrunedError), or FAILED with the reason in tag
         ``failure``; one that ``owner`` says to be another process's is left as it is.
 
-        With ``run_id`` that run goes on; if it is no longer in the experiment, a new one is opened, so what counts
-        afterwards is the ``run_id`` of the run returned.
+        With ``run_id`` that run goes on, or the one that was opened with the same ``mark``, which a caller can write
+        down before there is an id; if neither is in the experiment, a new one is opened, so what counts afterwards is
+        the ``run_id`` of the run returned.
 
         Raises
         ------
@@ -96,7 +100,7 @@ class Tracker:
             The store was down for ``tracking.outage_seconds`` when the run was opened or ended, or refuses it.
         """
         seconds = self._settings.outage_seconds
-        run = self._open(name, parent, run_id, {**tags, **origin()}, owner or SoleOwner())
+        run = self._open(name, parent, mark, run_id, {**tags, **origin()}, owner or SoleOwner())
         ended = threading.Event()
         if self._settings.system_metrics:
             threading.Thread(
@@ -121,31 +125,47 @@ class Tracker:
             ended.set()
 
     def _open(
-        self, name: str, parent: str | None, run_id: str | None, tags: Mapping[str, object], owner: Ownership
+        self,
+        name: str,
+        parent: str | None,
+        mark: str | None,
+        run_id: str | None,
+        tags: Mapping[str, object],
+        owner: Ownership,
     ) -> TrackedRun:
-        """Open a new run, or the one with this id again, and make it MLflow's active one."""
+        """Open a new run, or the one with this id or mark again, and make it MLflow's active one."""
         seconds = self._settings.outage_seconds
-        earlier = self._find(run_id) if run_id else None
+        known = self._find(run_id) if run_id else None
+        if mark:
+            tags = {**tags, MARK: mark}
         if parent:
             tags = {**tags, "mlflow.parentRunId": parent}  # of a run that goes on, MLflow itself would not set it
 
-        def start() -> str:
+        def start() -> tuple[str, Run | None]:
             if not owner.holds():
                 raise NotOwnerError(f"another process goes on with {name}")
-            return mlflow.start_run(
+            # Looked for at each try: of one that failed the store may have a run, and only its answer was lost.
+            earlier = known or (self._find_marked(mark) if mark else None)
+            opened = mlflow.start_run(
                 run_id=earlier.info.run_id if earlier else None,
                 run_name=name,
                 nested=parent is not None,
                 parent_run_id=parent,
                 tags={key: mask(str(value)) for key, value in tags.items()},
                 log_system_metrics=False,
-            ).info.run_id
+            )
+            return opened.info.run_id, earlier
 
-        opened = call_store("open a run", start, seconds)
+        opened, earlier = call_store("open a run", start, seconds)
         if earlier and "failure" in earlier.data.tags:
             with suppress(MlflowException, OSError):  # a blemish, not worth the run
                 mlflow.MlflowClient().delete_tag(opened, "failure")
         return TrackedRun(opened, outage_seconds=seconds, earlier=earlier, owner=owner)
+
+    def _find_marked(self, mark: str) -> Run | None:
+        marked = f"tags.`{MARK}` = '{mark}'"
+        found = mlflow.search_runs([self.experiment_id], marked, max_results=1, output_format="list")
+        return found[0] if found else None
 
     def _find(self, run_id: str) -> Run | None:
         """The run if it can go on: it exists, is not deleted, and is of this experiment."""

@@ -57,7 +57,7 @@ def test_the_file_has_the_keys_that_were_set_in_one_order(tmp_path):
     begun.update(run_id="1")
     begun.update(result="runs/comparison.json")
     tree = json.loads((tmp_path / "record.json").read_text())
-    assert list(tree) == ["driver", "name", "run_id", "result"]
+    assert list(tree) == ["driver", "name", "run_mark", "run_id", "result"]
     driver = {"host": socket.gethostname(), "pid": os.getpid(), "started": lease._started(os.getpid())}
     assert tree["driver"] == {**driver, "machine": lease._machine(), "since": begun.content.driver.since}
 

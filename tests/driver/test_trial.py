@@ -27,6 +27,7 @@ from pipeline.driver.trial import run_trial
 from pipeline.report.comparison import TrialResult
 from pipeline.telemetry import heartbeat
 from pipeline.telemetry.events import EventReader
+from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.tracker import Tracker
 from pipeline.training import checkpoint, job
 from pipeline.training.predictions import FILE
@@ -126,6 +127,20 @@ def fail_in_the_second_epoch(moment):
 def be_slow(moment):
     if moment.name == "before_data":
         time.sleep(0.3)
+
+
+def fail(*_):
+    raise OSError("the store was gone for a moment")
+
+
+def test_a_trial_that_ended_before_its_run_was_written_down_goes_on_in_that_run(spark, settings, monkeypatch):
+    tracker = Tracker(settings.tracking)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="gone for a moment"):
+        patch.setattr(TrackedRun, "log_params", fail)
+        run_trial(spark, settings, tracker, name="begun")
+    (begun,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert run_trial(spark, settings, tracker, name="begun").run_id == begun.info.run_id
+    assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == 1
 
 
 def test_a_training_that_was_taken_over_stops_and_its_run_goes_on_elsewhere(spark, settings, monkeypatch):

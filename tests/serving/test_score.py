@@ -17,6 +17,7 @@ from pipeline.ingest.sources.source import SourceError
 from pipeline.serving import Predictor, ScoreError, load_scores, score
 from pipeline.serving.scoring.scores import Plan
 from pipeline.serving.scoring.source import parts_of
+from pipeline.tracking.run import TrackedRun
 
 pytestmark = pytest.mark.spark
 
@@ -168,6 +169,23 @@ def test_a_run_that_was_not_ended_is_ended(spark, tmp_path, store, made):
     assert not score(spark, settings).written
     assert client.get_run(first.mlflow_run).info.status == "FINISHED"
     assert not Path(first.scores, "plan.json").exists()
+
+
+def test_a_job_that_ended_before_its_run_was_written_down_goes_on_in_that_run(
+    spark, tmp_path, store, made, monkeypatch
+):
+    photos = write_photos(tmp_path / "in", 12)
+    settings = score_settings(tmp_path / "out", made[0], store, source={"kind": "folder", "path": str(photos)})
+
+    def fail(*_):
+        raise OSError("the store was gone for a moment")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="gone for a moment"):
+        patch.setattr(TrackedRun, "log_params", fail)
+        score(spark, settings)
+    (begun,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert score(spark, settings).mlflow_run == begun.info.run_id
+    assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == 1
 
 
 def test_append_scores_what_is_new(spark, tmp_path, store, made):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -108,10 +109,10 @@ def score(spark: SparkSession, settings: Settings) -> ScoreResult:
                     if on_disk.newest(job.folder) != job.found:
                         raise ScoreError(f"another job has published scores in {job.folder} meanwhile: run this again")
                     plan = _plan(job, images)
-                    run_id = plan.mlflow_run or None
+                    storage.publish_json(storage.join(job.folder, on_disk.PLAN), plan)
                     facts = job.model.facts
                     with tracker.run(
-                        f"score {settings.name}", settings=settings, run_id=run_id,
+                        f"score {settings.name}", settings=settings, mark=plan.run_mark, run_id=plan.mlflow_run,
                         kind="score", model=str(facts), model_digest=facts.digest,
                     ) as run:  # fmt: skip
                         result = _scored(job, images, plan, claim, run)
@@ -155,7 +156,9 @@ def _end_run(job: _Job, tracker: Tracker) -> None:
     if plan is None or job.found is None or plan.digest not in job.found.plans:
         return
     with claimed(job.folder, job.application, setting="score.output"):
-        with tracker.run(f"score {job.settings.name}", settings=job.settings, run_id=plan.mlflow_run or None):
+        with tracker.run(
+            f"score {job.settings.name}", settings=job.settings, mark=plan.run_mark, run_id=plan.mlflow_run
+        ):
             pass
         storage.remove_file(storage.join(job.folder, on_disk.PLAN))
 
@@ -208,7 +211,8 @@ def _plan(job: _Job, images: ImagesToScore) -> Plan:
         log.warning("%d parts of a job that did not end, of other images or another model, are deleted", len(left))
         for path in left:
             storage.remove_file(storage.join(job.folder, path))
-    return Plan(digest=digest, parts=sources.parts_of(images.rows, job.settings.score.part_rows))
+    parts = sources.parts_of(images.rows, job.settings.score.part_rows)
+    return Plan(digest=digest, parts=parts, run_mark=uuid.uuid4().hex)
 
 
 def _scored(job: _Job, images: ImagesToScore, plan: Plan, claim: Claim, run: TrackedRun) -> ScoreResult:

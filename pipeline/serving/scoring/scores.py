@@ -111,12 +111,14 @@ class Plan(FrozenModel):
 
     digest : of the images, the model, and the version that is added to
     parts : into which the images are cut
-    mlflow_run : id of its run
+    run_mark : tag of its MLflow run, written down before the run is opened
+    mlflow_run : id of its run, once that is open
     """
 
     digest: str
     parts: int
-    mlflow_run: str = ""
+    run_mark: str | None = None
+    mlflow_run: str | None = None
 
     @property
     def prefix(self) -> str:

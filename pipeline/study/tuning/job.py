@@ -78,8 +78,9 @@ def tune(spark: SparkSession, settings: Settings) -> Tuning:
             storage.remove(storage.join(settings.output, stale))
         varied = {name: [parameter.words] for name, parameter in settings.tune.space.items()}
         with tracker.run(
-            settings.name, settings=settings, varied=varied, run_id=record.content.run_id, owner=lease, kind="search"
-        ) as parent:
+            settings.name, settings=settings, varied=varied, mark=record.content.run_mark, run_id=record.content.run_id,
+            owner=lease, kind="search",
+        ) as parent:  # fmt: skip
             record.update(run_id=parent.run_id, result=None)
             parent.log_dataset(manifest, settings.dataset.path, context="search")
             metric = objective_for(settings.tune.metric, manifest.split(settings.tune.search_on).label_counts)
