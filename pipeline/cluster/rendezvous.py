@@ -272,9 +272,11 @@ def _introduction(
     import torch
 
     from pipeline.distributed.device import choose_device, try_device
+    from pipeline.distributed.host_memory import keep_freed_memory
     from pipeline.distributed.worker import default_backend
 
     torch.set_num_threads(workers.threads)
+    keep_freed_memory()
     assigned = context.resources().get("gpu")
     me.gpu = assigned.addresses[0] if assigned else None
     # A GPU that Spark did not assign belongs to somebody else, so `auto` leaves it alone.

@@ -27,6 +27,7 @@ from pipeline.cluster.rendezvous_address import is_announced
 from pipeline.cluster.store import joined_group, wait_for_all_ranks
 from pipeline.config.cluster import WorkerSettings
 from pipeline.config.secrets import mask_logs
+from pipeline.distributed.host_memory import give_back_freed_memory
 from pipeline.telemetry import heartbeat
 from pipeline.telemetry.driver_link import DriverAddress
 
@@ -105,6 +106,7 @@ def run_task(task: Task, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
         payload, failed = pickle.dumps(error.failure), True
     except (Exception, SystemExit) as error:  # noqa: BLE001 - reported to the driver, which raises it
         payload, failed = pickle.dumps(me.failure(error)), True
+    give_back_freed_memory()  # of a process that may live on, and train nothing
     if _may_be_reused():
         for _ in batches:  # Spark keeps a Python worker, and the torch it has imported, only if its input is used up
             pass

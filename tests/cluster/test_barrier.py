@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -57,6 +58,21 @@ def threads(worker):
 def test_each_rank_gets_its_threads(spark):
     assert barrier.run(spark, threads, workers=TWO.model_copy(update={"threads": 2})) == [2, 2]
     assert barrier.run(spark, threads, workers=TWO) == [1, 1]
+
+
+def page_faults(worker):
+    """Of forty tensors of 8 MB, one after the other, once the first are there."""
+    values = torch.ones(2_000_000)
+    for count in (20, 40):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(count):
+            values = values * 2
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif("MALLOC_TRIM_THRESHOLD_" in os.environ, reason="the environment decides what is kept")
+def test_ranks_keep_what_a_layer_has_freed_for_the_next(spark):
+    assert max(barrier.run(spark, page_faults, workers=TWO)) < 8_000  # of 80,000, if the system got each of them back
 
 
 def frozen_objects(worker):
