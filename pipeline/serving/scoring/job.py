@@ -34,7 +34,7 @@ from pipeline.serving.scoring.result import ScoreResult
 from pipeline.serving.scoring.scores import PartRecord, Plan, Scores
 from pipeline.serving.scoring.source import ImagesToScore
 from pipeline.serving.scoring.table import ScoreTable
-from pipeline.serving.scoring.task import TaskRecord
+from pipeline.serving.scoring.work import TaskRecord
 from pipeline.storage.writable import prepare_output
 
 if TYPE_CHECKING:

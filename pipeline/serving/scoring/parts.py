@@ -19,7 +19,8 @@ from pipeline.data.profile import Profile, merged
 from pipeline.ingest.transform import UNKNOWN_BATCH_ROWS, counts_bytes, partitioned, rows_of_a_batch
 from pipeline.serving.scoring.model import PackedModel
 from pipeline.serving.scoring.source import PART, ImagesToScore, groups_of, read_row_groups, row_groups_to_read
-from pipeline.serving.scoring.task import TaskRecord, Work, score_parts
+from pipeline.serving.scoring.task import score_parts
+from pipeline.serving.scoring.work import TaskRecord, Work
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

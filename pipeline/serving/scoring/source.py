@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pipeline import storage
+from pipeline.config.dataset import TABLES
 from pipeline.config.score import DATASET
 from pipeline.config.settings import Settings, digest_of
 from pipeline.data import Manifest, load_manifest
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 PART = "score_part"
 # Parts that even a small source has, so that slots end at about the same time; none has fewer images than this.
 FEWEST_PARTS, FEWEST_ROWS = 32, 128
+# Files that are read and decoded together; rows of a table are there already, and more of them cost less each.
+_FILES, _ROWS_OF_A_TABLE = 32, 128
 StoredForm = Literal["pixels", "file", "spark_image", "stored"]
 _ITEMS = f"{PART} int, path string, row_group int, first_row long"
 
@@ -216,7 +219,7 @@ def _source_images(
         shape=whole.pixel_shape,
         items=functools.partial(_numbered_items if whole.numbered else _items_by_id, spark, new),
         order=("first_id",) if whole.numbered else ("id",),
-        item_rows=1 if whole.numbered else 32,
+        item_rows=1 if whole.numbered else _ROWS_OF_A_TABLE if wanted.kind in TABLES else _FILES,
         read=whole.read,
     )
 

@@ -1,4 +1,4 @@
-"""What executors do in the job of `score`: read and decode ahead in threads, ask the network, publish parts. No MLflow.
+"""What executors do in the job of `score`: ask the network of images as they are decoded, publish parts. No MLflow.
 
 A worker process loads the model once and keeps it for the tasks that follow.
 """
@@ -11,24 +11,20 @@ import os
 import socket
 import tempfile
 import zipfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.config.frozen import FrozenModel
 from pipeline.config.secrets import masked
-from pipeline.data import profile, reasons
-from pipeline.data.codec import BadImageError, as_rows, decode_stored
-from pipeline.ingest import images
+from pipeline.data import profile
+from pipeline.serving.scoring.decode import Decoded, decoded_ahead
 from pipeline.serving.scoring.scores import PARTS, QUARANTINE, RECORD_KEY, PartRecord
-from pipeline.serving.scoring.source import PART, StoredForm
+from pipeline.serving.scoring.work import TaskRecord, Work
 
 if TYPE_CHECKING:
     from pipeline.serving.predictor import Predictor
@@ -38,69 +34,10 @@ _QUARANTINE_SCHEMA = pa.schema([("id", pa.int64()), ("origin", pa.string()), ("r
 _loaded: dict[tuple[str, str], Predictor] = {}
 
 
-@dataclass(frozen=True)
-class Work:
-    """All that a task must know; plain values, since executors get it pickled.
-
-    folder : absolute path or URL of the scores; None: nothing is published, and only the figures count
-    prefix : what the names of parts begin with
-    model_file : name of the model's archive among the files that Spark has sent
-    model : how the column ``model`` names it
-    version : of the scores
-    classes : of the model
-    form, encoding, shape, item_rows, read : see `source.ImagesToScore`
-    batch_size : images that go through the network at once
-    threads : that read and decode
-    device : "auto", "cpu" or "cuda"
-    """
-
-    folder: str | None
-    prefix: str
-    model_file: str
-    model: str
-    version: int
-    classes: tuple[str, ...]
-    form: StoredForm
-    encoding: str
-    shape: tuple[int, int, int] | None
-    item_rows: int
-    read: Callable[[pa.RecordBatch], Iterator[pa.RecordBatch]]
-    batch_size: int
-    threads: int
-    device: Literal["auto", "cpu", "cuda"]
-
-
-class TaskRecord(FrozenModel):
-    """What a task reports of a part: the part, the process that scored it, and whether it had to load the model."""
-
-    part: PartRecord
-    process: str
-    loaded_model: bool
-
-
-@dataclass
-class Decoded:
-    """Images of one part, ready for the network, and what could not be made ready.
-
-    ids, origins : of the images, in their order
-    images : uint8 (N, C, H, W); none any more once the network has them
-    bad : id, origin and reason of each that was set aside
-    sides : images by the shorter side of their file
-    figures : see `profile.profile_of_images`
-    """
-
-    ids: np.ndarray
-    origins: list[str]
-    images: np.ndarray
-    bad: list[tuple[int, str, str]] = field(default_factory=list)
-    sides: Counter[str] = field(default_factory=Counter)
-    figures: dict[str, np.ndarray] = field(default_factory=dict)
-
-
 def score_parts(batches: Iterator[pa.RecordBatch], work: Work) -> Iterator[pa.RecordBatch]:
     """Items that are sorted by part -> a record (JSON) of each part, once it is published."""
     predictor, loaded = _predictor(work)
-    decoded = _ahead(_pieces(batches, work.item_rows), lambda items: _decode(items, work, predictor), work.threads)
+    decoded = decoded_ahead(batches, work, predictor)
     for part, pieces in itertools.groupby(decoded, key=lambda piece: piece[0]):
         record = _score_part(part, (piece for _, piece in pieces), work, predictor)
         process = f"{socket.gethostname()}:{os.getpid()}"
@@ -115,11 +52,13 @@ def _predictor(work: Work) -> tuple[Predictor, bool]:
     from pyspark import SparkFiles, TaskContext
 
     from pipeline.distributed.device import choose_device
+    from pipeline.distributed.host_memory import keep_freed_memory
     from pipeline.serving.predictor import Predictor
 
     context = TaskContext.get()
     assert context is not None, "Spark calls this in its tasks"
     torch.set_num_threads(max(1, context.cpus()))
+    keep_freed_memory()
     assigned = context.resources().get("gpu")
     address = assigned.addresses[0] if assigned else None
     if work.device == "auto" and address is None:
@@ -135,100 +74,6 @@ def _predictor(work: Work) -> tuple[Predictor, bool]:
             archive.extractall(folder)
         _loaded[key] = Predictor.load(folder, device)
     return _loaded[key], True
-
-
-def _pieces(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Slices of so many items at most, each of one part, with its number."""
-    for batch in batches:
-        parts = batch.column(PART).to_numpy()
-        cuts = [0, *(np.flatnonzero(np.diff(parts)) + 1), len(parts)]
-        for start, end in itertools.pairwise(cuts):
-            for first in range(start, end, rows):
-                yield int(parts[first]), batch.slice(first, min(rows, end - first))
-
-
-def _ahead(
-    pieces: Iterator[tuple[int, pa.RecordBatch]], decode: Callable[[pa.RecordBatch], Decoded], threads: int
-) -> Iterator[tuple[int, Decoded]]:
-    """Decode pieces in threads, a few ahead of what is asked for, and give them in their order."""
-    waiting: deque[tuple[int, Future[Decoded]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="sparknorm-decode") as pool:
-        try:
-            for part, items in pieces:
-                waiting.append((part, pool.submit(decode, items)))
-                if len(waiting) > threads + 1:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _decode(items: pa.RecordBatch, work: Work, predictor: Predictor) -> Decoded:
-    """In a thread: read the images of some items, and make of each what the network takes, or give a reason."""
-    parts = [_decode_rows(rows, work, predictor) for rows in work.read(items)]
-    if len(parts) == 1:
-        whole = parts[0]
-    else:
-        whole = Decoded(
-            np.concatenate([np.zeros(0, np.int64), *(part.ids for part in parts)]),
-            [origin for part in parts for origin in part.origins],
-            np.concatenate([np.zeros((0, *predictor.image.shape), np.uint8), *(part.images for part in parts)]),
-            [bad for part in parts for bad in part.bad],
-            sum((part.sides for part in parts), Counter()),
-        )
-    whole.figures = profile.profile_of_images(whole.images)
-    return whole
-
-
-def _decode_rows(rows: pa.RecordBatch, work: Work, predictor: Predictor) -> Decoded:
-    payloads, shape = rows.column("payload"), predictor.image.shape
-    is_raw = work.form in ("pixels", "stored") and work.encoding == "raw"
-    if is_raw and not rows.column("problem").null_count < rows.num_rows:
-        pixels = as_rows(payloads, int(np.prod(shape)))
-        if pixels is not None:
-            ids, origins = rows.column("id").to_numpy(), rows.column("origin").to_pylist()
-            return Decoded(ids, origins, pixels.reshape(-1, *shape))
-    return _decode_one_by_one(rows, work, predictor)
-
-
-def _decode_one_by_one(rows: pa.RecordBatch, work: Work, predictor: Predictor) -> Decoded:
-    ids, origins = rows.column("id").to_pylist(), rows.column("origin").to_pylist()
-    made, good, bad, sides = [], [], [], Counter[str]()
-    for number, (payload, problem) in enumerate(zip(rows.column("payload"), rows.column("problem"), strict=True)):
-        try:
-            if problem.is_valid:
-                raise BadImageError(problem.as_py())
-            value = payload.as_py()
-            if work.form == "file":
-                pixels, size = predictor.decode_of_size(value)
-                sides[profile.side_bin(*size)] += 1
-            else:
-                pixels = _pixels(value, work, predictor)
-            made.append(pixels)
-            good.append(number)
-        except BadImageError as error:
-            bad.append((ids[number], origins[number], str(error)))
-    return Decoded(
-        np.array([ids[number] for number in good], np.int64),
-        [origins[number] for number in good],
-        np.stack(made) if made else np.zeros((0, *predictor.image.shape), np.uint8),
-        bad,
-        sides,
-    )
-
-
-def _pixels(value: Any, work: Work, predictor: Predictor) -> np.ndarray:
-    """The image that a payload holds which is no file: uint8 (C, H, W)."""
-    spec = predictor.image
-    if value is None:
-        raise BadImageError(reasons.MISSING_IMAGE)
-    if work.form == "spark_image":
-        return decode_stored(images.from_spark_image(value, spec), spec.encoding, spec.shape)
-    assert work.shape is not None
-    return decode_stored(value, work.encoding, work.shape)
 
 
 def _score_part(part: int, pieces: Iterable[Decoded], work: Work, predictor: Predictor) -> PartRecord:
