@@ -5,6 +5,8 @@
 # MAGIC it becomes the champion if it passes the gate, and the champion scores the test split. Run `01_ingest` with the same settings
 # MAGIC first. To register the winner of `03_compare` instead, call `register` with its settings and `registry.take=comparison`.
 # MAGIC
+# MAGIC The scores of one champion are not replaced by those of another: to run this again, give `score.output` a new folder in the overrides.
+# MAGIC
 # MAGIC In Unity Catalog, set the model to `catalog.schema.name` and the registry to `databricks-uc`.
 
 # COMMAND ----------

@@ -13,7 +13,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -39,7 +38,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Config = Annotated[Path, typer.Option("-c", "--config", help="the YAML file of the experiment, one of conf/*.yaml")]
+Config = Annotated[
+    str, typer.Option("-c", "--config", help="the YAML file of the experiment, one of conf/*.yaml, or its fsspec URL")
+]
 Overrides = Annotated[list[str] | None, typer.Option("-o", "--override", help="section.key=value, repeatable")]
 
 

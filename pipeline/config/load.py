@@ -26,7 +26,8 @@ def load_settings(
 
     Parameters
     ----------
-    path : the YAML file; what it extends is found from its folder
+    path : the YAML file, or an fsspec URL of one that extends no other, as `tune` leaves it; what a file extends is
+        found from its folder
     overrides : ``section.key=value`` each, the value in YAML; later ones win
     single_run : for what trains once: a list in the place of a setting's value is an error
 
@@ -51,7 +52,7 @@ def load_settings(
 
 
 def _load(path: str | Path, overrides: list[str] | tuple[str, ...]) -> Settings:
-    tree = _read_file(Path(path))
+    tree = _read_at_url(path) if isinstance(path, str) and "://" in path else _read_file(Path(path))
     for override in overrides:
         _apply(tree, override)
     _refuse_masked(tree, path)
@@ -64,9 +65,28 @@ def _load(path: str | Path, overrides: list[str] | tuple[str, ...]) -> Settings:
     return settings
 
 
+def _read_at_url(url: str) -> dotted.Tree:
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            content: bytes = file.read()
+    except FileNotFoundError:
+        raise SettingsError(f"{mask(url)}: no such settings file") from None
+    except Exception as error:
+        raise SettingsError(f"{mask(url)} cannot be read: {_one_line(mask(str(error)))}") from error
+    tree = _read_yaml(mask(url), content)
+    if "extends" in tree:
+        raise SettingsError(f"{mask(url)}: extends {tree['extends']}: a file at a URL cannot; put both on a local disk")
+    return tree
+
+
 def _read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dotted.Tree:
     """The tree of a file and of those that it extends; ``extended_by`` is how one came here, the first file first."""
-    tree = _read_yaml(path)
+    if not path.is_file():
+        known = ", ".join(sorted(str(p) for p in Path("conf").glob("*.yaml")))
+        raise SettingsError(f"{path}: no such settings file" + (f"; there are {known}" if known else ""))
+    tree = _read_yaml(str(path), path.read_bytes())
     if "extends" not in tree:
         return tree
     other = tree.pop("extends")
@@ -91,12 +111,10 @@ def _merge(base: dotted.Tree, tree: dotted.Tree) -> dotted.Tree:
     return {**base, **tree, **both}
 
 
-def _read_yaml(path: Path) -> dotted.Tree:
-    if not path.is_file():
-        known = ", ".join(sorted(str(p) for p in Path("conf").glob("*.yaml")))
-        raise SettingsError(f"{path}: no such settings file" + (f"; there are {known}" if known else ""))
+def _read_yaml(path: str, content: bytes) -> dotted.Tree:
+    """What a settings file at this path, for messages, holds."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode()
         tree, texts = yaml_text.read(text), yaml_text.read(text, as_texts=True)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {_one_line(mask(str(error)))}") from None

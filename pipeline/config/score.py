@@ -61,8 +61,8 @@ class ScoreSettings(FrozenModel):
 
     model: str | None = Field(
         None,
-        description="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model, or a model folder; null: the champion "
-        "of registry.model",
+        description="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/served of a run that `register` took, or a "
+        "folder on the driver's disk with a downloaded version; null: the champion of registry.model",
     )
     source: ScoreSourceSettings = ScoreSourceSettings()
     output: str | None = Field(

@@ -105,8 +105,9 @@ class TuneSettings(FrozenModel):
     )
     pruner: Literal["median", "successive_halving", "hyperband", "none"] = Field(
         "median",
-        description="which trials end early; median: those below the median of the others at the same evaluation; "
-        "successive_halving and hyperband: all but the best reduction_factor-th at evaluations 1, 3, 9, ...",
+        description="which trials end early; median: those whose best evaluation so far is worse than the median of "
+        "complete ones; successive_halving and hyperband: all but the best reduction_factor-th at evaluations 1, 3, "
+        "9, ...",
     )
     metric: Literal["auto", "accuracy", "balanced_accuracy", "cross_entropy"] = Field(
         "auto",
@@ -122,7 +123,7 @@ class TuneSettings(FrozenModel):
     images: int | None = Field(None, ge=1, description="no trial begins after so many training images of all trials")
     seed: int = Field(0, ge=0, description="of what the sampler draws; trials train with train.seed")
     random_trials: int = Field(10, ge=1, description="tpe, cmaes: trials with random values before it learns from them")
-    pruner_trials: int = Field(5, ge=1, description="median: trials that must have ended before one is pruned")
+    pruner_trials: int = Field(5, ge=1, description="median: trials that must be complete before one is pruned")
     pruner_evaluations: int = Field(1, ge=1, description="evaluations of a trial before it can be pruned")
     reduction_factor: int = Field(3, ge=2, description="successive_halving, hyperband: of so many, one goes on")
     confirm: int = Field(

@@ -50,7 +50,7 @@ def fetch_model(tracking: TrackingSettings, registry_uri: str | None, uri: str, 
         return _of_run(tracking, uri, folder)
     found = _REGISTERED.fullmatch(uri)
     if found is None:
-        raise RegistryError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION, or runs:/RUN/model")
+        raise RegistryError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION, or runs:/RUN/served")
     registry = Registry(tracking, registry_uri, found["name"])
     version = registry.require_holder(found["alias"]) if found["alias"] else _numbered(registry, found["version"])
     # By its number: an alias may move meanwhile.

@@ -215,7 +215,7 @@ class TrackedRun:
         return self._call(what, call)
 
     def terminate(self, status: str, failure: str = "") -> None:
-        """Mark the run as ended before its time, with the reason of a failure, in one try each.
+        """Mark the run as ended, with the reason of a failure, in one try each.
 
         It needs no Spark, which may have ended: a new client of MLflow's would ask the session for a registry.
 

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,6 @@ class Tracker:
         TrackingError
             The store was down for ``tracking.outage_seconds`` when the run was opened or ended, or refuses it.
         """
-        seconds = self._settings.outage_seconds
         run = self._open(name, parent, mark, run_id, {**tags, **origin()}, owner or SoleOwner())
         ended = threading.Event()
         if self._settings.system_metrics:
@@ -111,7 +111,8 @@ class Tracker:
             yield run
             run.require_ownership()
         except PrunedError:
-            _end_pruned(run, seconds)
+            run.log_summary({"state": "pruned"})
+            _end(run, "KILLED")  # as MLflow's own searches do
             raise
         except (KeyboardInterrupt, SystemExit, KilledError):
             _end_early(run, "KILLED")
@@ -120,7 +121,7 @@ class Tracker:
             _end_early(run, "FAILED", failure=f"{type(error).__name__}: {error}")
             raise
         else:
-            _end(run.run_id, seconds)
+            _end(run, "FINISHED")
         finally:
             ended.set()
 
@@ -197,23 +198,12 @@ def _create_experiment(settings: TrackingSettings) -> None:
             raise
 
 
-def _end(run_id: str, outage_seconds: float) -> None:
-    """Mark the active run as finished."""
+def _end(run: TrackedRun, status: str) -> None:
+    """Mark the active run as ended, and wait for a store that is down."""
     try:
-        mlflow.end_run()
+        mlflow.end_run(status)
     except (MlflowException, OSError):  # it is no longer MLflow's active run: to call this again would end its parent
-        client = mlflow.MlflowClient()
-        call_store("mark a run as finished", lambda: client.set_terminated(run_id, "FINISHED"), outage_seconds)
-
-
-def _end_pruned(run: TrackedRun, outage_seconds: float) -> None:
-    """Mark the active run as one that was ended from outside, KILLED as MLflow's own searches do, and as pruned."""
-    run.log_summary({"state": "pruned"})
-    try:
-        mlflow.end_run("KILLED")
-    except (MlflowException, OSError):
-        client = mlflow.MlflowClient()
-        call_store("mark a run as pruned", lambda: client.set_terminated(run.run_id, "KILLED"), outage_seconds)
+        call_store(f"mark a run as {status.lower()}", partial(run.terminate, status), run.outage_seconds)
 
 
 def _end_early(run: TrackedRun, status: str, failure: str = "") -> None:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from pipeline.config import SettingsError, load_settings
@@ -61,6 +62,20 @@ def test_a_bad_setting_is_one_error_that_names_it(override, words):
         load_settings(QUICKSTART, [override])
     assert all(word in str(error.value) for word in words), str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_file_at_a_url_such_as_a_search_leaves_it(tmp_path):
+    url, text = "memory://settings/best.yaml", "name: best\ntrain: {epochs: 3}\n"
+    fsspec.filesystem("memory").pipe(url, text.encode())
+    (tmp_path / "best.yaml").write_text(text)
+    assert load_settings(url, ["train.seed=7"]) == load_settings(tmp_path / "best.yaml", ["train.seed=7"])
+    with pytest.raises(SettingsError, match=r"^memory://settings/none\.yaml: no such settings file$"):
+        load_settings("memory://settings/none.yaml")
+    with pytest.raises(SettingsError, match=r"^nowhere://a/best\.yaml cannot be read: Protocol not known: nowhere$"):
+        load_settings("nowhere://a/best.yaml")
+    fsspec.filesystem("memory").pipe(url, b"extends: default.yaml\n")
+    with pytest.raises(SettingsError, match=r"extends default\.yaml: a file at a URL cannot; put both on a local disk"):
+        load_settings(url)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):

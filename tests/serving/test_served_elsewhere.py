@@ -23,6 +23,8 @@ from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
 from pipeline.serving import Predictor, score
 from pipeline.serving.packaging import package
+from pipeline.serving.scoring.model import find_model
+from pipeline.serving.served import ServedModelError
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.served_model import log_served_model
 
@@ -164,6 +166,10 @@ def test_a_spark_udf(spark, registered, expected, column):
     same([row.probabilities for row in found], expected[1], exact=False)
 
 
+def with_model(settings, uri):
+    return settings.model_copy(update={"score": settings.score.model_copy(update={"model": uri})})
+
+
 def test_score(spark, registered, expected, tmp_path):
     """Our own job, by the same alias: files in the order of their names."""
     for number, data in enumerate(PHOTOS):
@@ -177,6 +183,14 @@ def test_score(spark, registered, expected, tmp_path):
     same(probabilities_of(rows), expected[1], exact=False)
     assert (result.model.name, result.model.version) == ("pets", "1")
     assert {row["model"] for row in rows} == {"pets/1"}
+    run_id = result.model.run_id
+    model = find_model(with_model(settings, f"runs:/{run_id}/served"))
+    assert (model.facts.run_id, model.facts.digest) == (run_id, result.model.digest)
+    mlflow.MlflowClient(settings.tracking.uri).log_text(run_id, "", "model/MLmodel")  # as a training logs its network
+    with pytest.raises(
+        ServedModelError, match=rf"^score\.model: runs:/{run_id}/model holds no model of sparknorm.*/served"
+    ):
+        find_model(with_model(settings, f"runs:/{run_id}/model"))
 
 
 @pytest.mark.slow

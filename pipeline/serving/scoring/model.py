@@ -64,8 +64,10 @@ def find_model(settings: Settings) -> PackedModel:
         try:
             folder = folder_within(folder)
             served = read_served(folder)
-        except ServedModelError as error:  # the folder may be a passing one
-            raise ServedModelError(f"score.model {uri}: {error}") from error
+        except ServedModelError as error:
+            text = str(error).replace(str(folder), uri)  # the folder may be a passing one
+            hint = "; what `register` makes of a run is runs:/RUN/served" if uri.startswith("runs:/") else ""
+            raise ServedModelError(f"score.model: {text}{hint}") from error
         archive = _archive(folder)
         facts = ScoredModel(
             uri=uri,
