@@ -69,8 +69,15 @@ STUDIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("whom", ["command", "all"])
-@pytest.mark.parametrize("name", list(STUDIES))
+@pytest.mark.parametrize(
+    ("name", "whom"),
+    [
+        ("compare", "command"),
+        ("tune", "all"),
+        pytest.param("compare", "all", marks=pytest.mark.slow),
+        pytest.param("tune", "command", marks=pytest.mark.slow),
+    ],
+)
 def test_a_study_ends_as_killed_with_all_that_train_in_it(spark, dataset, store_uri, tmp_path, name, whom):
     """Two trials of one worker each train at once. The signal is for the command alone, as Kubernetes sends it, or for
     all its processes, as systemd does."""
