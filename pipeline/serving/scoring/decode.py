@@ -106,11 +106,11 @@ def _decode_rows(rows: pa.RecordBatch, work: Work, predictor: Predictor) -> Deco
 def _decode_one_by_one(rows: pa.RecordBatch, work: Work, predictor: Predictor) -> Decoded:
     ids, origins = rows.column("id").to_pylist(), rows.column("origin").to_pylist()
     made, good, bad, sides = [], [], [], Counter[str]()
-    payloads, problems = rows.column("payload").to_pylist(), rows.column("problem").to_pylist()
-    for number, (value, problem) in enumerate(zip(payloads, problems, strict=True)):
+    for number, (payload, problem) in enumerate(zip(rows.column("payload"), rows.column("problem"), strict=True)):
         try:
-            if problem is not None:
-                raise BadImageError(problem)
+            if problem.is_valid:
+                raise BadImageError(problem.as_py())
+            value = payload.as_py()  # one copy of a file at a time
             if work.form == "file":
                 pixels, size = predictor.decode_of_size(value)
                 sides[profile.side_bin(*size)] += 1
