@@ -143,6 +143,17 @@ def test_evaluations_below_the_axis_of_accuracies_are_triangles_at_its_edge():
     assert "Triangles" not in drawing_of(from_first(0.8), "learning_curves").caption
 
 
+@pytest.mark.parametrize("name", COMMON)
+def test_curves_fill_their_figure(name):
+    """An empty line that is not clipped made the layout keep room for the figure's corner."""
+    drawing = drawing_of(comparison_of(), name)
+    figure = Figure(figsize=drawing.size, layout="constrained")
+    drawing.paint(figure)
+    figure.draw_without_rendering()
+    place = figure.axes[0].get_position()
+    assert (place.width > 0.8, place.height > 0.6) == (True, True), place
+
+
 def test_curves_of_steps_of_different_size_are_over_images():
     comparison = comparison_of({"train.rank_batch_size": [8, 64]})
     found = records(comparison, "learning_curves")

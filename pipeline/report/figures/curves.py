@@ -142,7 +142,8 @@ def _draw_curve(axes: Axes, curve: list[CurvePoint], style: LineStyle, limits: t
               markersize=3, linewidth=1.6, markevery=-(-len(at) // _MOST_MARKERS))  # fmt: skip
     low, high = limits
     below = [point.at for point in curve if point.mean < low]
-    axes.plot(below, [low] * len(below), "v", color=style.color, markersize=6, clip_on=False)
+    if below:  # an empty line that is not clipped has no place, and the layout would make room for the figure's corner
+        axes.plot(below, [low] * len(below), "v", color=style.color, markersize=6, clip_on=False)
     if max(point.n for point in curve) > 1:
         least, most = [point.least for point in curve], [point.most for point in curve]
         axes.fill_between(at, least, most, color=style.color, alpha=0.2, linewidth=0)
