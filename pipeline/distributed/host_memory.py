@@ -24,8 +24,8 @@ _ENVIRONMENT = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHO
 def keep_freed_memory() -> bool:
     """From now on this process keeps what it frees, up to 1 GiB, for what it allocates next.
 
-    It holds no more at its peak than it did. Only for processes that are the caller's own, since it holds for all that
-    runs in them.
+    Its peak is about what it was, and between peaks it holds more, until `give_back_freed_memory` or its end. Only for
+    processes that are the caller's own, since it holds for all that runs in them.
 
     Returns
     -------

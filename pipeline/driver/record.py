@@ -123,7 +123,7 @@ class Record:
         me, seconds = process or this_process(), seconds or LEASE_SECONDS
         if not self.finished:
             self._require_free(me, seconds)
-        claimed = self._claimed_by(me, name)
+        claimed = self.content.model_copy(update={"driver": me, "name": name, "run_mark": self._run_mark()})
         if not storage.create(record_path(self.folder, self._number + 1), _to_json(claimed)):
             self._number, self.content = _read_newest(self.folder)
             raise self._busy()
@@ -157,12 +157,10 @@ class Record:
         if self._number > lease.number:
             raise self._busy()
         self._lease, self._number = lease, lease.number
-        self.content = self._claimed_by(this_process(), name)
-        self.update()
+        self.update(driver=this_process(), name=name, run_mark=self._run_mark())
 
-    def _claimed_by(self, process: DriverProcess, name: str) -> RecordContent:
-        mark = self.content.run_mark or uuid.uuid4().hex
-        return self.content.model_copy(update={"driver": process, "name": name, "run_mark": mark})
+    def _run_mark(self) -> str:
+        return self.content.run_mark or uuid.uuid4().hex
 
     def update(self, **fields: Any) -> None:
         """Replace fields of the content, and write it, its secrets masked.
