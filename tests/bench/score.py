@@ -194,6 +194,7 @@ def _untrained(dataset: str, folder: Path, model: ModelSettings) -> Any:
 def _sample(spark: Any, work: Path, photos: Path) -> str:
     """A small dataset of some of the photographs, in the shape that the network takes."""
     some = work / "some photos"
+    shutil.rmtree(work / "sample", ignore_errors=True)  # of photographs that were made before
     for path in sorted(photos.rglob("*.jpg"))[::40]:
         target = some / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,20 @@
 """Images of any source get the probabilities of a model, once each, and what cannot be scored is set aside."""
 
 import json
+import os
 import shutil
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
+import kept_memory
 import mlflow
 import numpy as np
+import pyarrow as pa
 import pytest
 from image_files import write_table
+from pyspark import cloudpickle
 from small_models import photo, write_model
 from small_scores import aside_of, probabilities_of, rows_of, score_settings, write_photos
 
@@ -20,6 +26,8 @@ from pipeline.serving.scoring.source import parts_of
 from pipeline.tracking.run import TrackedRun
 
 pytestmark = pytest.mark.spark
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+cloudpickle.register_pickle_by_value(kept_memory)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +137,26 @@ def test_too_many_bad_images_are_an_error_and_what_was_scored_is_kept(spark, tmp
     assert not (tmp_path / "out" / "scores" / "scores.json").exists()
     result = score(spark, score_settings(tmp_path / "out", made[0], store, source=source, max_bad_share=0.2))
     assert (result.images, result.parts_found, result.processes) == (40, result.parts, 0)
+
+
+def kept_by_scorers(batches):
+    from pipeline.serving.scoring import task
+
+    for _ in batches:
+        time.sleep(1)  # so that one worker does not take both tasks
+        if task._loaded:  # it has scored
+            yield pa.RecordBatch.from_pydict({"kept": [kept_memory.bytes_kept()]})
+
+
+@pytest.mark.skipif("MALLOC_TRIM_THRESHOLD_" in os.environ, reason="the environment decides what is kept")
+def test_workers_keep_what_a_layer_has_freed_for_the_next(spark, tmp_path, store, made, monkeypatch):
+    # Another environment gets Python workers of its own, of which none was a rank before.
+    monkeypatch.setitem(spark.sparkContext.environment, "SPARKNORM_TEST_OF", "kept memory")
+    photos = write_photos(tmp_path / "in", 40)
+    score(spark, score_settings(tmp_path / "out", made[0], store, source={"kind": "folder", "path": str(photos)}))
+    told = spark.range(0, 2, numPartitions=2).mapInArrow(kept_by_scorers, "kept long").collect()
+    assert told
+    assert min(row.kept for row in told) > 200_000_000
 
 
 def test_a_job_that_died_is_gone_on_with(spark, tmp_path, store, made):
