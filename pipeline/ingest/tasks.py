@@ -32,6 +32,7 @@ from pipeline.ingest.deform import deform
 from pipeline.ingest.duplicates import leave_out
 from pipeline.ingest.images import ImageSpec
 from pipeline.ingest.layout import Layout
+from pipeline.storage.writable import naming_setting
 
 # Rows that are deformed at once, few enough for the processor's caches.
 _DEFORMED_ROWS = 128
@@ -279,8 +280,9 @@ def _publish(dataset: str, path: str, data: bytes) -> tuple[str, str]:
     """
     sha256 = hashlib.sha256(data).hexdigest()
     path = f"{path}-{sha256[:12]}.parquet"
-    if storage.size(storage.join(dataset, path)) != len(data):
-        storage.publish(storage.join(dataset, path), data)
+    with naming_setting("dataset.path", dataset):
+        if storage.size(storage.join(dataset, path)) != len(data):
+            storage.publish(storage.join(dataset, path), data)
     return path, sha256
 
 

@@ -1,14 +1,19 @@
-"""Whether a place that a setting names can be written, asked before anything is launched."""
+"""Whether a place that a setting names can be written: asked before anything is launched, and said where it cannot."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline import storage
 from pipeline.storage import local_file
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_RIGHT = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class NotWritableError(ValueError):
@@ -56,10 +61,33 @@ def check_writable(setting: str, folder: str) -> None:
         ) from error
 
 
+@contextmanager
+def naming_setting(setting: str, folder: str) -> Iterator[None]:
+    """Turn an error of the block about a file below a folder, for which there is no room or no right, into a
+    `NotWritableError` with the same words that says which setting names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if (remedy := remedy_of(error, folder)) is None:
+            raise
+        raise NotWritableError(f"{error}: {remedy}, or choose another {setting}") from error
+
+
+def remedy_of(error: OSError, folder: str) -> str | None:
+    """What would mend an error on an executor about a file below a folder, for which there is no room or no right, or
+    that such an error caused; None for any other."""
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    if not str(cause.filename).startswith(folder):
+        return None
+    if cause.errno in _NO_ROOM:
+        return "make room there"
+    return "let the user of the workers write there" if cause.errno in _NO_RIGHT else None
+
+
 def _reason(error: OSError, path: Path) -> str:
     """What the system says, and what would mend it."""
     says = os.strerror(error.errno) if error.errno else str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _NO_ROOM:
         return f"{says}: make room there"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         there = next(each for each in (path, *path.parents) if each.exists())

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.storage.writable import remedy_of
+
 AGAIN = "and give the same command again: it goes on from the newest checkpoint"
-_NO_ROOM = f"make room there or set `output` to another disk, {AGAIN}"
-_NO_RIGHT = f"let the user of the workers write there or set `output` to another place, {AGAIN}"
-_WAYS = {errno.ENOSPC: _NO_ROOM, errno.EDQUOT: _NO_ROOM, errno.EROFS: _NO_RIGHT, errno.EACCES: _NO_RIGHT,
-         errno.EPERM: _NO_RIGHT}  # fmt: skip
 
 
 class OutputError(OSError, ValueError):
@@ -27,7 +24,6 @@ def explain_output(folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        if cause.errno not in _WAYS or not str(cause.filename).startswith(folder):
+        if (remedy := remedy_of(error, folder)) is None:
             raise
-        raise OutputError(f"{error}; {_WAYS[cause.errno]}") from error
+        raise OutputError(f"{error}; {remedy} or set `output` to another disk, {AGAIN}") from error

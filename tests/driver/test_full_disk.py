@@ -70,6 +70,26 @@ def test_a_training_says_so_in_one_line_and_goes_on_when_there_is_room(spark, da
     assert steps == list(range(1, expected.result.steps + 1))
 
 
+def test_an_ingest_names_the_setting_and_the_file(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = [sys.executable, "-m", "pipeline", "ingest", "-c", str(REPOSITORY / "conf" / "quickstart.yaml"),
+             "-o", f"dataset.path={folder}/data", "-o", f"output={tmp_path}/runs"]  # fmt: skip
+    done = subprocess.run(
+        [*on_a_disk(folder, "size=8m"), *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 1
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: the Spark job failed: ")
+    assert f"No space left on device on {socket.gethostname()}: '{folder}/data/" in error
+    assert error.endswith(": make room there, or choose another dataset.path")
+
+
 SILENT = """
 import sys
 import time

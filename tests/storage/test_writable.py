@@ -92,6 +92,26 @@ def test_a_disk_that_takes_nothing(tmp_path, options, says):
     assert refused([*within, *words], cwd=tmp_path) == f"error: {told}"
 
 
+PUBLISH = """
+import sys
+from pipeline import storage
+from pipeline.storage.writable import naming_setting
+with naming_setting("score.output", sys.argv[1]):
+    storage.publish(sys.argv[1] + "/parts/one", bytes(100_000))
+"""
+
+
+@pytest.mark.parametrize(("option", "says"), [("ro", "let the user of the workers write"), ("size=64k", "make room")])
+def test_a_disk_that_takes_no_file_of_a_task(tmp_path, option, says):
+    """After the check before the launch, or on another host than that."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    told = refused([*on_a_disk(disk, option), sys.executable, "-c", PUBLISH, str(disk)], cwd=tmp_path)
+    assert told.startswith("pipeline.storage.writable.NotWritableError: [Errno ")
+    assert f"'{disk}/parts" in told
+    assert told.endswith(f": {says} there, or choose another score.output")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_a_permission_that_is_missing(tmp_path):
     """In a process that becomes another user once it has imported all: that user may not see the project."""

@@ -25,6 +25,7 @@ from pipeline.data import profile
 from pipeline.serving.scoring.decode import Decoded, decoded_ahead
 from pipeline.serving.scoring.scores import PARTS, QUARANTINE, RECORD_KEY, PartRecord
 from pipeline.serving.scoring.work import TaskRecord, Work
+from pipeline.storage.writable import naming_setting
 
 if TYPE_CHECKING:
     from pipeline.serving.predictor import Predictor
@@ -103,10 +104,11 @@ def _score_part(part: int, pieces: Iterable[Decoded], work: Work, predictor: Pre
         profile=_profile(scored, probabilities),
     )
     if work.folder is not None:
-        if bad:  # first, since the part says that the quarantine is there
-            storage.publish(storage.join(work.folder, record.quarantine), _quarantine(bad))
         content = _part_file(ids, origins, probabilities, work, record)
-        storage.publish(storage.join(work.folder, record.path), content)
+        with naming_setting("score.output", work.folder):
+            if bad:  # first, since the part says that the quarantine is there
+                storage.publish(storage.join(work.folder, record.quarantine), _quarantine(bad))
+            storage.publish(storage.join(work.folder, record.path), content)
     return record
 
 
