@@ -45,6 +45,14 @@ class Failure:
     where: str = ""
     final: bool = False
 
+    @classmethod
+    def of_json(cls, data: bytes) -> Failure:
+        """What a rank has published; a ValueError says that it is damaged."""
+        try:
+            return cls(**json.loads(data))
+        except TypeError as error:
+            raise ValueError(f"no failure of a rank: {error}") from error
+
 
 class FailedError(Exception):
     """Carries a rank's failure to where it becomes a row of the stage."""
@@ -90,8 +98,8 @@ def read_join_failure(folder: str, launch: str) -> Failure | None:
         with storage.retry_for(0):
             names = [name for name in storage.names(storage.join(folder, RANKS)) if name.startswith(prefix)]
             found = storage.read_many([storage.join(folder, RANKS, name) for name in names])
-        return first_of([Failure(**json.loads(data)) for data in found if isinstance(data, bytes)])
-    except (OSError, ValueError, TypeError):  # also of no failure at all
+        return first_of([Failure.of_json(data) for data in found if isinstance(data, bytes)])
+    except (OSError, ValueError):  # also of no failure at all
         return None
 
 

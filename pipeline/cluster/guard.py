@@ -65,10 +65,11 @@ class Guard:
             return
         try:
             self.watch.read_heartbeats()
-            failure = self.watch.unnoticed_failure()
-        except (OSError, ValueError) as error:  # read again next time
+        except OSError as error:  # read again next time, but not for ever
             log.debug("heartbeats could not be read: %s", error)
+            self._check_sight(self.watch, error)
             return
+        failure = self.watch.unnoticed_failure()
         if failure is not None:
             raise WorkerError(describe([failure]), final=failure.final)
         stall = self.watch.stall()
@@ -77,8 +78,23 @@ class Guard:
         if self.limit_seconds is None:  # which bounds the silence too
             self._check_signs_of_life(spark, self.watch.silent_seconds)
 
+    def _check_sight(self, watch: Watch, error: OSError) -> None:
+        """Raise where this process could not read the folder of its ranks for longer than storage may be away."""
+        blind_seconds = watch.blind_seconds
+        if blind_seconds > max(self._lost_seconds, storage.RETRY_SECONDS):
+            raise LaunchError(
+                f"the driver could not read for {blind_seconds:.0f} s how the workers are "
+                f"(workers.stall_seconds): {error}{self.last_positions('; last seen: {}')}; when that can be read, give "
+                "the same command again"
+            )
+
+    @property
+    def _lost_seconds(self) -> float:
+        """How long nothing may be known of any rank."""
+        return max(self.workers.stall_seconds, self.workers.slots_wait_seconds)
+
     def _check_signs_of_life(self, spark: SparkSession, silent_seconds: float) -> None:
-        workers, lost_seconds = self.workers, max(self.workers.stall_seconds, self.workers.slots_wait_seconds)
+        workers, lost_seconds = self.workers, self._lost_seconds
         if silent_seconds > lost_seconds:
             self._check_room()
         if silent_seconds > workers.slots_wait_seconds:

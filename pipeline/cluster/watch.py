@@ -10,7 +10,7 @@ it, and leave storage alone (`telemetry.driver_link`).
 
 from __future__ import annotations
 
-import json
+import logging
 import time
 from collections import deque
 from contextlib import suppress
@@ -20,6 +20,8 @@ from pipeline import storage
 from pipeline.cluster.failures import Failure, failure_path
 from pipeline.config.cluster import WorkerSettings
 from pipeline.telemetry import heartbeat
+
+log = logging.getLogger(__name__)
 
 # A rank whose heartbeat is this many beats old is taken for gone or frozen; or this many times older than the next one
 # was due in, where that is more: on remote storage a beat may come late by one, and be seen late by another.
@@ -80,9 +82,9 @@ class Watch:
         self._earlier_attempt = heartbeat.read_attempt(folder)  # of an earlier launch: not ours
         self._attempt = ""
         self._ranks: dict[int, _RankView] = {}
-        self._failure: bytes | None = None
+        self._failure: Failure | None = None
         self._failure_seen_at: float | None = None
-        self._life_seen_at = time.monotonic()
+        self._life_seen_at = self._looked_at = time.monotonic()
         self._heard: deque[_RankView] = deque()  # told directly, and not taken up yet
         self._versions: dict[str, str] = {}  # of the files that were read
         self._is_local = storage.is_local(folder)
@@ -112,6 +114,7 @@ class Watch:
         try:
             with storage.retry_for(0):
                 self._read_new_files()
+            self._looked_at = time.monotonic()
         finally:
             self._look_at = time.monotonic() + self._next_look_seconds()
 
@@ -139,15 +142,17 @@ class Watch:
         failed = failure_path("", self._attempt).rpartition("/")[2]
         if self._attempt and self._failure is None and (all_tell or failed in versions):
             names.append(failed)
-        problem: Exception | None = None
+        problem: OSError | None = None
         for name, data in zip(names, storage.read_many([storage.join(folder, n) for n in names]), strict=True):
             try:
                 self._take(name, data)
                 self._versions[name] = versions.get(name, "")
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError) as error:
+            except OSError as error:
                 problem = error
+            except ValueError as error:  # that rank is taken for silent, if the file is not written again
+                log.debug("%s in %s is damaged: %s", name, folder, error)
         if problem is not None:
             raise problem
 
@@ -164,7 +169,7 @@ class Watch:
         if isinstance(data, Exception):
             raise data
         if not name.startswith("rank-"):
-            self._failure = data
+            self._failure = Failure.of_json(data)
             return
         self._take_beat(_RankView(heartbeat.Beat.model_validate_json(data), time.monotonic()))
 
@@ -203,6 +208,11 @@ class Watch:
         if self._any_rank_runs():
             self._life_seen_at = time.monotonic()
         return time.monotonic() - self._life_seen_at
+
+    @property
+    def blind_seconds(self) -> float:
+        """Seconds since the folder could last be read, where looks at it fail."""
+        return time.monotonic() - self._looked_at
 
     def positions(self) -> str:
         """Where each rank was last seen; empty before the first sign of life."""
@@ -249,7 +259,7 @@ class Watch:
         grace_seconds = max(FAILURE_GRACE_SECONDS, FAILURE_GRACE_BEATS * beat, MISSED_INTERVALS * longest)
         if time.monotonic() - self._failure_seen_at < grace_seconds:
             return None
-        failure = Failure(**json.loads(self._failure))
+        failure = self._failure
         others = [rank for number, rank in self._ranks.items() if number != failure.rank]
         limit = (FAILURE_GRACE_BEATS - 1) * beat
         well = [r for r in others if r.beat.ended or r.age_seconds < max(limit, 2 * r.beat.next_seconds)]

@@ -8,7 +8,9 @@ from dataclasses import asdict
 import pytest
 
 from pipeline import storage
+from pipeline.cluster.errors import GangLostError, LaunchError
 from pipeline.cluster.failures import Failure, failure_path
+from pipeline.cluster.guard import Guard
 from pipeline.cluster.watch import Watch
 from pipeline.config.cluster import WorkerSettings
 from pipeline.telemetry import heartbeat
@@ -99,12 +101,50 @@ def test_a_damaged_beat_hides_no_other_and_is_read_again(folder):
     watch, attempt = Watch(folder, WORKERS), heartbeat.next_attempt(folder)
     storage.publish(heartbeat.beat_path(folder, 0), b"{")
     publish_beat(folder, attempt, 1, 4)
-    with pytest.raises(ValueError, match="Invalid JSON"):
-        watch.read_heartbeats(now=True)
+    watch.read_heartbeats(now=True)
     assert "rank 1 on there in forward at step 4" in watch.positions()
     publish_beat(folder, attempt, 0, 5)
     watch.read_heartbeats(now=True)
     assert "rank 0 on there in forward at step 5" in watch.positions()
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("content", [b"", b'{"rank": 0}'])
+def test_damaged_files_hide_no_silence(spark, tmp_path, content):
+    """As a host that lost its power leaves them: what its ranks do not say again must not be waited for."""
+    workers = WORKERS.model_copy(update={"slots_wait_seconds": 0.2})
+    watch, attempt = Watch(str(tmp_path), workers), heartbeat.next_attempt(str(tmp_path))
+    publish_beat(str(tmp_path), attempt, 1, 4, next_seconds=0.1)
+    guard = Guard(workers, watch)
+    guard.check_ranks(spark)
+    storage.publish(heartbeat.beat_path(str(tmp_path), 0), content)
+    storage.publish(failure_path(str(tmp_path), attempt.id), content)
+    with pytest.raises(GangLostError, match=r"no worker .* for 1 s .*last seen: rank 1 on there"):
+        check_for(30, guard, spark)
+
+
+def test_a_driver_that_cannot_read_its_folder_says_so_in_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "RETRY_SECONDS", 2.0)
+    workers = WORKERS.model_copy(update={"slots_wait_seconds": 1.0})
+    watch, attempt = Watch(str(tmp_path), workers), heartbeat.next_attempt(str(tmp_path))
+    publish_beat(str(tmp_path), attempt, 0, 1, next_seconds=0.1)
+    guard = Guard(workers, watch)
+    guard.check_ranks(None)
+    began, ranks = time.monotonic(), tmp_path / heartbeat.RANKS
+    ranks.rename(tmp_path / "away")
+    ranks.symlink_to(ranks)  # a loop, which no user can follow
+    says = r"could not read for \d+ s how .* symbolic links: .*/ranks.*last seen: rank 0 .*same command"
+    with pytest.raises(LaunchError, match=says):
+        check_for(30, guard, None)
+    assert time.monotonic() - began >= 2
+
+
+def check_for(seconds, guard, spark):
+    """Ask as often as the driver does."""
+    give_up_at = time.monotonic() + seconds
+    while time.monotonic() < give_up_at:
+        guard.check_ranks(spark)
+        time.sleep(0.05)
 
 
 def test_beats_of_a_gang_that_was_replaced_are_not_looked_at(folder):
