@@ -84,8 +84,8 @@ class Guard:
         if blind_seconds > max(self._lost_seconds, storage.RETRY_SECONDS):
             raise LaunchError(
                 f"the driver could not read for {blind_seconds:.0f} s how the workers are "
-                f"(workers.stall_seconds): {error}{self.last_positions('; last seen: {}')}; when that can be read, give "
-                "the same command again"
+                f"(workers.stall_seconds): {error}{self.last_positions('; last seen: {}')}; when that can be read, "
+                "give the same command again"
             )
 
     @property

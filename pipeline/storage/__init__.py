@@ -19,12 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel
 
 from pipeline.config.secrets import masked
 from pipeline.storage import local_file
+from pipeline.storage.address import AddressError, absolute, check_creates, filesystem, is_local, join
 from pipeline.storage.file_version import version_of
 from pipeline.storage.outage import (
     RETRY_SECONDS,
@@ -37,10 +37,10 @@ from pipeline.storage.outage import (
 )
 from pipeline.storage.remote_file import open_remote
 
-__all__ = ["LEAST_FREE_BYTES", "RETRY_SECONDS", "UnreachableError", "absolute", "check_replaces", "check_seen",
-           "create", "entries", "exists", "filesystem", "free_bytes", "is_folder", "is_local", "is_outage", "join",
-           "names", "open_file", "publish", "publish_json", "read_bytes", "read_many", "read_range", "remove",
-           "remove_file", "retry_for", "size", "version", "versions"]  # fmt: skip
+__all__ = ["LEAST_FREE_BYTES", "RETRY_SECONDS", "AddressError", "UnreachableError", "absolute", "check_replaces",
+           "check_seen", "create", "entries", "exists", "filesystem", "free_bytes", "is_folder", "is_local",
+           "is_outage", "join", "names", "open_file", "publish", "publish_json", "read_bytes", "read_many",
+           "read_range", "remove", "remove_file", "retry_for", "size", "version", "versions"]  # fmt: skip
 
 # Object stores, where a file appears with all its bytes or not at all. Elsewhere (HDFS, SFTP) it is written under
 # another name and renamed.
@@ -52,27 +52,6 @@ _READERS = 8
 
 # A disk with less than this has no room for checkpoints.
 LEAST_FREE_BYTES = 200 << 20
-
-
-def filesystem(path: str) -> tuple[Any, str]:
-    """The fsspec filesystem of ``path`` and the path in its own terms (absolute for a local one)."""
-    fs, inner = fsspec.core.url_to_fs(str(path))
-    return fs, inner
-
-
-def join(root: str, *parts: str) -> str:
-    """``root/part/part`` for local paths and URLs alike."""
-    return "/".join([str(root).rstrip("/"), *parts])
-
-
-def absolute(path: str) -> str:
-    """A path that means the same in every process: local paths are made absolute, URLs stay as they are."""
-    fs, inner = filesystem(path)
-    return inner if isinstance(fs, LocalFileSystem) else str(path)
-
-
-def is_local(path: str) -> bool:
-    return isinstance(filesystem(path)[0], LocalFileSystem)
 
 
 def read_bytes(path: str) -> bytes:
@@ -247,10 +226,13 @@ def create(path: str, data: bytes) -> bool:
         return local_file.create(Path(inner), data)
     if exists(path):
         return False
+    put_is_atomic = _is_one_of(fs, _PUT_IS_ATOMIC)
+    if put_is_atomic:
+        check_creates(fs, path)
 
     def put() -> None:
         try:
-            if _is_one_of(fs, _PUT_IS_ATOMIC):
+            if put_is_atomic:
                 fs.pipe_file(inner, data, mode="create")
             else:
                 _publish(path, data, durable=True)

@@ -163,6 +163,8 @@ def spark_path(spark: SparkSession, path: str) -> str:
     SourceError
         Spark has neither.
     """
+    if path.startswith("dbfs:"):  # which fsspec reads in another way, and Spark on Databricks alone
+        return path
     absolute = storage.absolute(path)
     if absolute.startswith("/"):
         return f"file://{absolute}"
