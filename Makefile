@@ -6,7 +6,7 @@ CONFIG ?= conf/quickstart.yaml
 INSTALL = $(BIN)/pip install --disable-pip-version-check --no-input --progress-bar off --constraint conf/constraints.txt --editable '.[dev]'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui check test test-all ui-test gpu-test bench bench-peers docs dist clean
+.PHONY: help setup run ui check test test-all ui-test gpu-test gpu-bench bench bench-peers docs dist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ ui-test: setup ## look at the MLflow UI and the report of `make run` in a headle
 # No set-up: a GPU machine brings its own Python with a torch built for CUDA, and needs neither Java nor Spark.
 gpu-test: ## tests/cuda, which needs torch, numpy, pyarrow, fsspec, pydantic, PyYAML, Pillow and pytest (PYTHON=the one that has them)
 	$(PYTHON) -m pytest tests/cuda
+
+gpu-bench: ## make bench PART=gpu without a set-up, on such a machine
+	PYTHONPATH=. $(PYTHON) tests/bench/gpu.py
+	PYTHONPATH=. $(PYTHON) tests/bench/gpu_norms.py
 
 bench: setup ## loading, ingest, training and norms against their peers, about an hour (PART=loader, jpeg, ingest, cold, scale with ranks and manifest, training, study, norms, gpu, verdicts, requests, finetune, score or tune)
 	$(BIN)/python tests/bench/run.py $(PART)

@@ -48,7 +48,8 @@ def bilinear_taps_of(first: torch.Tensor, length: torch.Tensor, out: int, *, mos
     Taps
         Tensors of shape (rows, out, taps).
     """
-    scale = (length.double() / out)[:, None]
+    # By a tensor, since CUDA multiplies by the reciprocal of a number, which is rounded twice.
+    scale = (length.double() / torch.full_like(length, out, dtype=torch.float64))[:, None]
     width = scale.clamp(min=1.0)
     centre = (torch.arange(out, device=length.device, dtype=torch.float64) + 0.5) * scale
     count = math.ceil(2 * max(1.0, most / out))

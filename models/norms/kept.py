@@ -45,7 +45,7 @@ def join_statistics_of_torch(network: nn.Module) -> list[str]:
     Returns
     -------
     list of str
-        The names of other layers of torch that keep running statistics: each rank has its own of these.
+        The names of other layers that keep running statistics: each rank has its own of these.
     """
     others = []
     for name, module in network.named_modules():
@@ -53,6 +53,6 @@ def join_statistics_of_torch(network: nn.Module) -> list[str]:
             continue
         if type(module) in _KEPT:
             module.__class__ = _KEPT[type(module)]
-        elif isinstance(module, nn.modules.batchnorm._NormBase):
+        else:
             others.append(name)
     return others

@@ -15,6 +15,8 @@ import triton.language as tl
 
 # Elements of a tile; tiles of a program that sums nothing; programs that a sum is cut into where there are rows enough.
 _TILE, _TILES, _PROGRAMS = 4096, 4, 512
+# CUDA's limit of a grid's second size.
+_MOST_PARTS = 65_535
 # The largest group of channels that fits a tile of a few rows.
 LARGEST_GROUP = 1024
 
@@ -75,7 +77,7 @@ class _Cut:
         rows, channels = _rows(x, segments), x.shape[1]
         block_c = max(group_channels, min(128, triton.next_power_of_2(channels)))
         block_m, columns = max(1, _TILE // block_c), triton.cdiv(channels, block_c)
-        tiles = _TILES
+        tiles = max(_TILES, triton.cdiv(triton.cdiv(rows, block_m), _MOST_PARTS))
         if programs is not None:
             tiles = triton.cdiv(rows, max(1, programs // (segments * columns)) * block_m)
         self.part_rows = min(tiles, triton.cdiv(rows, block_m)) * block_m

@@ -7,6 +7,8 @@ torch's own kernels are faster.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -85,7 +87,28 @@ class _Normalized(torch.autograd.Function):
 
 
 def _kernels(x: torch.Tensor) -> Any:
-    return segment_kernels if segment_kernels and x.is_cuda and x.dtype in _DTYPES else _WholeTensors
+    are_there = segment_kernels and x.is_cuda and x.dtype in _DTYPES and kernels_work(x.device)
+    return segment_kernels if are_there else _WholeTensors
+
+
+@functools.cache
+def kernels_work(device: torch.device) -> bool:
+    """Return whether Triton can launch `segment_kernels` here; a warning says why not.
+
+    Before its first launch in a process Triton compiles a little C against Python's headers. Images of containers
+    without a compiler, or without these headers, run torch but not that.
+    """
+    try:
+        segment_kernels.normalize(torch.ones(2, 1, device=device), None, None, 1e-5, 1, 1)
+    except Exception as error:  # noqa: BLE001 - of Triton, of the compiler, of the linker
+        warnings.warn(
+            f"Triton cannot compile on this machine ({type(error).__name__}: {error}): statistics by lane, group and "
+            "instance norm take torch's own operations, which are slower; install a C compiler and Python's headers "
+            "(gcc, python3-dev)",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 class _WholeTensors:

@@ -78,9 +78,15 @@ def with_files(session: SparkSession, settings: SparkSettings) -> SparkSession:
     FileNotFoundError
         A file is missing; it is named.
     ValueError
-        A file was changed since this session got it.
+        A file was changed since this session got it, or two have one name.
     """
-    sent = _SENT.setdefault(session, {})
+    sent, paths = _SENT.setdefault(session, {}), dict[str, Path]()
+    for path in (Path(file).resolve() for file in settings.py_files):
+        if paths.setdefault(path.name, path) != path:
+            raise ValueError(
+                f"spark.py_files: {paths[path.name]} and {path} have one name, and executors keep one file of a name: "
+                "rename one, or zip both"
+            )
     for file in settings.py_files:
         path = Path(file).resolve()
         if not path.is_file():

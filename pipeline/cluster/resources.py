@@ -76,7 +76,7 @@ def wait_for_slots(spark: SparkSession, workers: WorkerSettings) -> None:
     ShortageError
         It cannot, and ``workers.slots_wait_seconds`` have passed (none in local mode, where slots are fixed).
     """
-    if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+    if str(spark.conf.get("spark.dynamicAllocation.enabled", "")).lower() == "true":
         raise LaunchError("barrier stages need fixed executors: set spark.dynamicAllocation.enabled=false")
     again = Retrying(
         retry=retry_if_exception_type(ShortageError),

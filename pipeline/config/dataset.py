@@ -203,7 +203,12 @@ class ReaderSettings(FrozenModel):
         description="where png and jpeg images are decoded, `threads` at a time. processes: none of it holds the "
         "interpreter lock that training needs; threads: fewer processes, the same pixels",
     )
-    prefetch_batches: int = Field(16, ge=1, description="batches that are made before they are asked for")
+    prefetch_batches: int = Field(
+        16,
+        ge=1,
+        description="png and jpeg: at most half so many small batches are decoded "
+        "together, as one block of up to 2 MB; raw images need none",
+    )
     memory_bytes: int = Field(
         256 << 20,
         ge=0,

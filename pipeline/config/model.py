@@ -128,7 +128,7 @@ class ModelSettings(FrozenModel):
         Raises
         ------
         ValueError
-            Stored images are smaller than the centre that is cut out of them.
+            Stored images are smaller than the centre that is cut out of them, or of the size that they are resized to.
         """
         if self.input_size is None:
             return stored
@@ -137,5 +137,11 @@ class ModelSettings(FrozenModel):
                 f"model.input_size {self.input_size} is larger than stored images, {stored[1]} x {stored[2]}: "
                 "ingest them with a larger dataset.image.shape, set a smaller size, or model.centre_crop, with which "
                 "they are resized"
+            )
+        if self.centre_crop is not None and stored[1:] == (self.input_size, self.input_size):
+            raise ValueError(
+                f"model.centre_crop {self.centre_crop:g} cuts out of images that are larger than model.input_size "
+                f"{self.input_size}, and stored ones have that size: set it to null, or ingest larger images "
+                "(dataset.image.shape)"
             )
         return stored[0], self.input_size, self.input_size

@@ -161,7 +161,7 @@ class Settings(FrozenModel):
         if self.tune.space and self.tune.search_on == self.train.evaluate_on and self.tune.confirm:
             raise ValueError(
                 f"tune.search_on and train.evaluate_on are both {self.tune.search_on!r}: values that are chosen on the "
-                "split that judges them seem better than they are; use `validation`"
+                "split that judges them seem better than they are: set one of them to another split"
             )
         if self.tune.confirm and self.tune.space and self.train.seed in self.tune.confirm_seeds:
             raise ValueError(

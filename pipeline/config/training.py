@@ -115,7 +115,7 @@ class TrainSettings(OptimizerSettings):
         False, description="GPUs compute with kernels that give the same bits every time, slower; CPUs always do"
     )
     channels_last: bool = Field(True, description="NHWC memory layout")
-    compile: bool = Field(False, description="torch.compile; workers on CPU need a C++ compiler")
+    compile: bool = Field(False, description="torch.compile; workers need a compiler: of C++ on CPU, of C on a GPU")
     cuda_graphs: bool = Field(
         False,
         description="record forward and backward pass and update as CUDA graphs, for small batches, whose kernels take "

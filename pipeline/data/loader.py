@@ -180,6 +180,7 @@ class TrainLoader:
                 seed=self._train.seed,
                 epoch=epoch,
                 first_step=first_step if epoch == first_epoch else 0,
+                shuffle_row_groups=self._train.shuffle_row_groups,
                 pin=self._pin,
             )
             yield from ([batch] for batch in batches)

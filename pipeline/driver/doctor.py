@@ -131,7 +131,7 @@ class _Examination:
 
     def spark_settings(self) -> str:
         conf = self.spark.conf
-        if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        if str(conf.get("spark.dynamicAllocation.enabled", "")).lower() == "true":
             raise CheckFailedError("barrier stages need fixed executors: set spark.dynamicAllocation.enabled=false")
         if conf.get("spark.barrier.sync.timeout", None) is None:
             raise DoubtfulError(

@@ -34,6 +34,9 @@ LEASE_SECONDS = 30.0
 _RENEWALS, _LOOKS = 6, 30
 # How often a job tries to be the next one, before it says that others always are.
 _TURNS = 20
+# How often, and after how long, a missing file is looked for again: where it is replaced by being deleted and written
+# anew, as on HDFS, it is not there for a moment.
+_READS, _MISSING_SECONDS = 5, 0.1
 _NAME = re.compile(r"claim-(\d{4,})\.json")
 
 
@@ -90,7 +93,7 @@ class Claim(Lease):
         """Also where two were told that they had created the file, as HDFS may: it has the token of one of them."""
         content = _read(self.folder, self.number)
         mine = content is not None and content.token == self._content.token
-        return mine and _newest(self.folder) == self.number
+        return mine and _newest(self.folder) <= self.number  # this file itself may not be there for a moment
 
     def _text(self, renewals: int, *, released: bool = False) -> bytes:
         return _text(self._content.model_copy(update={"released": True} if released else {"renewals": renewals}))
@@ -178,7 +181,12 @@ def _text(content: ClaimContent) -> bytes:
 
 def _read(dataset: str, number: int) -> ClaimContent | None:
     """What a claim says; None where it is gone, or not whole yet."""
-    try:
-        return ClaimContent.model_validate_json(storage.read_bytes(_path(dataset, number)))
-    except (FileNotFoundError, ValueError):
-        return None
+    for read in range(_READS):
+        try:
+            return ClaimContent.model_validate_json(storage.read_bytes(_path(dataset, number)))
+        except FileNotFoundError:
+            if read + 1 < _READS:
+                time.sleep(_MISSING_SECONDS)
+        except ValueError:
+            break
+    return None

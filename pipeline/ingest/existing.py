@@ -123,6 +123,11 @@ def check_append(
             f"{dataset} was made with dataset.image {_made(published.image)}, these would be with {_made(listed)}: set "
             "it alike, or choose another dataset.path"
         )
+    if published.preparation and (was := _finished(published.preparation, image)) != (now := _finished(image, image)):
+        raise DatasetError(
+            f"{dataset} was made with dataset.image {was}, these would be with {now}: set it alike, or choose another "
+            "dataset.path"
+        )
     if published.classes != source.classes:
         raise DatasetError(
             f"{dataset} has the classes {', '.join(published.classes)}; the source has {', '.join(source.classes)}: "
@@ -141,6 +146,12 @@ def _made(image: manifest.Image) -> str:
     """The settings by which images were made that neither shape nor encoding tell, in words."""
     margin = "" if image.decode_margin is None else f", decode_margin {image.decode_margin:g}"
     return f"decode {image.decode}{margin}, keep_jpeg {str(image.keep_jpeg).lower()}"
+
+
+def _finished(made: manifest.Preparation | ImageSpec, image: ImageSpec) -> str:
+    """The settings of what is done to decoded pixels, in words."""
+    quality = f", jpeg_quality {made.jpeg_quality}" if image.encoding == "jpeg" else ""
+    return f"resize {made.resize}, background {made.background}{quality}"
 
 
 @contextmanager

@@ -198,9 +198,13 @@ def _finish(image: Image, whole: geometry.Box | None, spec: ImageSpec) -> bytes:
     ----------
     whole : where the image is in its pixels; None: everywhere
     """
+    if isinstance(image.info.get("transparency"), str):  # a text of that name, and no colour
+        del image.info["transparency"]
     image = geometry.fit(_as_mode(image, mode_of(spec.shape), spec.background), whole, spec)
     if spec.encoding == "raw":
         return pixels_of(image).tobytes()
+    # Comments and profiles of the file would be written along: equal pixels would no longer be equal files.
+    image.info = {}
     buffer = io.BytesIO()
     if spec.encoding == "png":
         image.save(buffer, "PNG")
@@ -231,5 +235,5 @@ def _as_mode(image: Image, mode: str, background: int) -> Image:
             below = Pillow.new("RGBA", image.size, (background, background, background, 255))
             image = Pillow.alpha_composite(below, layer)
         return image.convert(mode)
-    except (ValueError, OSError):
+    except (ValueError, TypeError, OSError):
         raise BadImageError(reasons.UNSUPPORTED_PIXELS) from None

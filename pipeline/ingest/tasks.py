@@ -86,7 +86,7 @@ def check(
 ) -> Iterator[pa.RecordBatch]:
     """Items of a source -> rows whose images have one shape, or a reason to set the row aside and no image."""
     # A source that is expanded stays raw until its copies are made.
-    spec = replace(layout.image, encoding="raw") if layout.expand > 1 else layout.image
+    spec = replace(layout.image, encoding="raw", keep_jpeg=False) if layout.expand > 1 else layout.image
     for items in batches:
         for rows in read(items):
             for start in range(0, rows.num_rows, layout.batch_rows):

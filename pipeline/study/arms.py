@@ -54,7 +54,8 @@ def with_final_network(settings: Settings, metric: Metric) -> Settings:
     if options.search_on == settings.train.evaluate_on:
         raise SettingsError(
             f"compare.search_on and train.evaluate_on are both {options.search_on!r}: an evaluation that is chosen on "
-            "the split that judges it makes the comparison unfair; use `validation`, or compare.checkpoint last"
+            "the split that judges it makes the comparison unfair: set one of them to another split, or "
+            "compare.checkpoint to last"
         )
     chosen = "lowest_loss" if options.search_metric == "cross_entropy" else f"highest_{metric}"
     train = settings.train.model_copy(update={"final_network": chosen, "select_on": options.search_on})

@@ -111,7 +111,7 @@ def _check(
     if len(values) > 1 and options.search_on == settings.train.evaluate_on:
         raise ValueError(
             f"compare.search_on and train.evaluate_on are both {options.search_on!r}: a learning rate chosen "
-            "on the split that judges it makes the comparison unfair; use `validation`"
+            "on the split that judges it makes the comparison unfair: set one of them to another split"
         )
     chooses = len(values) > 1 or options.checkpoint != "last"
     notes = dataset_checks.check_comparison(settings, manifest, chooses=chooses)

@@ -115,11 +115,12 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
     Raises
     ------
     ValueError
-        There is no C++ compiler on a machine whose model is on CPU.
+        There is no compiler on the machine: of C++ where the model is on CPU, of C, which Triton calls, on a GPU.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and not any(shutil.which(name) for name in (compiler, "clang++")):
-        raise ValueError(f"train.compile needs a C++ compiler on every worker: install {compiler}, or set it to false")
+    kind, names = ("C++", ("g++", "clang++")) if device.type == "cpu" else ("C", ("gcc", "clang", "cc"))
+    own = os.environ.get("CXX" if device.type == "cpu" else "CC", names[0])
+    if not any(shutil.which(name) for name in (own, *names)):
+        raise ValueError(f"train.compile needs a {kind} compiler on every worker: install {own}, or set it to false")
     import torch._inductor.config as inductor
 
     if device.type == "cpu":

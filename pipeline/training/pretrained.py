@@ -82,7 +82,8 @@ def prepare(
         tensors = read_weights(model, digest)
         own_head = head.removeprefix(_NETWORK) if head else None
         try:
-            remarks = take_weights(network, model, tensors, image_shape=shape, num_classes=classes, head=own_head)
+            seen = model.input_shape(shape)
+            remarks = take_weights(network, model, tensors, image_shape=seen, num_classes=classes, head=own_head)
         except ValueError as error:
             raise WeightsError(model.weights, str(error)) from error
         notes += [f"model.weights {model.weights}: {remark}" for remark in remarks]

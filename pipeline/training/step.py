@@ -105,6 +105,7 @@ class TrainStep:
     _readback: Readback = field(init=False)
     _passes: PassGraph | None = field(init=False, default=None)
     _update_graph: UpdateGraph | None = field(init=False, default=None)
+    _has_updated: bool = field(init=False, default=False)  # in this attempt
 
     def __post_init__(self) -> None:
         self._readback = Readback(self.worker.device, 2)
@@ -207,10 +208,12 @@ class TrainStep:
 
     def _update(self) -> None:
         optimizer = self.state.optimizer
-        # Only learning rates of a recorded update can change; and its first step makes the optimizer's buffers.
-        varies = self.train.schedule == "one_cycle" or not optimizer.state
+        # Only learning rates of a recorded update can change; and its first step makes the optimizer's buffers, if any.
+        is_first = not (optimizer.state or self._has_updated)
+        varies = self.train.schedule == "one_cycle" or is_first
         if self._passes is None or varies:
             self._change_weights()
+            self._has_updated = True
             return
         if self._update_graph is None:
             self._update_graph = UpdateGraph(optimizer, self._change_weights)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from results import Result, compare, console, leave
+from results import Result, compare, leave
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
@@ -94,7 +94,7 @@ PHOTOGRAPHS = Case("ResNet-50, 224 px, batch 256", ModelSettings(network="resnet
 
 def is_there() -> bool:
     if DEVICE == "cuda" and not torch.cuda.is_available():
-        console.print("gpu: no GPU here, nothing is measured")
+        print("gpu: no GPU here, nothing is measured")
         return False
     return True
 

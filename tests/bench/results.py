@@ -11,12 +11,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 FOLDER = Path("runs/bench")
-console = Console(width=140)
 
 
 @dataclass
@@ -45,6 +40,19 @@ def leave(part: str, results: list[Result], title: str) -> None:
     order = ("name", "value", "unit", "against", "ratio", "passes")
     rows = [{key: asdict(result)[key] for key in order} for result in results]
     (FOLDER / f"{part}.json").write_text(json.dumps(rows, indent=1))
+    try:
+        _print_table(results, title)
+        _plot(part, results, title)
+    except ModuleNotFoundError as error:  # a bare GPU machine has neither rich nor matplotlib
+        print(f"{title} (no table or plot without {error.name})", *map(_line, results), sep="\n")
+    print(f"{FOLDER / part}.json, {FOLDER / part}.png")
+
+
+def _print_table(results: list[Result], title: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title=title)
     for heading in ("what", "median", "unit", "least", "most", "n", "ratio", "to"):
         table.add_column(heading, justify="right" if heading in ("median", "least", "most", "n", "ratio") else "left")
@@ -54,9 +62,13 @@ def leave(part: str, results: list[Result], title: str) -> None:
             name, _number(result.value), result.unit, _number(min(result.passes)), _number(max(result.passes)),
             str(len(result.passes)), f"{result.ratio:.2f}" if result.ratio else "", against,
         )  # fmt: skip
-    console.print(table)
-    _plot(part, results, title)
-    console.print(f"{FOLDER / part}.json, {FOLDER / part}.png", highlight=False)
+    Console(width=140).print(table)
+
+
+def _line(result: Result) -> str:
+    ratio = f", {result.ratio:.2f} of {result.against}" if result.ratio else ""
+    spread = f"{_number(min(result.passes))} to {_number(max(result.passes))}, n = {len(result.passes)}"
+    return f"{result.name}: {_number(result.value)} {result.unit} ({spread}){ratio}"
 
 
 def _number(value: float) -> str:

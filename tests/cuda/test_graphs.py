@@ -11,6 +11,7 @@ from pipeline.config.training import TrainSettings
 from pipeline.distributed.worker import alone
 from pipeline.training.assembly import assemble
 from pipeline.training.loop import fit
+from pipeline.training.word import Word
 
 NETWORKS = {
     "batch": {},
@@ -103,7 +104,7 @@ def test_a_recorded_loss_that_is_not_finite_changes_nothing(last_step, shards, t
             with torch.no_grad():
                 next(state.model.parameters()).fill_(float("inf"))
             weights = [parameter.detach().clone() for parameter in state.model.parameters()]
-            assert step.take(batches) is False
+            assert step.take(batches) is Word.GO_ON
         assert state.progress.diverged
         assert state.progress.step == last_step
         for parameter, before in zip(state.model.parameters(), weights, strict=True):

@@ -24,6 +24,8 @@ def kernels(request, monkeypatch, device):
         pytest.skip("Triton's kernels are for CUDA")
     elif segments.segment_kernels is None:
         pytest.fail("a torch for CUDA without Triton")
+    else:
+        assert segments.kernels_work(device)
 
 
 def expected(x, weight, bias, grad, count, group_channels):

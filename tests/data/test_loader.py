@@ -1,6 +1,7 @@
 """The training loop's view of the data: either reader, the same number of steps on every rank."""
 
 import pytest
+import torch
 from ranks import run_ranks
 
 from pipeline.config.dataset import ReaderSettings
@@ -32,6 +33,22 @@ def test_a_loader_has_the_steps_it_says_from_any_step_on(dataset, kind):
     for a, b in zip(whole[source.steps_per_epoch + 3 :], rest, strict=True):
         assert a.images.equal(b.images)
         assert a.labels.equal(b.labels)
+
+
+def test_petastorm_shuffles_over_as_many_row_groups_as_the_training_says(dataset):
+    def images(window):
+        train = TRAIN.model_copy(update={"shuffle_row_groups": window})
+        source = loader.TrainLoader(
+            dataset, load_manifest(dataset), train, ReaderSettings(kind="petastorm"), alone("cpu")
+        )
+        with source.batches(0) as batches:
+            found = [batch.images for batch in batches]
+        source.close()
+        return found
+
+    one, four = images(1), images(4)
+    assert len(one) == len(four)
+    assert not all(map(torch.equal, one, four))
 
 
 def test_training_through_petastorm_ends_where_it_did_before(dataset, tmp_path):

@@ -53,6 +53,19 @@ def test_the_second_is_told_of_the_first(tmp_path):
     assert json.loads((tmp_path / "claim-0002.json").read_text())["released"]
 
 
+def test_a_claim_whose_file_is_just_replaced_is_not_gone(tmp_path):
+    """Where that is done by deleting it and writing it anew, as on HDFS."""
+    with claimed(str(tmp_path), "local-1") as first:
+        die(first)  # what is missing here is not written by it
+        path, away = tmp_path / "claim-0001.json", tmp_path / "away"
+        for look in (first.check, lambda: claim._read(str(tmp_path), 1).application):
+            path.rename(away)
+            timer = threading.Timer(0.2, away.rename, [path])
+            timer.start()
+            assert look() in (None, "local-1")
+            timer.join()
+
+
 def test_who_waits_gets_it_where_the_first_ends_meanwhile(tmp_path):
     with ExitStack() as stack:
         die(stack.enter_context(claimed(str(tmp_path), "local-1")))  # not renewed, so that nobody is told of it

@@ -288,6 +288,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(spark, grown, t
         "made with dataset.image decode exact, keep_jpeg false, these would be with decode scaled, decode_margin 3,",
         image={"decode": "scaled", "decode_margin": 3},
     )
+    refused(
+        "made with dataset.image resize crop, background 255, these would be with resize letterbox, background 0: set",
+        image={"resize": "letterbox", "background": 0},
+    )
     refused("has the classes cat, dog; the source has cat, cow", source={"classes": ("cat", "cow")})
     shutil.rmtree(tmp_path / "in")
     write_folder(tmp_path / "in", 20)  # fewer than there were

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from image_files import check_statistics, folder_settings, rows_of, write_folder
+from image_files import check_statistics, folder_settings, rows_of, write_folder, write_picture
 from small_data import dataset_settings, write_idx_folder
 
 from pipeline.config.dataset import DeformSettings
@@ -114,3 +114,14 @@ def test_copies_are_made_of_pixels_and_then_encoded(spark, tmp_path):
     for key, pixels in made["raw"].items():
         np.testing.assert_array_equal(pixels, made["png"][key])
         assert np.abs(pixels - made["jpeg"][key]).mean() < 5
+
+
+def test_copies_of_jpeg_files_that_would_be_kept(spark, tmp_path):
+    """Copies are of pixels, so no file is kept where there are any."""
+    for number in range(20):
+        write_picture(tmp_path / "in" / "cat" / f"{number}.jpg", number, "JPEG")
+    image = {"encoding": "jpeg", "keep_jpeg": True}
+    settings = folder_settings(tmp_path / "data", tmp_path / "in", image=image, source={"expand": 3})
+    dataset, _ = ingest_dataset(spark, settings, cache="unused")
+    others = sum(split.rows for name, split in dataset.splits.items() if name != "train")
+    assert dataset.split("train").rows == 3 * (20 - others)

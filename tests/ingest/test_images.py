@@ -2,12 +2,12 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from small_images import COLOUR, GREY, file_of, made, noise, picture, pixels_of
 
 from pipeline.data.codec import BadImageError
 from pipeline.ingest import images
-from pipeline.ingest.images import ImageSpec, from_pixels, from_spark_image
+from pipeline.ingest.images import ImageSpec, from_file, from_pixels, from_spark_image
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
@@ -109,6 +109,26 @@ def test_a_palette_with_alpha_is_looked_up():
     image.putpalette([10, 20, 30, 200, 100, 50])
     found = made(file_of(image, "PNG", transparency=bytes([255, 51])), background=0)
     np.testing.assert_allclose(found[:, 3, 3], [40, 20, 10], atol=1)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "png", "jpeg"])
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB"])
+def test_texts_in_a_file_change_nothing(mode, encoding):
+    """Pillow keeps them beside what it knows of the pixels: a text may have the name of that, and is written along."""
+    image = Image.fromarray(noise(12, 10, 3)).convert(mode)
+    texts = PngImagePlugin.PngInfo()
+    for name in ("transparency", "icc_profile", "comment"):
+        texts.add_text(name, "of another kind " * 5_000)
+    spec = ImageSpec(COLOUR, encoding=encoding)
+    plain, labelled = file_of(image, "PNG"), file_of(image, "PNG", pnginfo=texts)
+    assert from_file(labelled, spec) == from_file(plain, spec)
+
+
+def test_a_profile_and_a_comment_are_not_stored():
+    for options in ({"icc_profile": b"x" * 50_000}, {"comment": b"of yesterday"}):
+        for encoding in ("png", "jpeg"):
+            spec = ImageSpec(COLOUR, encoding=encoding)
+            assert from_file(picture("JPEG", **options), spec) == from_file(picture("JPEG"), spec)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -119,6 +119,10 @@ def test_what_does_not_fit_is_said():
     with pytest.raises(ValueError, match=r"model\.input_size 32 is larger than stored images, 20 x 24"):
         make((3, 20, 24), input_size=32)
     make((3, 20, 24), input_size=32, centre_crop=1.0)
+    with pytest.raises(
+        ValueError, match=r"centre_crop 0\.9 cuts out of images .* stored ones have that size: set it to"
+    ):
+        make((3, 32, 32), input_size=32, centre_crop=0.9)
     with pytest.raises(ValueError, match=r"centre_crop 0\.5 is resized to input_size, which is not set"):
         ModelSettings(centre_crop=0.5)
     with pytest.raises(ValueError, match="at least 32"):  # of the network's own size

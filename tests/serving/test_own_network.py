@@ -1,6 +1,7 @@
 """A network of one's own after its training: exported where torch.export can follow it, and else said why not."""
 
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,11 @@ def test_it_is_exported_by_a_process_that_has_only_the_settings(spark, settings,
     assert Path(done.stdout.strip()).is_file()
     Path(own["spark"]["py_files"][0]).write_text(SOURCE + "# edited\n")
     with pytest.raises(ValueError, match="was changed since this Spark session got it, and Spark replaces no file"):
+        train(spark, type(settings).model_validate(own))
+    (tmp_path / "again").mkdir()
+    again = shutil.copy(own["spark"]["py_files"][0], tmp_path / "again")
+    own["spark"]["py_files"] = [*own["spark"]["py_files"], str(again)]
+    with pytest.raises(ValueError, match=r"py_files: .* and .*/again/.* have one name, and executors keep one file"):
         train(spark, type(settings).model_validate(own))
 
 

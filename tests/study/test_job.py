@@ -361,7 +361,9 @@ def test_a_study_that_fails_leaves_no_result_and_a_failed_run(spark, settings, t
 
 def test_a_learning_rate_is_not_chosen_on_the_split_that_judges_it(spark, settings, empty_store, tmp_path):
     grid = {**NORMS, "train.learning_rate": (0.1, 0.2)}
-    with pytest.raises(ValueError, match=r"search_on and train\.evaluate_on are both 'test'.*use `validation`"):
+    with pytest.raises(
+        ValueError, match=r"search_on and train\.evaluate_on are both 'test'.*set one of them to another split"
+    ):
         compare(spark, varied(settings, grid=grid, search_on="test"))
     assert (tmp_path / "mlflow.db").read_bytes() == empty_store.read_bytes()  # nothing was tracked
 

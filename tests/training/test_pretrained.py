@@ -178,3 +178,13 @@ def test_lists_of_settings_are_values_and_not_arms(tmp_path):
         load_settings(file, ["model.freeze=[conv1, '']"])
     with pytest.raises(ValueError, match="must be above 0"):
         load_settings(file, ["model.std=[0.2, 0]"])
+
+
+def test_norms_are_swapped_in_a_network_whose_parameters_hang_on_the_size_that_it_sees(halves, tmp_path):
+    """Of images of 12 pixels it sees 8: so many positions has its own network, and that with the norms of the file."""
+    manifest = load_manifest(halves)
+    model = ModelSettings(network="vit", depth=2, width=8, heads=2, patch=4, norm="batch", input_size=8)
+    torch.save(network_for(model, manifest)[1].state_dict(), tmp_path / "batch.pt")
+    tuned = model.model_copy(update={"norm": "layer", "weights": str(tmp_path / "batch.pt")})
+    assert any("layer in the place of batch norm" in note or "left out" in note for note in
+               check_pretrained(tuned, TrainSettings(), manifest).notes)  # fmt: skip

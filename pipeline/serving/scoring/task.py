@@ -45,6 +45,7 @@ def score_parts(batches: Iterator[pa.RecordBatch], work: Work) -> Iterator[pa.Re
         told = TaskRecord(part=record, process=process, loaded_model=loaded)
         loaded = False
         yield pa.RecordBatch.from_pydict({"record": pa.array([told.model_dump_json()], pa.string())})
+    _give_back(predictor)
 
 
 def _predictor(work: Work) -> tuple[Predictor, bool]:
@@ -75,6 +76,14 @@ def _predictor(work: Work) -> tuple[Predictor, bool]:
             archive.extractall(folder)
         _loaded[key] = Predictor.load(folder, device)
     return _loaded[key], True
+
+
+def _give_back(predictor: Predictor) -> None:
+    """Leave a GPU to others but for the model, which stays for the tasks that follow."""
+    if predictor.device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def _score_part(part: int, pieces: Iterable[Decoded], work: Work, predictor: Predictor) -> PartRecord:

@@ -65,7 +65,15 @@ def test_it_is_folded():
     torch.testing.assert_close(folded.model(images), model.eval()(images))
 
 
-@pytest.mark.parametrize("layer", [nn.InstanceNorm2d(3, track_running_stats=True), nn.SyncBatchNorm(3)])
+class Whitening(nn.Module):
+    """A layer of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(3))
+
+
+@pytest.mark.parametrize("layer", [nn.InstanceNorm2d(3, track_running_stats=True), nn.SyncBatchNorm(3), Whitening()])
 def test_other_layers_with_running_statistics_are_named(layer):
     model = nn.Sequential(layer, nn.BatchNorm2d(3, track_running_stats=False), nn.InstanceNorm2d(3))
     assert join_statistics_of_torch(model) == ["0"]
