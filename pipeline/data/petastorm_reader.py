@@ -93,7 +93,7 @@ def train_batches(
     seed: int,
     epoch: int,
     first_step: int = 0,
-    shuffle_row_groups: int,
+    shuffle_row_groups: int = 4,
     pin: bool = False,
 ) -> Iterator[Batch]:
     """One rank's batches of one epoch, each of ``batch_size // world_size`` rows.
