@@ -82,8 +82,8 @@ class TrainSettings(OptimizerSettings):
     )
     sampling: Literal["shuffled", "balanced"] = Field(
         "shuffled",
-        description="shuffled: every image once an epoch; balanced: as many images of each class, those of small "
-        "classes several times and of large ones in turns",
+        description="shuffled: every image once an epoch, but for a rest of less than a batch; balanced: as many of "
+        "each class, those of small classes several times and of large ones in turns",
     )
     weight_ema: float | None = Field(
         None, gt=0, lt=1, description="decay of an average of the weights, which is evaluated and kept; null: none"
