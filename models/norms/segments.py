@@ -99,7 +99,7 @@ def kernels_work(device: torch.device) -> bool:
     without a compiler, or without these headers, run torch but not that.
     """
     try:
-        segment_kernels.normalize(torch.ones(2, 1, device=device), None, None, 1e-5, 1, 1)
+        segment_kernels.normalize(torch.ones(12, 40, device=device), None, None, 1e-5, 3, 1)
     except Exception as error:  # noqa: BLE001 - of Triton, of the compiler, of the linker
         warnings.warn(
             f"Triton cannot compile on this machine ({type(error).__name__}: {error}): statistics by lane, group and "
