@@ -118,9 +118,25 @@ class CompareSettings(FrozenModel):
         for name, values in {"seeds": self.all_seeds, **self.grid}.items():
             if not values:
                 raise ValueError(f"{name} lists no value")
-            if len({repr(value) for value in values}) != len(values):
+            if len({_value_key(value) for value in values}) != len(values):
                 raise ValueError(f"{name} lists a value twice: {list(values)}")
+        if min(self.all_seeds) < 0:
+            raise ValueError(f"seeds has {min(self.all_seeds)}: a seed is 0 or more")
         return self
+
+    @model_validator(mode="after")
+    def _search_has_a_seed_of_its_own(self) -> CompareSettings:
+        if self.search_seed in self.all_seeds and any(len(self.grid.get(name, ())) > 1 for name in self.tune):
+            raise ValueError(
+                f"search_seed {self.search_seed} is among the seeds that are compared, {list(self.all_seeds)}: values "
+                "would be chosen by what judges them; set another search_seed"
+            )
+        return self
+
+
+def _value_key(value: object) -> str:
+    """1 and 1.0 are one value, and 1 and true are two."""
+    return repr(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else repr(value)
 
 
 class TrackingSettings(FrozenModel):

@@ -175,6 +175,8 @@ class TuneSettings(FrozenModel):
             raise ValueError("trials, seconds and images are all null, and the search would not end: set one of them")
         if len(set(self.confirm_seeds)) < len(self.confirm_seeds):
             raise ValueError(f"confirm_seeds has a seed twice: {list(self.confirm_seeds)}")
+        if min(self.confirm_seeds) < 0:
+            raise ValueError(f"confirm_seeds has {min(self.confirm_seeds)}: a seed is 0 or more")
         return self
 
     @model_validator(mode="after")

@@ -120,9 +120,10 @@ def _against(tuning: Tuning, others: Sequence[ConfirmedTrial]) -> list[str]:
     """How sure it is that the winner is better than the other trials that were trained again."""
     if not others:
         return ["No other trial was trained again: whether it is better than the next cannot be told."]
-    behind = [each for each in others if _is_behind(each, tuning.metric)]
+    winner = tuning.confirmed[0]
+    behind = [each for each in others if _is_behind(each, winner, tuning.metric)]
     if len(behind) == len(others):
-        return [f"It is better than {_named(others)}, the next best, beyond what seeds and images explain."]
+        return [f"It is better than {_named(others)}, the next best, beyond what {_covered(others)}."]
     tied, unit = [each for each in others if each not in behind], ScoreText(tuning.metric)
     differences = "difference from it is" if len(tied) == 1 else "differences from it are"
     sentences = [
@@ -134,10 +135,18 @@ def _against(tuning: Tuning, others: Sequence[ConfirmedTrial]) -> list[str]:
     return sentences
 
 
-def _is_behind(trial: ConfirmedTrial, metric: Objective) -> bool:
+def _covered(trials: Sequence[ConfirmedTrial]) -> str:
+    """What chance has been counted."""
+    kinds = {each.difference.covers for each in trials if each.difference}
+    if "images" in kinds:
+        return "the choice of images explains; a single seed says nothing about chance between seeds"
+    return "seeds explain" if kinds == {"seeds"} else "seeds and images explain"
+
+
+def _is_behind(trial: ConfirmedTrial, winner: ConfirmedTrial, metric: Objective) -> bool:
     difference = trial.difference
     if difference is None:  # no seed has two sound runs
-        return all(run.diverged for run in trial.runs)
+        return all(run.diverged for run in trial.runs) and not all(run.diverged for run in winner.runs)
     is_worse = goodness(difference.mean, metric) < 0
     return is_worse and difference.p_adjusted is not None and difference.p_adjusted <= LEVEL
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from pipeline.config import weights_text
 from pipeline.config.import_path import is_import_path, shown
+from pipeline.config.secrets import mask
 
 # A value of a setting that a study varies, and such values by the setting's dotted name.
 SettingValue = str | int | float | bool | None
@@ -56,6 +58,16 @@ def _name_of(setting: str, value: SettingValue) -> str:
     if setting in _SPEAKING:
         return shown(_text(value)) if setting == "model.network" else _text(value)
     return f"{short_name(setting)} {_weights(value, ' ') or _text(value)}"
+
+
+def tag_name(setting: str) -> str:
+    """A setting as MLflow's table has it; options of one's own network keep their whole name, which is no other's."""
+    return setting if setting.startswith("model.options.") else short_name(setting)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def short_name(setting: str) -> str:
@@ -135,4 +147,4 @@ def _text(value: SettingValue) -> str:
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else repr(value)  # values that differ have names that differ
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else mask(str(value))

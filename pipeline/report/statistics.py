@@ -20,7 +20,7 @@ from pipeline.report.differences import (
 )
 from pipeline.report.grades import grade_of
 from pipeline.report.learned import constant_score, goodness, learned, score_at, score_of
-from pipeline.report.names import BATCH_SIZES, LEARNING_RATE, SettingValue
+from pipeline.report.names import BATCH_SIZES, LEARNING_RATE, SettingValue, is_number
 
 # `Metric` in a comparison, `Objective` in a search.
 AnyObjective = TypeVar("AnyObjective", bound=Objective, covariant=True)
@@ -249,8 +249,8 @@ def warnings_of(
         names: dict[str, list[str]] = {}
         for arm in arms:
             tried = [trial.tuned[name] for trial in search if trial.arm == arm.arm]
-            values = [value for value in (*grid.get(name, ()), *tried) if isinstance(value, (int, float))]
-            if len(set(values)) < 2:
+            values = [value for value in (*grid.get(name, ()), *tried) if is_number(value)]
+            if len(set(values)) < 2 or arm.search_undecided == "no_budget":
                 continue
             for edge, where in ((min(values), "lowest"), (max(values), "highest")):
                 if arm.tuned[name] == edge:

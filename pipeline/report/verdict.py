@@ -134,6 +134,8 @@ def _reason(arm: ArmSummary) -> str:
     """Why these values were taken, of several that are tied."""
     if len(arm.search_tied) < 2:
         return ""
+    if arm.search_undecided == "diverged":
+        return ", the lowest" if len(arm.tuned) == 1 else ", the first"
     if arm.search_seeds > 1:
         return ", the middle one of those near the best mean"
     return ", the middle one"
@@ -209,8 +211,10 @@ def _remedy(difference: Difference) -> str:
     """What would tell."""
     if difference.n == 1:
         return "; a single seed says nothing about chance between seeds, three or more would"
-    if difference.seeds_needed is not None:
+    if difference.seeds_needed is not None and difference.seeds_needed > difference.n:
         return f"; about {difference.seeds_needed} seeds would tell, were mean and spread to stay"
+    if difference.seeds_needed is not None:  # but for looks at fewer seeds before, or other arms beside it
+        return "; more seeds may tell"
     if difference.covers == "seeds and images":
         return "; no number of seeds would tell, since the test images alone leave it open: it takes more of them"
     return "; not even a thousand seeds would tell"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TypeGuard
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from pipeline.config.training import TrainSettings
 from pipeline.data import Manifest
 from pipeline.report.comparison import StudyRun
 from pipeline.report.learned import beats_constant
-from pipeline.report.names import SettingValue, Values
+from pipeline.report.names import SettingValue, Values, is_number
 from pipeline.study.rung_scores import RungScore
 
 
@@ -74,10 +73,6 @@ def value_beyond(edge: SettingValue, inner: SettingValue) -> int | float | None:
     if isinstance(edge, int) and isinstance(inner, int):
         return int(value) if value.denominator == 1 else None
     return float(f"{float(value):.6g}")
-
-
-def is_number(value: SettingValue) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def score_of(run: StudyRun, metric: str, class_weights: np.ndarray | None = None) -> RungScore:

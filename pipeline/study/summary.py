@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ from pipeline.training import predictions
 from pipeline.training.predictions import Predictions
 
 log = logging.getLogger(__name__)
+
+# Letters of an arm's name in that of a metric, of which MLflow takes 250.
+_LONGEST_ARM = 180
 
 
 def summarize(
@@ -165,8 +169,17 @@ def metrics_of(arms: Sequence[ArmSummary]) -> dict[str, float]:
     """The arms' numbers by name in MLflow, ``ARM/KEY``; MLflow allows few letters in the name of a metric."""
     metrics: dict[str, float] = {}
     for arm in arms:
+        name = _metric_part(arm.arm)
         difference = {f"difference_{key}": value for key, value in arm.difference or ()}
         for key, value in {**dict(arm), **difference}.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                metrics[re.sub(r"[^\w\-. /]", "", f"{arm.arm}/{key}")] = value
+                metrics[f"{name}/{key}"] = value
     return metrics
+
+
+def _metric_part(name: str) -> str:
+    """The name of an arm as a part of a metric's: without other letters, and with no slash of its own."""
+    allowed = re.sub(r"[^\w\-. ]", "", name.replace("/", "_"))
+    if len(allowed) <= _LONGEST_ARM:
+        return allowed
+    return f"{allowed[:_LONGEST_ARM]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

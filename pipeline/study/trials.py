@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.config import Settings
-from pipeline.report.names import Values, arm_name, short_name
+from pipeline.report.names import Values, arm_name, tag_name
 from pipeline.study.arms import Arm
 
 
@@ -40,8 +40,8 @@ class Trial:
     @property
     def tags(self) -> Mapping[str, Any]:
         """What the columns of MLflow's table and its charts group by."""
-        values = {short_name(name): value for name, value in {**self.arm.values, **self.tuned}.items()}
-        return {"kind": self.kind, "arm": self.arm.name, "seed": self.settings.train.seed, **values}
+        values = {tag_name(name): value for name, value in {**self.arm.values, **self.tuned}.items()}
+        return {**values, "kind": self.kind, "arm": self.arm.name, "seed": self.settings.train.seed}
 
 
 def compared_trials(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Settings, dotted
+from pipeline.config import Settings, dotted, weights_text
+
+_LONGEST_NAME = 250  # that MLflow allows
 
 
 def params_of(settings: Settings, varied: Mapping[str, Sequence[Any]] | None = None) -> dict[str, object]:
@@ -20,7 +23,16 @@ def params_of(settings: Settings, varied: Mapping[str, Sequence[Any]] | None = N
         The settings of which a comparison tries several values, with these: no single one would be true.
     """
     several = {name: ", ".join(map(str, values)) for name, values in (varied or {}).items()}
-    return {**dict(dotted.leaves(settings.model_dump(mode="json"))), **several}
+    tree = settings.model_dump(mode="json")
+    weights = tree["train"]["class_weights"]
+    if isinstance(weights, dict):  # names of classes may have any letters, and names of params few
+        tree["train"]["class_weights"] = weights_text.write(weights)
+    return {param_name(name): value for name, value in {**dict(dotted.leaves(tree)), **several}.items()}
+
+
+def param_name(name: str) -> str:
+    """A name as MLflow takes it for a param: other letters than those it allows become underscores."""
+    return re.sub(r"[^\w\-. :/]", "_", name)[:_LONGEST_NAME]
 
 
 def origin() -> dict[str, str]:

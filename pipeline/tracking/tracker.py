@@ -111,7 +111,11 @@ class Tracker:
             yield run
             run.require_ownership()
         except PrunedError:
-            run.log_summary({"state": "pruned"})
+            try:
+                run.log_summary({"state": "pruned"})
+            except BaseException:
+                _end_early(run, "KILLED")
+                raise
             _end(run, "KILLED")  # as MLflow's own searches do
             raise
         except (KeyboardInterrupt, SystemExit, KilledError):
@@ -149,7 +153,7 @@ class Tracker:
             earlier = known or (self._find_marked(mark) if mark else None)
             opened = mlflow.start_run(
                 run_id=earlier.info.run_id if earlier else None,
-                run_name=name,
+                run_name=mask(name),
                 nested=parent is not None,
                 parent_run_id=parent,
                 tags={key: mask(str(value)) for key, value in tags.items()},

@@ -176,6 +176,16 @@ def test_an_extended_grid_has_its_edge_where_the_last_trial_was():
     ]
 
 
+def test_true_is_no_edge_of_a_grid_and_an_untried_value_none_either():
+    grid = {"model.zero_init": (True, False), "train.learning_rate": (0.1, 0.2)}
+    untried = ArmSummary.model_construct(
+        arm="none", tuned={"train.learning_rate": 0.1}, n=3, diverged=0, not_learned=0, search_undecided="no_budget"
+    )
+    flag = ArmSummary.model_construct(arm="batch", tuned={"model.zero_init": True}, n=3, diverged=0, not_learned=0)
+    assert statistics.warnings_of([flag], grid, ["model.zero_init"]) == []
+    assert statistics.warnings_of([untried], grid, ["train.learning_rate"]) == []
+
+
 def test_a_choice_at_the_edge_of_the_grid_is_said():
     grid, tune = {"train.learning_rate": (0.1, 0.2, 0.5)}, ["train.learning_rate"]
     assert statistics.warnings_of([chosen("none", 0.1), chosen("batch", 0.5)], grid, tune) == [

@@ -85,6 +85,25 @@ def test_one_confirmed_trial_and_one_seed():
     assert "No other trial was trained again" in text
 
 
+def test_a_winner_that_diverged_as_all_others_is_better_than_none(tuning):
+    winner, *others = (
+        each.model_copy(
+            update={"difference": None, "runs": tuple(run.model_copy(update={"diverged": True}) for run in each.runs)}
+        )
+        for each in tuning.confirmed
+    )
+    assert "It is better" not in " ".join(verdict_of(tuning.model_copy(update={"confirmed": (winner, *others)})))
+
+
+def test_of_a_single_seed_nothing_is_said_of_chance_between_seeds(tuning):
+    winner, *others = tuning.confirmed
+    behind = {"mean": -0.1, "p_adjusted": 1e-6, "covers": "images", "n": 1}
+    others = [each.model_copy(update={"difference": each.difference.model_copy(update=behind)}) for each in others]
+    text = " ".join(verdict_of(tuning.model_copy(update={"confirmed": (winner, *others)})))
+    assert "beyond what the choice of images explains; a single seed says nothing" in text
+    assert "beyond what seeds and images explain" not in text
+
+
 def test_the_result_is_read_back(tuning):
     assert Tuning.model_validate_json(tuning.model_dump_json(exclude_unset=True)) == tuning
 

@@ -112,6 +112,8 @@ def test_what_cannot_be_told_says_what_would_tell():
         "Cannot be told: batch norm was 0.10 points above no normalization, 95% interval −1.20 to +1.40 over seeds and "
         "images (n = 3); about 12 seeds would tell, were mean and spread to stay."
     )
+    enough = graded("cannot be told", **numbers, seeds_needed=3)  # by the narrower interval of a single look
+    assert enough.endswith("(n = 3); more seeds may tell.")
     text = graded("cannot be told", **numbers, seeds_needed=None)
     assert text.endswith(
         "no number of seeds would tell, since the test images alone leave it open: it takes more of them."
@@ -226,6 +228,13 @@ def test_a_search_that_could_not_decide_is_said():
     assert line.evidence["/arms/1/search_undecided"] == "tied"
     assert line.evidence["/arms/1/search_tied/1/train.learning_rate"] == 0.5
     assert verdict(with_arms(MANY, {}, TIED, *[{}] * 26))[1].text.startswith("The search of 1 of 28 arms could not")
+
+
+def test_where_all_values_diverge_the_lowest_was_taken():
+    (line, *_) = verdict(with_arms(comparison_of(), {}, {**TIED, "search_undecided": "diverged"}))
+    assert line.text == (
+        "The search of batch norm saw all of its values diverge; learning_rate 0.1 was taken, the lowest."
+    )
 
 
 def test_a_search_that_could_not_decide_with_several_seeds_says_how_many():

@@ -41,3 +41,14 @@ def test_each_arm_has_its_own_value_of_the_tuned_setting():
     trials = compared_trials(study, arms_of(study), tuned, [0])
     assert [trial.settings.train.learning_rate for trial in trials] == [0.1, 2.5]
     assert [trial.tuned for trial in trials] == list(tuned.values())
+
+
+def test_a_setting_whose_name_a_tag_has_already_replaces_none():
+    study = load("reader.kind=[arrow, petastorm]")
+    trial = compared_trials(study, arms_of(study)[1:2], {arm.name: {} for arm in arms_of(study)}, [3])[0]
+    assert (trial.tags["kind"], trial.tags["seed"]) == ("arm", 3)
+    options = ("model.network=mine.nets:build", "model.norm=keep", "compare.grid.model.options.name=[one, two]")
+    study = load_settings(QUICKSTART, options)
+    trial = compared_trials(study, arms_of(study)[:1], {arm.name: {} for arm in arms_of(study)}, [3])[0]
+    assert "name" not in trial.tags
+    assert trial.tags["model.options.name"] == "one"

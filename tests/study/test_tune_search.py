@@ -50,6 +50,12 @@ def test_without_a_pruner_all_come_to_their_end_and_the_best_is_about_as_good(tm
     assert images[1] < 0.7 * images[0]
 
 
+@pytest.mark.parametrize("least", [1, 2, 3])
+def test_no_trial_is_pruned_before_it_has_so_many_evaluations(tmp_path, least):
+    trials, _ = simulate(tmp_path, tune_settings(trials=30, pruner="median", pruner_evaluations=least))
+    assert min(len(trial.points) for trial in trials) == least
+
+
 @pytest.mark.parametrize("pruner", ["median", "successive_halving", "hyperband"])
 def test_one_slot_and_one_seed_give_the_same_search_again_and_another_seed_another(tmp_path, pruner):
     one, same, other = (

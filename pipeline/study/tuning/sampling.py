@@ -297,7 +297,7 @@ def _shuffled_grid(space: Space, seed: int) -> list[Values]:
 def _pruner(options: TuneSettings, evaluations: int) -> optuna.pruners.BasePruner:
     if options.pruner == "median":
         return optuna.pruners.MedianPruner(
-            n_startup_trials=options.pruner_trials, n_warmup_steps=options.pruner_evaluations - 1
+            n_startup_trials=options.pruner_trials, n_warmup_steps=options.pruner_evaluations
         )
     if options.pruner == "successive_halving":
         return optuna.pruners.SuccessiveHalvingPruner(

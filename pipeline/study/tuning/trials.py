@@ -21,7 +21,7 @@ from pipeline.driver.lease import Lease
 from pipeline.driver.trial import run_trial
 from pipeline.report.comparison import Objective, TrialResult
 from pipeline.report.learned import score_at, score_of
-from pipeline.report.names import Values, arm_name, short_name
+from pipeline.report.names import Values, arm_name, tag_name
 from pipeline.report.score_text import ScoreText
 from pipeline.report.tuning import EndedBy
 from pipeline.study.tuning.space import trial_settings
@@ -211,7 +211,7 @@ class OneTrial:
         if self._search.should_prune(number) and max(self._trial.points) < self._evaluations:
             early_end.prune()  # an earlier driver ended between what was reported and what follows from it
             self._reported = max(self._trial.points)
-        tags: Tags = {**{_tag(name): value for name, value in values.items()}, "kind": "tune", "trial": number}
+        tags: Tags = {**{tag_name(name): value for name, value in values.items()}, "kind": "tune", "trial": number}
         try:
             name = f"{self._stage.settings.name} trial {number}"
             result = self._stage.train(name, settings, slot, early_end=early_end, tags=tags)
@@ -285,11 +285,6 @@ def reached_limit(options: TuneSettings, trials: Sequence[SearchedTrial], second
     if options.images is not None and sum(trial.facts.get("images", 0) for trial in trials) >= options.images:
         return "images"
     return None
-
-
-def _tag(name: str) -> str:
-    """A setting as MLflow's table has it; options of one's own network keep their whole name, which is no other's."""
-    return name if name.startswith("model.options.") else short_name(name)
 
 
 def _short(values: Values) -> str:
