@@ -136,7 +136,7 @@ class CompareSettings(FrozenModel):
 
 def _value_key(value: object) -> str:
     """1 and 1.0 are one value, and 1 and true are two."""
-    return repr(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else repr(value)
+    return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 class TrackingSettings(FrozenModel):

@@ -27,10 +27,10 @@ def params_of(settings: Settings, varied: Mapping[str, Sequence[Any]] | None = N
     weights = tree["train"]["class_weights"]
     if isinstance(weights, dict):  # names of classes may have any letters, and names of params few
         tree["train"]["class_weights"] = weights_text.write(weights)
-    return {param_name(name): value for name, value in {**dict(dotted.leaves(tree)), **several}.items()}
+    return {_param_name(name): value for name, value in {**dict(dotted.leaves(tree)), **several}.items()}
 
 
-def param_name(name: str) -> str:
+def _param_name(name: str) -> str:
     """A name as MLflow takes it for a param: other letters than those it allows become underscores."""
     return re.sub(r"[^\w\-. :/]", "_", name)[:_LONGEST_NAME]
 
