@@ -65,7 +65,7 @@ class Guard:
             return
         try:
             self.watch.read_heartbeats()
-        except OSError as error:  # read again next time, but not for ever
+        except (OSError, ValueError) as error:  # read again next time, but not for ever
             log.debug("heartbeats could not be read: %s", error)
             self._check_sight(self.watch, error)
             return
@@ -78,7 +78,7 @@ class Guard:
         if self.limit_seconds is None:  # which bounds the silence too
             self._check_signs_of_life(spark, self.watch.silent_seconds)
 
-    def _check_sight(self, watch: Watch, error: OSError) -> None:
+    def _check_sight(self, watch: Watch, error: Exception) -> None:
         """Raise where this process could not read the folder of its ranks for longer than storage may be away."""
         blind_seconds = watch.blind_seconds
         if blind_seconds > max(self._lost_seconds, storage.RETRY_SECONDS):

@@ -49,7 +49,7 @@ def arm_name(values: Values) -> str:
     """An arm is called after its values: ``batch, depth 20``; empty where there are none.
 
     The name has only letters that MLflow allows in the name of a metric, and the comma. Values that differ give names
-    that differ.
+    that differ, but for secrets, which no name has.
     """
     return ", ".join(_name_of(setting, value) for setting, value in values.items())
 

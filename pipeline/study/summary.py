@@ -22,6 +22,7 @@ from pipeline.report.comparison import (
 )
 from pipeline.report.confusion import confusion_of
 from pipeline.report.learned import constant_score, metric_for
+from pipeline.report.names import is_number
 from pipeline.report.verdict import verdict
 from pipeline.study.search import ArmSearch
 from pipeline.training import predictions
@@ -172,7 +173,7 @@ def metrics_of(arms: Sequence[ArmSummary]) -> dict[str, float]:
         name = _metric_part(arm.arm)
         difference = {f"difference_{key}": value for key, value in arm.difference or ()}
         for key, value in {**dict(arm), **difference}.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if is_number(value):
                 metrics[f"{name}/{key}"] = value
     return metrics
 

@@ -119,7 +119,7 @@ def test_damaged_files_hide_no_silence(spark, tmp_path, content):
     guard.check_ranks(spark)
     storage.publish(heartbeat.beat_path(str(tmp_path), 0), content)
     storage.publish(failure_path(str(tmp_path), attempt.id), content)
-    with pytest.raises(GangLostError, match=r"no worker .* for 1 s .*last seen: rank 1 on there"):
+    with pytest.raises(GangLostError, match=r"no worker .* for \d+ s .*last seen: rank 1 on there"):
         check_for(30, guard, spark)
 
 
@@ -136,7 +136,7 @@ def test_a_driver_that_cannot_read_its_folder_says_so_in_the_end(tmp_path, monke
     says = r"could not read for \d+ s how .* symbolic links: .*/ranks.*last seen: rank 0 .*same command"
     with pytest.raises(LaunchError, match=says):
         check_for(30, guard, None)
-    assert time.monotonic() - began >= 2
+    assert time.monotonic() - began > 1.9
 
 
 def check_for(seconds, guard, spark):

@@ -10,6 +10,8 @@ import pipeline.__main__ as commands
 from pipeline import storage
 from pipeline.ingest.sources.source import spark_path
 
+QUICKSTART = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
+
 
 @pytest.mark.parametrize(
     ("path", "right"),
@@ -22,6 +24,7 @@ def test_one_slash_is_no_local_folder(path, right):
         assert str(refused.value) == f"{path} is neither a path nor a URL: write {right}"
 
 
+@pytest.mark.spark
 def test_one_slash_after_a_scheme_is_one_for_spark(spark):
     assert spark_path(spark, "dbfs:/mnt/table") == "dbfs:/mnt/table"
 
@@ -41,7 +44,7 @@ def test_local_paths(path):
 )
 def test_drivers_that_cannot_be_made_are_one_line(path, says, capsys):
     with pytest.raises(SystemExit):
-        commands.main(lambda: commands.app(["ingest", "-c", "conf/quickstart.yaml", "-o", f"output={path}"]))
+        commands.main(lambda: commands.app(["ingest", "-c", str(QUICKSTART), "-o", f"output={path}"]))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {path} cannot be opened: ")
     assert line.endswith(says)
