@@ -65,6 +65,16 @@ def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 for _kind in (_Loader, _Dumper):
     for _tag, _pattern, _first in _SCALARS:
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^{_pattern}$"), _first)
+# All that YAML 1.1 or 1.2 takes for the end of a line, or does not take at all.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Between double quotes such characters are written as escapes; between others PyYAML breaks lines at them."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _UNPRINTABLE.search(text) else None)
+
+
+_Dumper.add_representer(str, _text)
 _TextLoader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<"])
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
@@ -86,7 +96,7 @@ def read(text: str, *, as_texts: bool = False) -> Any:
 
 
 def write(value: Any) -> str:
-    """Return a JSON-able value as YAML that `read` reads back, on one line where it has no newline itself."""
+    """Return a JSON-able value as YAML on one line that `read` reads back."""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.dump(plain, Dumper=_Dumper, default_flow_style=True, width=float("inf"), allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics as numbers
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pipeline.report import statistics
@@ -59,7 +60,7 @@ def _adjusted(differences: Mapping[str, Difference | None]) -> dict[str, Differe
 def _confirmed(
     number: int, runs: Sequence[ComparedRun], searched: float, difference: Difference | None
 ) -> ConfirmedTrial:
-    scores = [seed_score(run, run.score) for run in runs]
+    scores = [seed_score(run, run.score, run.learned) for run in runs]
     return ConfirmedTrial(
         number=number,
         searched_score=searched,
@@ -69,10 +70,10 @@ def _confirmed(
     )
 
 
-def seed_score(run: StudyRun, score: float) -> SeedScore:
+def seed_score(run: StudyRun, score: float, has_learned: bool) -> SeedScore:
     """A training with one seed, whose score may be infinite."""
     known = score if math.isfinite(score) else None
-    return SeedScore(seed=run.seed, score=known, diverged=run.diverged, run_id=run.run_id)
+    return SeedScore(seed=run.seed, score=known, diverged=run.diverged, learned=has_learned, run_id=run.run_id)
 
 
 def _mean_and_std(runs: Sequence[SeedScore]) -> dict[str, float | None]:
@@ -100,7 +101,7 @@ def verdict_of(tuning: Tuning) -> list[str]:
     seeds = f"{len(winner.runs)} new seed{'s' if len(winner.runs) != 1 else ''}"
     first = (
         f"Trial {winner.number} is taken: {unit.name} {unit.with_std(winner.mean, winner.std)} on the "
-        f"{tuning.search_on} split with {seeds}."
+        f"{tuning.search_on} split with {seeds}{_fallen(winner)}."
     )
     gap = winner.searched_score - winner.mean if winner.mean is not None else 0.0
     flattered = f"In the search it had {unit.text(winner.searched_score)}"
@@ -123,7 +124,7 @@ def _against(tuning: Tuning, others: Sequence[ConfirmedTrial]) -> list[str]:
     winner = tuning.confirmed[0]
     behind = [each for each in others if _is_behind(each, winner, tuning.metric)]
     if len(behind) == len(others):
-        return [f"It is better than {_named(others)}, the next best, beyond what {_covered(others)}."]
+        return [f"It is better than {_named(others)}, the next best{_by_what(others)}."]
     tied, unit = [each for each in others if each not in behind], ScoreText(tuning.metric)
     differences = "difference from it is" if len(tied) == 1 else "differences from it are"
     sentences = [
@@ -135,18 +136,20 @@ def _against(tuning: Tuning, others: Sequence[ConfirmedTrial]) -> list[str]:
     return sentences
 
 
-def _covered(trials: Sequence[ConfirmedTrial]) -> str:
-    """What chance has been counted."""
-    kinds = {each.difference.covers for each in trials if each.difference}
+def _by_what(behind: Sequence[ConfirmedTrial]) -> str:
+    """What chance has been counted; of trials that have learned with no seed, that."""
+    kinds = {each.difference.covers for each in behind if each.difference}
+    if not kinds:
+        return ", which learned with no seed"
     if "images" in kinds:
-        return "the choice of images explains; a single seed says nothing about chance between seeds"
-    return "seeds explain" if kinds == {"seeds"} else "seeds and images explain"
+        return ", beyond what the choice of images explains; a single seed says nothing about chance between seeds"
+    return f", beyond what {'seeds' if kinds == {'seeds'} else 'seeds and images'} explain"
 
 
 def _is_behind(trial: ConfirmedTrial, winner: ConfirmedTrial, metric: Objective) -> bool:
     difference = trial.difference
     if difference is None:  # no seed has two sound runs
-        return all(run.diverged for run in trial.runs) and not all(run.diverged for run in winner.runs)
+        return all(run.fallen for run in trial.runs) and not all(run.fallen for run in winner.runs)
     is_worse = goodness(difference.mean, metric) < 0
     return is_worse and difference.p_adjusted is not None and difference.p_adjusted <= LEVEL
 
@@ -157,9 +160,14 @@ def _named(trials: Sequence[ConfirmedTrial]) -> str:
     return f"trial{'s' if len(names) != 1 else ''} {listed}"
 
 
+def _fallen(trial: ConfirmedTrial) -> str:
+    """With how many seeds it diverged or did not learn; nothing where it is sound with each."""
+    counts = Counter(run.fallen for run in trial.runs if run.fallen)
+    return "".join(f", {how} with {count} of {len(trial.runs)} seeds" for how, count in sorted(counts.items()))
+
+
 def _difference(trial: ConfirmedTrial, unit: ScoreText) -> str:
-    found, diverged = trial.difference, sum(run.diverged for run in trial.runs)
-    fallen = f", diverged with {diverged} of {len(trial.runs)} seeds" if diverged else ""
+    found, fallen = trial.difference, _fallen(trial)
     if found is None:
         return f"not known, since with no seed both have learned{fallen}"
     ends, seeds = "", ""

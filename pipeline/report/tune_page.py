@@ -64,7 +64,7 @@ def _confirmed(tuning: Tuning, place: int) -> Row:
     cells = [
         unit.text(trial.searched_score),
         unit.with_std(trial.mean, trial.std),
-        *(f"{unit.text(run.score)}{' (diverged)' if run.diverged else ''}" for run in trial.runs),
+        *(f"{unit.text(run.score)}{f' ({run.fallen})' if run.fallen else ''}" for run in trial.runs),
         _difference(trial.difference, unit) if place else UNKNOWN,
     ]
     return Row(f"trial {trial.number}", cells, marked=place == 0)

@@ -57,7 +57,15 @@ class SeedScore(FrozenModel):
         "not finite"
     )
     diverged: bool = Field(description="whether its loss was not finite")
+    learned: bool = Field(
+        True, description="whether it was right of more images than the best constant answer, and chance, explain"
+    )
     run_id: str = Field(description="the MLflow run")
+
+    @property
+    def fallen(self) -> str | None:
+        """``diverged`` or ``did not learn``; None of a sound training."""
+        return "diverged" if self.diverged else None if self.learned else "did not learn"
 
 
 class ConfirmedTrial(FrozenModel):

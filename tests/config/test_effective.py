@@ -12,7 +12,8 @@ STUDIES = sorted([*CONF.glob("*.yaml"), *CONF.glob("study/*.yaml")])
 UNUSUAL = [
     "model.norm_scale=[learned, off]", "reader.verify=off", "spark.conf.spark.executor.memory=4g", "export.fold=true",
     "spark.conf.spark.speculation=true", "spark.conf.spark.sql.version=3.10", "train.weight_decay=1e-3",
-    "output='runs/1e-3 # 1: off'", "tracking.experiment=null and void", "dataset.source.classes=[off, '1', 'null', é]",
+    "output='runs/1e-3 # 1: off'", "tracking.experiment=null and void",
+    "dataset.source.classes=[off, '1', 'null', é, \"two\\nlines\", \"a\\u2028b\"]",
     "compare.target_accuracy=0.9", "dataset.image.shape=[1, 28, 28]", "train.batch_size=null", "workers.count=[2, 4]",
     "spark.py_files=[dist/sparknorm.zip]", "tracking.artifacts=\"two\\nlines\"",
     "model.network=a.b:c", "model.options={stem: {kernel: 3, 'a.b': null}, widths: [8, 16], act: off, rate: 1e-3}",

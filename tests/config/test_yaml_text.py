@@ -31,6 +31,8 @@ def test_texts_stay_as_they_are_written():
 @pytest.mark.parametrize(
     "value",
     ["off", "true", "1e-3", "1.5", "null", "", "~", "<<", "0x10", "# x", "[a", " a", "a: b", "é", "two\nlines",
+     "a\nb: 1", "\n", "tab\t", "cr\r\n", "\x85", "a\u2028b", "\u2029", "\ufeff", "\x07", "\x7f",
+     ["a\nb", {"c\nd": "e\nf"}],
      "-", "=", 1e-5, 0.1, 1e22, math.inf, 10**20, True, None, [1, "2", None, "off"], {"a.b": "1", "c": [1.0]}, {}, []],
     ids=repr,
 )  # fmt: skip
@@ -38,6 +40,7 @@ def test_what_is_written_is_read_back(value):
     assert read(write(value)) == value
     assert type(read(write(value))) is type(value)
     assert read(f"  key: {write(value)}  # comment") == {"key": value}
+    assert "\n" not in write(value)
 
 
 def test_what_is_no_yaml_is_an_error():

@@ -95,6 +95,27 @@ def test_a_winner_that_diverged_as_all_others_is_better_than_none(tuning):
     assert "It is better" not in " ".join(verdict_of(tuning.model_copy(update={"confirmed": (winner, *others)})))
 
 
+def test_a_trial_that_did_not_learn_is_behind_one_that_did_and_it_is_said():
+    """Its losses are finite, but its answers are those of one class for all images."""
+    made = tuning_of()
+    runs = [
+        small_tunings.run_of(made.trials[number], seed, score)
+        for seed in (7, 8)
+        for number, score in ((0, 0.9), (1, 0.1))
+    ]
+    found = confirmed_trials(runs, {0: 0.9, 1: 0.85}, {}, JUDGE)
+    assert [(each.number, [run.learned for run in each.runs]) for each in found] == [(0, [True] * 2), (1, [False] * 2)]
+    tuning = made.model_copy(update={"confirmed": tuple(found), "winner": 0})
+    text = " ".join(verdict_of(tuning))
+    assert "It is better than trial 1, the next best, which learned with no seed." in text
+    assert "cannot be told" not in text
+    assert render(tuning).count("(did not learn)") == 2
+    both_bad = tuning.model_copy(update={"confirmed": (found[1], found[1].model_copy(update={"number": 2}))})
+    text = " ".join(verdict_of(both_bad))
+    assert "with 2 new seeds, did not learn with 2 of 2 seeds." in text
+    assert "not known, since with no seed both have learned, did not learn with 2 of 2 seeds" in text
+
+
 def test_of_a_single_seed_nothing_is_said_of_chance_between_seeds(tuning):
     winner, *others = tuning.confirmed
     behind = {"mean": -0.1, "p_adjusted": 1e-6, "covers": "images", "n": 1}
@@ -170,7 +191,7 @@ def test_a_cross_entropy_that_is_not_finite_is_unknown_and_last():
 
 def _run(number, seed, loss):
     trial = tuning_of().trial(number)
-    run = small_tunings._run(trial, seed, 0.9)
+    run = small_tunings.run_of(trial, seed, 0.9)
     return run.model_copy(update={"final_loss": loss, "diverged": loss is None})
 
 

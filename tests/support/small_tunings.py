@@ -44,7 +44,7 @@ def tuning_of(
     best = sorted((t for t in made if t.score is not None), key=lambda t: -(t.score or 0))
     judge = JUDGE._replace(metric=metric)
     runs = [
-        _run(trial, 1000 + number, (trial.score or 0) - 0.004 + draw.gauss(0, seed_deviation))
+        run_of(trial, 1000 + number, (trial.score or 0) - 0.004 + draw.gauss(0, seed_deviation))
         for number in range(seeds)
         for trial in best[:confirm]
     ]
@@ -101,7 +101,7 @@ def _trial(number: int, draw: random.Random) -> TunedTrial:
     )  # fmt: skip
 
 
-def _run(trial: TunedTrial, seed: int, score: float) -> StudyRun:
+def run_of(trial: TunedTrial, seed: int, score: float) -> StudyRun:
     point = EvaluationPoint(
         step=800, epoch=2.0, accuracy=score, loss=1 - score, balanced_accuracy=score, macro_f1=score,
         calibration_error=0.01,

@@ -11,7 +11,7 @@ from pipeline.driver import slots
 from pipeline.report import statistics
 from pipeline.report.comparison import Objective, StudyRun
 from pipeline.report.confirmation import confirmed_trials, seed_score, test_figure
-from pipeline.report.learned import goodness, score_of
+from pipeline.report.learned import goodness, learned, score_of
 from pipeline.report.score_text import ScoreText
 from pipeline.report.tuning import ConfirmedTrial, TestFigure
 from pipeline.study.summary import predictions_of
@@ -59,7 +59,9 @@ def _test(stage: Stage, winner: SearchedTrial) -> TestFigure:
     options, split = stage.settings.tune, stage.settings.train.evaluate_on
     jobs = [partial(_train, stage, winner, seed, True) for seed in options.confirm_seeds]
     runs = slots.run_all(stage.spark, jobs, stage.at_once, stage.lease.stop)
-    return test_figure(split, [seed_score(run, score_of(run, stage.metric)) for run in runs])
+    counts = stage.manifest.split(split).label_counts
+    scores = [seed_score(run, score_of(run, stage.metric), learned(run.recall, stage.metric, counts)) for run in runs]
+    return test_figure(split, scores)
 
 
 def _train(stage: Stage, trial: SearchedTrial, seed: int, tests: bool, slot: slots.TrainingSlot) -> StudyRun:
