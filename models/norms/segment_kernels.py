@@ -9,6 +9,9 @@ up themselves.
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -34,7 +37,7 @@ def normalize(
     cut, parts, partial = _sums(x, segments, group_channels)
     _sum_shifted[cut.grid](x, partial, rows, channels, cut.part_rows, **cut.blocks)
     y, statistics = torch.empty_like(x), partial.new_empty(2, segments, channels)
-    cut = _Cut(x, segments, group_channels)
+    cut = _cut(rows, channels, segments, group_channels)
     _normalize[cut.grid](
         x, partial, _or(weight, x), _or(bias, x), y, statistics, rows, channels, parts, cut.part_rows, eps,
         has_weight=weight is not None, has_bias=bias is not None, group=group_channels, **cut.blocks,
@@ -57,7 +60,7 @@ def gradients(
     cut, parts, partial = _sums(x, segments, group_channels)
     _sum_gradient[cut.grid](grad, x, statistics, partial, rows, channels, cut.part_rows, eps, **cut.blocks)
     dx, sums = torch.empty_like(x), torch.empty_like(statistics)
-    cut = _Cut(x, segments, group_channels)
+    cut = _cut(rows, channels, segments, group_channels)
     _input_gradient[cut.grid](
         grad, x, statistics, partial, _or(weight, x), dx, sums, rows, channels, parts, cut.part_rows, eps,
         has_weight=weight is not None, group=group_channels, **cut.blocks,
@@ -65,7 +68,7 @@ def gradients(
     return dx, sums
 
 
-class _Cut:
+class _Cut(NamedTuple):
     """How programs share the work.
 
     grid : segments, parts of their rows, blocks of channels
@@ -73,21 +76,25 @@ class _Cut:
     blocks : rows and channels of a tile, as the kernels take them
     """
 
-    def __init__(self, x: torch.Tensor, segments: int, group_channels: int, programs: int | None = None):
-        rows, channels = _rows(x, segments), x.shape[1]
-        block_c = max(group_channels, min(128, triton.next_power_of_2(channels)))
-        block_m, columns = max(1, _TILE // block_c), triton.cdiv(channels, block_c)
-        tiles = max(_TILES, triton.cdiv(triton.cdiv(rows, block_m), _MOST_PARTS))
-        if programs is not None:
-            tiles = triton.cdiv(rows, max(1, programs // (segments * columns)) * block_m)
-        self.part_rows = min(tiles, triton.cdiv(rows, block_m)) * block_m
-        self.grid = (segments, triton.cdiv(rows, self.part_rows), columns)
-        self.blocks = {"block_m": block_m, "block_c": block_c}
+    grid: tuple[int, int, int]
+    part_rows: int
+    blocks: dict[str, int]
+
+
+@functools.lru_cache(maxsize=1024)  # of a layer it is the same in each step, and takes the host as long as a launch
+def _cut(rows: int, channels: int, segments: int, group_channels: int, programs: int | None = None) -> _Cut:
+    block_c = max(group_channels, min(128, triton.next_power_of_2(channels)))
+    block_m, columns = max(1, _TILE // block_c), triton.cdiv(channels, block_c)
+    tiles = max(_TILES, triton.cdiv(triton.cdiv(rows, block_m), _MOST_PARTS))
+    if programs is not None:
+        tiles = triton.cdiv(rows, max(1, programs // (segments * columns)) * block_m)
+    part_rows = min(tiles, triton.cdiv(rows, block_m)) * block_m
+    return _Cut((segments, triton.cdiv(rows, part_rows), columns), part_rows, {"block_m": block_m, "block_c": block_c})
 
 
 def _sums(x: torch.Tensor, segments: int, group_channels: int) -> tuple[_Cut, int, torch.Tensor]:
     """For two sums of each segment and channel: how they are cut, into how many parts, and the place of the parts."""
-    cut = _Cut(x, segments, group_channels, _PROGRAMS)
+    cut = _cut(_rows(x, segments), x.shape[1], segments, group_channels, _PROGRAMS)
     parts = cut.grid[1]
     return cut, parts, torch.empty(2, segments, parts, x.shape[1], dtype=torch.float32, device=x.device)
 

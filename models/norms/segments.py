@@ -100,6 +100,8 @@ def kernels_work(device: torch.device) -> bool:
     """
     try:
         segment_kernels.normalize(torch.ones(12, 40, device=device), None, None, 1e-5, 3, 1)
+    except torch.AcceleratorError:  # of something before: the device can no longer be used
+        raise
     except Exception as error:  # noqa: BLE001 - of Triton, of the compiler, of the linker
         warnings.warn(
             f"Triton cannot compile on this machine ({type(error).__name__}: {error}): statistics by lane, group and "

@@ -11,7 +11,8 @@ import torch
 from pipeline.config.training import TrainSettings
 
 # With one of these two, products of cuBLAS have the same bits in every run (its documentation, "Results
-# Reproducibility"); read when a process first multiplies.
+# Reproducibility"). torch looks once in a process, at the first product, so that it is set for every training: one that
+# is to be deterministic may come after one that is not. It is 32 MiB of workspace, as cuBLAS itself takes on Hopper.
 _WORKSPACES = "CUBLAS_WORKSPACE_CONFIG"
 _REPRODUCIBLE = ":4096:8"
 
@@ -27,14 +28,18 @@ def arithmetic(device: torch.device, train: TrainSettings) -> Iterator[None]:
         yield
         return
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    os.environ.setdefault(_WORKSPACES, _REPRODUCIBLE)
     before = cudnn.benchmark, cudnn.allow_tf32, products.allow_tf32, torch.are_deterministic_algorithms_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
     cudnn.benchmark = not train.deterministic  # all batches of a training have one size
     cudnn.allow_tf32 = products.allow_tf32 = train.tf32
     if train.deterministic:
-        os.environ.setdefault(_WORKSPACES, _REPRODUCIBLE)
         torch.use_deterministic_algorithms(True)
+        # It would fill each tensor that is made, at every step: a help to find who reads what was never written.
+        torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
         cudnn.benchmark, cudnn.allow_tf32, products.allow_tf32, deterministic = before
         torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = fills

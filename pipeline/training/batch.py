@@ -45,6 +45,31 @@ class DeviceBatches:
         cropped = self.train.augment.crop_scale is not None
         return self.input_shape if cropped and self.input_shape else self.manifest.image.shape
 
+    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches. Those for a GPU lie on it: while it computes on one, the next is copied.
+
+        A stream of its own copies, so that a step waits for no copy but the first; 38 MB of photographs take as long
+        as 2% of a step of ResNet-50. Nothing waits on the host.
+        """
+        if self.worker.device.type != "cuda":
+            yield from batches
+            return
+        stream = torch.cuda.Stream(self.worker.device)
+        coming = None
+        for batch in batches:
+            there, coming = coming, self._copied(batch, stream)
+            if there:
+                yield _arrived(*there)
+        if coming:
+            yield _arrived(*coming)
+
+    def _copied(self, batch: Batch, stream: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event]:
+        """A batch on the device, and what its copy records at its end. The host's memory is pinned."""
+        device = self.worker.device
+        with torch.cuda.stream(stream):
+            images, labels = (part.to(device, non_blocking=True) for part in (batch.images, batch.labels))
+            return batch._replace(images=images, labels=labels), stream.record_event()
+
     def parts(self, batch: Batch, step: int) -> list[Part]:
         """A batch on the device, augmented as step number ``step`` does, in ``train.accumulate`` parts of one size."""
         device = self.worker.device
@@ -91,3 +116,12 @@ class DeviceBatches:
             classes = torch.arange(len(self.manifest.classes), device=self.worker.device)
             labels = (labels[:, None] == classes).float()
         return images.contiguous(memory_format=memory_format(self.train)), labels
+
+
+def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    """The batch, for what is launched from now on: that waits for the copy, and the memory is free after it."""
+    stream = torch.cuda.current_stream(batch.images.device)
+    stream.wait_event(copied)
+    for part in (batch.images, batch.labels):
+        part.record_stream(stream)
+    return batch

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.training import TrainSettings
@@ -21,7 +22,8 @@ from pipeline.training.network import memory_format
 class EvaluationSplit:
     """One rank's share of a split, in batches of ``train.evaluation_batch_size`` on the rank's device.
 
-    On CUDA a share of at most ``reader.gpu_bytes`` stays in GPU memory after the first pass: evaluations between short
+    On CUDA a share of at most ``reader.gpu_bytes`` stays in GPU memory after the first pass, if twice as much is free
+    then: evaluations between short
     epochs would else wait for the same images to be read, pinned and copied each time.
 
     Attributes
@@ -46,8 +48,8 @@ class EvaluationSplit:
         self._worker, self._train = worker, train
         self._files = SplitFiles(dataset, manifest, split, settings)
         self.rows = int(self._files.group_rows.sum())
-        share = -(-self.rows // worker.world_size) * self._files.image_bytes
-        self._stays = worker.device.type == "cuda" and share <= settings.gpu_bytes
+        self._share = -(-self.rows // worker.world_size) * self._files.image_bytes
+        self._may_stay = worker.device.type == "cuda" and self._share <= settings.gpu_bytes
         self._resident: list[Batch] | None = None
 
     @contextmanager
@@ -68,14 +70,15 @@ class EvaluationSplit:
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         device, layout = self._worker.device, memory_format(self._train)
-        passed = []
+        # What training took until now it takes again, and some of it is given to these images: so much must be free.
+        stays, passed = self._may_stay and 2 * self._share <= torch.cuda.mem_get_info(device)[0], []
         for images, labels, *_ in batches:
             there = images.to(device, non_blocking=True).contiguous(memory_format=layout)
             batch = Batch(there, labels.to(device, non_blocking=True))
-            if self._stays:
+            if stays:
                 passed.append(batch)
             yield batch
-        if self._stays:
+        if stays:
             self._resident = passed
 
     def ids(self) -> np.ndarray:

@@ -90,7 +90,7 @@ class ActivationStatistics:
             variance = (x - mean).square().mean(0).double()
             alive = (_derivative(module, x).abs() >= DEAD_DERIVATIVE).to(x.dtype).sum(0).double()
             mean = mean.double()
-            new = torch.cat([mean * len(x), (variance + mean**2) * len(x), alive, mean.new_tensor([len(x)])])
+            new = torch.cat([mean * len(x), (variance + mean**2) * len(x), alive, mean.new_full((1,), len(x))])
             # One module in several places is told apart by their channels, where these differ.
             same = name not in self._sums or len(self._sums[name]) == len(new)
             place = name if same else f"{name} of {x.shape[1]} channels"

@@ -44,7 +44,8 @@ def fit(worker: Worker, job: Job) -> TrainResult:
         progress = training.state.progress
         _emit_start(training)
         _restore_predictions(training)
-        with training.loader.batches(progress.step) as batches:
+        with training.loader.batches(progress.step) as read:
+            batches = training.step.data.ahead(read)
             while not training.ended:
                 word = training.step.take(batches)
                 if word is Word.END:

@@ -50,7 +50,8 @@ class EvaluationCounts:
         self._sums = torch.zeros(1 + 3 * classes + CALIBRATION_BINS, dtype=torch.float64, device=device)
         # Views: the sum of losses; images of each class, hits among them, images it was predicted for; and of the
         # images in each bin of the confidence, the sum of confidence less hit.
-        self._loss, of_classes, self._gaps = self._sums.split([1, 3 * classes, CALIBRATION_BINS])
+        self._parts = self._sums.split([1, 3 * classes, CALIBRATION_BINS])
+        self._loss, of_classes, self._gaps = self._parts
         self._of_classes = of_classes.view(3, classes)
         self._bins = torch.arange(CALIBRATION_BINS, device=device).unsqueeze(1)
 
@@ -78,14 +79,15 @@ class EvaluationCounts:
             The ranks together did not see ``split_rows`` rows.
         """
         worker.all_reduce_sum(self._sums)
-        loss = float(self._loss)
-        rows, hits, predicted = (counts.tolist() for counts in self._of_classes)
+        loss, of_classes, in_bins = self._sums.cpu().split([len(part) for part in self._parts])  # one wait for a GPU
+        loss = float(loss)
+        rows, hits, predicted = of_classes.view(3, -1).tolist()
         total, correct = int(sum(rows)), int(sum(hits))
         if total != split_rows:
             raise RuntimeError(f"evaluation saw {total} rows of a split that has {split_rows}")
         recall = tuple(hit / count if count else None for hit, count in zip(hits, rows, strict=True))
         f1 = [2 * hit / sum(counts) for hit, *counts in zip(hits, rows, predicted, strict=True) if any(counts)]
-        gaps = float(self._gaps.abs().sum())
+        gaps = float(in_bins.abs().sum())
         return Evaluation(
             rows=total,
             correct=correct,

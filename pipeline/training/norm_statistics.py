@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -98,7 +99,8 @@ def precise(worker: Worker, model: nn.Module, batches: Iterable[torch.Tensor]) -
         return
     modes = {module: module.training for module in model.modules()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    sums = {name: torch.zeros(2 * norm.channels + 1, dtype=torch.float64) for name, norm in norms.items()}
+    zeros = partial(torch.zeros, dtype=torch.float64, device=worker.device)
+    sums = {name: zeros(2 * norm.channels + 1) for name, norm in norms.items()}
     hooks = [norm.register_forward_pre_hook(_summing(sums, name)) for name, norm in norms.items()]
     model.eval()
     for norm in norms.values():
@@ -112,7 +114,7 @@ def precise(worker: Worker, model: nn.Module, batches: Iterable[torch.Tensor]) -
         for module, mode in modes.items():
             module.training = mode
         load(model, buffers)
-    flat = worker.all_reduce_sum(torch.cat([value.to(worker.device) for value in sums.values()]))
+    flat = worker.all_reduce_sum(torch.cat(list(sums.values())))
     parts = flat.split([len(value) for value in sums.values()])
     for norm, part in zip(norms.values(), parts, strict=True):
         first, second, count = part.split([norm.channels, norm.channels, 1])
@@ -130,8 +132,8 @@ def _summing(sums: dict[str, torch.Tensor], name: str):
         )
         count = x.numel() // x.shape[1]
         mean, variance = mean.double(), variance.double()
-        moments = torch.cat([mean * count, (variance + mean**2) * count, mean.new_tensor([count])])
-        sums[name] = sums[name].to(x.device) + moments
+        moments = torch.cat([mean * count, (variance + mean**2) * count, mean.new_full((1,), count)])
+        sums[name] += moments
 
     return add
 

@@ -40,6 +40,8 @@ def explain_out_of_memory(worker: Worker, train: TrainSettings) -> Iterator[None
         rows = train.global_batch // worker.world_size
         at_once = train.evaluation_batch_size if evaluates else rows // train.accumulate
         ways = [f"lower train.evaluation_batch_size ({at_once})"] if evaluates else _ways(train, rows, worker.device)
+        if worker.device.type == "cuda":
+            ways.insert(1, "set reader.gpu_bytes=0, so that no images of evaluations stay on the GPU")
         raise OutOfMemoryError(
             f"out of memory on rank {worker.rank} of {worker.world_size}, {socket.gethostname()}, {worker.device} "
             f"({describe_memory(worker.device)}), with {at_once} images at once in {position}: {', or '.join(ways)} "

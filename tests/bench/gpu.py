@@ -208,7 +208,8 @@ def _ours(case: Case, job: Job, at_end: contextlib.ExitStack, *, staged: bool = 
     training = at_end.enter_context(assemble(alone(DEVICE), job))
     training.step.warm_up()
     training.checkpoints.restore()
-    batches = _on_device(case) if staged else at_end.enter_context(training.loader.batches(0))
+    read = _on_device(case) if staged else at_end.enter_context(training.loader.batches(0))
+    batches = read if staged else training.step.data.ahead(read)
 
     def take() -> None:
         training.step.take(batches)

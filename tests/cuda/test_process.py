@@ -14,7 +14,8 @@ from pipeline.distributed.worker import Worker, alone, process_group
 # What Spark's daemon of Python workers imports before it forks them.
 FORK = """
 import os, sys, torch
-import pipeline.training.loop, pipeline.cluster.rendezvous, torch._dynamo, torch.nn.parallel
+import pipeline.training.loop, pipeline.cluster.rendezvous, pipeline.cluster.task, pipeline.distributed.gradients
+import torch._dynamo, torch.nn.parallel, torch.distributed.algorithms.ddp_comm_hooks.default_hooks, torch.utils.data
 assert not torch.cuda.is_initialized(), "the imports have initialised CUDA"
 pid = os.fork()
 if pid == 0:

@@ -77,6 +77,7 @@ def test_statistics_by_lane_are_those_of_each_part(layout, device):
 
 def one_step(worker, statistics):
     """Gradients of the global batch through DistributedDataParallel; each rank takes its half of the rows."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # of this process, which ends then
     torch.manual_seed(0)
     norm = make_norm(ModelSettings(norm="batch", norm_statistics=statistics)).layer(8)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), norm, torch.nn.Flatten(), torch.nn.Linear(8 * 9, 4))

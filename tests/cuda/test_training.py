@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gpu_jobs import AUGMENT, PHOTOGRAPHS, assert_same_end, make_job, newest, no_waiting
+from gpu_jobs import AUGMENT, PHOTOGRAPHS, assert_same_end, make_job, newest
 from ranks import fit_until, run_ranks
 
 from pipeline.distributed.worker import alone
@@ -110,31 +110,6 @@ def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(last_step, shards
             assert (now is None) == (moved is None)
             assert now is None or torch.equal(now, moved)
         assert all(torch.equal(value, average[name]) for name, value in state.average.state().items())
-
-
-@pytest.mark.parametrize("norm", ["batch", "batch_renorm", "switchable", "power", "group"])
-def test_a_step_waits_for_nothing_but_its_loss(norm, shards, tmp_path, cuda):
-    """The loss comes by an event."""
-    with assemble(alone("cuda"), make_job(shards, tmp_path / "job", {"norm": norm}, bf16=True)) as training:
-        training.step.warm_up()
-        training.checkpoints.restore()
-        with training.loader.batches(0) as batches:
-            training.step.take(batches)
-            with no_waiting():
-                for _ in range(5):
-                    training.step.take(batches)
-
-
-def test_a_step_with_photographs_waits_for_nothing_either(shards, tmp_path, cuda):
-    options = {"augment": PHOTOGRAPHS, "gradient_checkpointing": True, "bf16": True}
-    with assemble(alone("cuda"), make_job(shards, tmp_path / "job", {"input_size": 6}, **options)) as training:
-        training.step.warm_up()
-        training.checkpoints.restore()
-        with training.loader.batches(0) as batches:
-            training.step.take(batches)
-            with no_waiting():
-                for _ in range(5):
-                    training.step.take(batches)
 
 
 def test_no_memory_outlives_a_training(shards, tmp_path, cuda, held):
