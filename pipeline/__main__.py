@@ -148,6 +148,10 @@ def score(config: Config, override: Overrides = None) -> None:
     for figure in result.drift.figures if result.drift else ():
         chance = f"by chance up to {figure.psi_by_chance:.3f}"
         _say(f"{figure.name} {figure.state} ({figure.reference} split): index {figure.psi:.3f}, {chance}")
+    for channel in result.drift.channels if result.drift else ():
+        if channel.state != "as before":
+            means = f"from a mean of {channel.reference_mean:.3f} to {channel.mean:.3f}"
+            _say(f"pixels of channel {channel.channel} {channel.state}: {means}")
     for line in result.notes:
         _say(f"note: {line}")
     _print_path(settings.output, "score.json")

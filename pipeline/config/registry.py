@@ -8,6 +8,9 @@ from pydantic import Field, field_validator
 
 from pipeline.config.frozen import FrozenModel
 
+# MLflow stores 256 letters, and the page of a registration is a file of this name and a few letters more.
+_LONGEST = 240
+
 
 def check_model_name(name: str) -> str:
     """The name of a registered model as it is.
@@ -18,6 +21,10 @@ def check_model_name(name: str) -> str:
         No registry takes it.
     """
     parts = name.split(".")
+    if len(name.encode()) > _LONGEST:
+        raise ValueError(
+            f"{name[:20]}... has {len(name.encode())} bytes: the name of a registered model has {_LONGEST} at most"
+        )
     if not name.strip() or set(name) & set("/:\\@'") or not all(part.strip() for part in parts):
         raise ValueError(
             f"{name!r} cannot be the name of a registered model: write it without / : \\ @ and ', in Unity Catalog as "

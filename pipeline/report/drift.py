@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -18,6 +19,10 @@ SLIGHT, LARGE = 0.1, 0.25
 # Added to every count: a bin without images would make the index infinite (the estimate of Krichevsky & Trofimov 1981).
 _PRIOR = 0.5
 _CHANCE = 0.95
+# Samples by which chance is told, and how many counts these may be in all.
+_DRAWS, _FEWEST_DRAWS, _COUNTS = 2_000, 200, 2_000_000
+# What Cohen (1988) calls a small and a medium difference of means, in standard deviations.
+SMALL_SHIFT, MEDIUM_SHIFT = 0.2, 0.5
 
 
 class DriftFigure(FrozenModel):
@@ -52,6 +57,8 @@ class ChannelDrift(FrozenModel):
 
     shift : difference of the means in standard deviations of the reference's pixels (Glass 1976, delta); null where
         those are all the same
+    shift_by_chance : that its size stays below with at least 95% probability if nothing has moved
+    state : "as before", "moved slightly", "moved" or "moved far"
     """
 
     channel: int
@@ -60,6 +67,8 @@ class ChannelDrift(FrozenModel):
     reference_mean: float
     reference_std: float
     shift: float | None
+    shift_by_chance: float
+    state: str
 
 
 class Drift(FrozenModel):
@@ -87,19 +96,7 @@ def drift_of(
         _compared("predicted classes", answers_of, answers.classes, scored.classes, classes),
         _binned("confidence", answers_of, answers.confidence, scored.confidence, 1),
     ]
-    means = zip(scored.channel_means, scored.channel_stds, images.channel_means, images.channel_stds, strict=True)
-    channels = [
-        ChannelDrift(
-            channel=number,
-            mean=mean,
-            std=std,
-            reference_mean=before,
-            reference_std=spread,
-            shift=(mean - before) / spread if spread else None,
-        )
-        for number, (mean, std, before, spread) in enumerate(means)
-    ]
-    return Drift(figures=tuple(figures), channels=tuple(channels))
+    return Drift(figures=tuple(figures), channels=_channels(images, scored))
 
 
 def stability_index(reference: Sequence[int], counts: Sequence[int]) -> float:
@@ -114,15 +111,23 @@ def stability_index(reference: Sequence[int], counts: Sequence[int]) -> float:
     return float(np.sum((p - q) * np.log(p / q)))
 
 
-def index_by_chance(reference_images: int, images: int, bins: int) -> float:
-    """What the index of two samples of one population stays below with 95% probability: (1/n + 1/m) times the quantile
-    of chi-squared with one degree of freedom less than bins (Yurdakul & Naranjo 2020, "Statistical properties of the
-    population stability index", Journal of Risk Model Validation 14)."""
-    from scipy.stats import chi2
+def index_by_chance(reference: Sequence[int], counts: Sequence[int]) -> float:
+    """What the index of two samples of one population stays below with 95% probability, drawn from the shares of both
+    together (a parametric bootstrap, Efron & Tibshirani 1993, chapter 16), with the same draws in every call.
 
-    if bins < 2:
-        return 0.0
-    return float((1 / reference_images + 1 / images) * chi2.ppf(_CHANCE, bins - 1))
+    With many images in every bin that is (1/n + 1/m) times the quantile of chi-squared with one degree of freedom less
+    than bins (Yurdakul & Naranjo 2020, "Statistical properties of the population stability index", Journal of Risk
+    Model Validation 14); with few images or many classes that formula is far off.
+
+    Parameters
+    ----------
+    reference, counts : images in each bin
+    """
+    both = np.add(reference, counts, dtype=float)
+    random, draws = np.random.default_rng(0), max(_FEWEST_DRAWS, min(_DRAWS, _COUNTS // len(both)))
+    samples = (random.multinomial(sum(images), both / both.sum(), size=draws) for images in (reference, counts))
+    q, p = (_shares(sample) for sample in samples)
+    return float(np.quantile(np.sum((p - q) * np.log(p / q), axis=1), _CHANCE))
 
 
 def js_distance(reference: Sequence[int], counts: Sequence[int]) -> float:
@@ -137,11 +142,35 @@ def js_distance(reference: Sequence[int], counts: Sequence[int]) -> float:
     return math.sqrt(max(0.0, (divergence(p) + divergence(q)) / 2))
 
 
-def state_of(index: float, by_chance: float) -> str:
-    """An index in words."""
-    if index <= by_chance:
+def state_of(size: float, by_chance: float, slight: float = SLIGHT, large: float = LARGE) -> str:
+    """The size of a move in words: an index, or with other bounds a shift."""
+    if size <= by_chance:
         return "as before"
-    return "moved slightly" if index < SLIGHT else "moved" if index < LARGE else "moved far"
+    return "moved slightly" if size < slight else "moved" if size < large else "moved far"
+
+
+def _channels(reference: Profile, scored: Profile) -> tuple[ChannelDrift, ...]:
+    """By chance the mean over images moves by no more than if each had a mean of its own for all its pixels: then it
+    varies as pixels do, and otherwise less."""
+    by_chance = NormalDist().inv_cdf((1 + _CHANCE) / 2) * math.sqrt(1 / reference.images + 1 / scored.images)
+    means = zip(scored.channel_means, scored.channel_stds, reference.channel_means, reference.channel_stds, strict=True)
+    found = []
+    for number, (mean, std, before, spread) in enumerate(means):
+        shift = (mean - before) / spread if spread else None
+        size = abs(shift) if shift is not None else 0.0 if mean == before else math.inf
+        found.append(
+            ChannelDrift(
+                channel=number,
+                mean=mean,
+                std=std,
+                reference_mean=before,
+                reference_std=spread,
+                shift=shift,
+                shift_by_chance=by_chance,
+                state=state_of(size, by_chance, SMALL_SHIFT, MEDIUM_SHIFT),
+            )
+        )
+    return tuple(found)
 
 
 def _binned(name: str, split: str, reference: Sequence[int], counts: Sequence[int], largest: float) -> DriftFigure:
@@ -156,17 +185,22 @@ def _binned(name: str, split: str, reference: Sequence[int], counts: Sequence[in
 
 
 def _quantile_edges(counts: Sequence[int]) -> list[int]:
-    """Where to cut fine bins so that each part has about a tenth of the counts: numbers of bins, growing."""
-    so_far = np.cumsum(counts) / max(1, sum(counts))
+    """Where to cut fine bins so that each part has about a tenth of the counts: numbers of bins, growing.
+
+    A fine bin that has a tenth alone is a part of its own: what lies on one side of it must not be counted with it.
+    """
+    total = max(1, sum(counts))
+    so_far = np.cumsum(counts) / total
     cuts = {int(np.searchsorted(so_far, share, side="left")) + 1 for share in np.arange(1, BINS) / BINS}
-    return sorted(cut for cut in cuts if cut < len(counts))
+    heavy = np.flatnonzero(np.array(counts) * BINS >= total).tolist()
+    return sorted(cut for cut in cuts.union(heavy, (bin_ + 1 for bin_ in heavy)) if 0 < cut < len(counts))
 
 
 def _compared(
     name: str, split: str, reference: Sequence[int], counts: Sequence[int], bins: Sequence[str]
 ) -> DriftFigure:
     before, now = sum(reference), sum(counts)
-    index, by_chance = stability_index(reference, counts), index_by_chance(before, now, len(bins))
+    index, by_chance = stability_index(reference, counts), index_by_chance(reference, counts)
     return DriftFigure(
         name=name,
         reference=split,
@@ -182,6 +216,6 @@ def _compared(
     )
 
 
-def _shares(counts: Sequence[int]) -> np.ndarray:
-    raised = np.array(counts, float) + _PRIOR
-    return raised / raised.sum()
+def _shares(counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    raised = np.asarray(counts, float) + _PRIOR
+    return raised / raised.sum(axis=-1, keepdims=True)

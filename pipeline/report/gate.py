@@ -12,6 +12,9 @@ from pipeline.report.learned import learned, metric_for
 from pipeline.report.registration import ClassRecall, GatedModel, GateReport
 from pipeline.report.significance import mcnemar
 
+# 0.9 - 0.895 is more than 0.005 in floats; shares of so few images as these lie further apart than this.
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -87,7 +90,7 @@ def _against(report: GateReport, champion: GatedModel, settings: RegistrySetting
         f"{_percent(report.challenger.accuracy)} right against {_percent(champion.accuracy)} of version "
         f"{champion.version}"
     )
-    if -gain > settings.max_accuracy_drop:
+    if -gain > settings.max_accuracy_drop + _ROUNDING:
         most = 100 * settings.max_accuracy_drop
         reasons.append(f"{accuracies}: more than registry.max_accuracy_drop, {most:g} points, below")
     elif gain < 0 and p_value < bound:
@@ -99,7 +102,7 @@ def _against(report: GateReport, champion: GatedModel, settings: RegistrySetting
     for each in report.classes:
         if each.challenger is None or each.champion is None or each.p_value is None:
             continue
-        if each.champion - each.challenger > settings.max_recall_drop and each.p_value < bound:
+        if each.champion - each.challenger > settings.max_recall_drop + _ROUNDING and each.p_value < bound:
             reasons.append(
                 f"class {each.name}: {_percent(each.challenger)} of its images right against "
                 f"{_percent(each.champion)}, more than registry.max_recall_drop, {100 * settings.max_recall_drop:g} "

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pipeline.data.profile import Profile
-from pipeline.report.drift import LARGE, SLIGHT, Drift, DriftFigure
+from pipeline.report.drift import LARGE, MEDIUM_SHIFT, SLIGHT, SMALL_SHIFT, ChannelDrift, Drift, DriftFigure
 from pipeline.report.figures.style import COLORS, WIDTH, Drawing
 from pipeline.report.page import environment_of
 
@@ -43,6 +43,8 @@ def page_of(name: str, result: dict[str, Any], drift: Drift | None, profile: Pro
             profile=profile,
             slight=SLIGHT,
             large=LARGE,
+            small_shift=SMALL_SHIFT,
+            medium_shift=MEDIUM_SHIFT,
             drawings=[drawing_of(figure) for figure in drift.figures] if drift else [],
         )
     )
@@ -53,13 +55,23 @@ def verdict(drift: Drift | None) -> list[str]:
     if drift is None:
         return ["Nothing was compared with the training."]
     moved = sorted((each for each in drift.figures if each.state != "as before"), key=lambda each: -each.psi)
-    if not moved:
+    channels = [each for each in drift.channels if each.state != "as before"]
+    if not moved and not channels:
         return ["Inputs and predictions are as they were: nothing moved by more than chance."]
-    return [
+    sentences = [
         f"{each.name.capitalize()}: {each.state} from the {each.reference} split (index {each.psi:.3f}, by chance up "
         f"to {each.psi_by_chance:.3f})."
         for each in moved
     ]
+    return [*sentences, *(_of_channel(each, drift.figures[0].reference) for each in channels)]
+
+
+def _of_channel(channel: ChannelDrift, reference: str) -> str:
+    by = "it had no deviation there" if channel.shift is None else f"by {channel.shift:+.2f} deviations"
+    return (
+        f"Pixels of channel {channel.channel}: {channel.state} from the {reference} split, from a mean of "
+        f"{channel.reference_mean:.3f} to {channel.mean:.3f} ({by}, by chance up to {channel.shift_by_chance:.2f})."
+    )
 
 
 def picture_of(drift: Drift) -> bytes:

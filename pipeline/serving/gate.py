@@ -73,6 +73,20 @@ def check_fits(model: str, version: str, predictor: Predictor, manifest: Manifes
     return []
 
 
+def check_split(manifest: Manifest, split: str) -> None:
+    """Raise RegistryError where a dataset has no images to hold models against each other."""
+    if split not in manifest.splits or not manifest.split(split).rows:
+        some = sorted(name for name, each in manifest.splits.items() if each.rows)
+        raise RegistryError(
+            f"registry.split {split}: dataset {manifest.name} has no images of it; it has {', '.join(some)}"
+        )
+
+
+def gate_split(trained: Trained, settings: RegistrySettings) -> str:
+    """The split whose images the models see."""
+    return settings.split or trained.job.train.evaluate_on
+
+
 def run_gate(
     trained: Trained,
     challenger: tuple[str, Predictor],
@@ -86,7 +100,7 @@ def run_gate(
     trained : whose dataset the images are of
     challenger, champion : version and model
     """
-    split = settings.split or trained.job.train.evaluate_on
+    split = gate_split(trained, settings)
     models = [challenger, *([champion] if champion else [])]
     found: list[list[np.ndarray]] = [[] for _ in models]
     labels: list[np.ndarray] = []

@@ -58,8 +58,10 @@ class Predictor:
         Raises
         ------
         ServedModelError
-            The folder holds no model, its network is damaged, or its format is of a later version.
+            The folder holds no model, its network is damaged, its format is of a later version, or there is no such
+            device.
         """
+        place = _device(device)
         folder = folder_within(Path(folder))
         served = read_served(folder)
         try:
@@ -68,7 +70,6 @@ class Predictor:
             raise ServedModelError(f"{folder} has a {FILE} and no {NETWORK_FILE} that can be read: {error}") from error
         if hashlib.sha256(content).hexdigest() != served.sha256:
             raise ServedModelError(f"{folder / NETWORK_FILE} is not what {FILE} says: it was cut or changed")
-        place = torch.device(device)
         return cls(served, _load_network(content, place), place)
 
     @property
@@ -123,10 +124,14 @@ class Predictor:
         ValueError
             The images have another dtype or shape.
         """
+        if not isinstance(images, (np.ndarray, torch.Tensor)):
+            raise ValueError(f"images are a {type(images).__name__}: the model takes an array of numpy or torch")
         if isinstance(images, np.ndarray):
+            if images.dtype == object:
+                raise ValueError("images are an array of objects, as of images of several shapes: stack them to uint8")
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nothing writes to it
-                images = torch.from_numpy(images) if images.dtype == np.uint8 else torch.as_tensor(images)
+                images = torch.from_numpy(np.ascontiguousarray(images))  # one turned round, as from BGR, is none
         if images.dtype != torch.uint8 or images.shape[1:] != torch.Size(self._spec.shape):
             raise ValueError(
                 f"images are {str(images.dtype).removeprefix('torch.')} of shape {list(images.shape)}: the model takes "
@@ -146,6 +151,15 @@ class Predictor:
     def _of_some(self, images: torch.Tensor) -> np.ndarray:
         logits = self._network(images.to(self.device))
         return torch.softmax(logits.float(), dim=1).cpu().numpy()
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ServedModelError(f"device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return place
 
 
 def folder_within(folder: Path) -> Path:

@@ -5,6 +5,7 @@ This module is carried inside of registered models and loaded from there, also w
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -97,10 +98,26 @@ class ImageClassifier:
         """uint8 (C, H, W) of one value."""
         if value is None or isinstance(value, (bytes, bytearray, memoryview)):
             return self.predictor.decode(None if value is None else bytes(value))
-        pixels, shape = np.array(_plain(value)), self.predictor.image.shape
-        if pixels.dtype.kind not in "iu" or pixels.size != np.prod(shape) or pixels.min() < 0 or pixels.max() > 255:
-            raise ValueError(f"pixels are {' x '.join(map(str, shape))} whole numbers from 0 to 255, row-major")
+        if isinstance(value, str):
+            raise ValueError(
+                f"a text: {IMAGE!r} is the content of an image file, in bytes (in JSON as base64, which MLflow decodes)"
+            )
+        shape = self.predictor.image.shape
+        wanted = f"pixels are {' x '.join(map(str, shape))} whole numbers from 0 to 255, row-major, flat or nested so"
+        try:
+            pixels = np.array(_plain(value))
+        except ValueError:  # rows of different lengths
+            raise ValueError(wanted) from None
+        nested = shape if shape[0] > 1 or pixels.ndim != 2 else shape[1:]  # grey images may lack the channel
+        if pixels.shape not in ((math.prod(shape),), nested):
+            raise ValueError(f"{wanted}; these are {' x '.join(map(str, pixels.shape)) or 'no array'}")
+        if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
+            raise ValueError(f"{wanted}; these are {pixels.dtype}" + _ends(pixels))
         return pixels.astype(np.uint8).reshape(shape)
+
+
+def _ends(pixels: np.ndarray) -> str:
+    return f" from {pixels.min():g} to {pixels.max():g}" if pixels.dtype.kind in "iuf" else ""
 
 
 def _is_missing(value: Any) -> bool:

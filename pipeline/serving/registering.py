@@ -42,18 +42,20 @@ def register(settings: Settings) -> Registration:
     ExportError, NetworkError, CheckpointError, VersionsError
         There is no such training, or its network cannot be loaded or written as a file; nothing was registered.
     RegistryError
-        The champion has other classes or another image shape than the dataset, or is no model of sparknorm, or another
-        call is at the model for longer than ``registry.wait_seconds``; nothing was registered. Or this process stood
-        still for so long that another one has gone on with the model, or somebody moved the champion meanwhile: the
-        next call finishes what was begun.
+        The dataset has no images of ``registry.split``, the champion has other classes or another image shape than the
+        dataset, or is no model of sparknorm, or another call is at the model for longer than
+        ``registry.wait_seconds``; nothing was registered. Or this process stood still for so long that another one has
+        gone on with the model, or somebody moved the champion meanwhile: the next call finishes what was begun.
     TrackingError
         MLflow was down for ``tracking.outage_seconds``, or refuses a call. What was begun is finished by the next call.
     """
+    from pipeline.serving.gate import check_split, gate_split
     from pipeline.serving.winner import find_candidate
     from pipeline.tracking.registry import Registry
 
     name = _begin(settings)
     candidate = find_candidate(settings)
+    check_split(candidate.trained.manifest, gate_split(candidate.trained, settings.registry))
     registry = Registry(settings.tracking, settings.registry.uri, name)
     with tempfile.TemporaryDirectory() as local:
         packaged = None if _versions(registry, candidate) else _package(candidate, Path(local))

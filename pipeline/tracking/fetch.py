@@ -14,6 +14,7 @@ from pipeline.tracking.outage import RefusedError
 from pipeline.tracking.registry import Registry, RegistryError, Version
 
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+_OF_RUN = re.compile(r"runs:/[^/]+/.*[^/].*")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def fetch_model(tracking: TrackingSettings, registry_uri: str | None, uri: str, 
     TrackingError
         The registry is down for ``tracking.outage_seconds``.
     """
-    if uri.startswith("runs:/"):
+    if _OF_RUN.fullmatch(uri):
         return _of_run(tracking, uri, folder)
     found = _REGISTERED.fullmatch(uri)
     if found is None:

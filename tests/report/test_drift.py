@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
+from scipy.stats import chi2
 
 from pipeline.data.profile import Profile, merged, profile_of_answers, profile_of_images, side_bin
 from pipeline.report.drift import drift_of, index_by_chance, js_distance, stability_index, state_of
@@ -72,15 +73,24 @@ def test_the_index_is_its_formula():
     assert js_distance((1, 0), (0, 1)) == 1
 
 
-def test_by_chance_the_index_is_where_it_is_said_to_be():
-    random = np.random.default_rng(0)
-    shares = np.full(10, 0.1)
-    bound = index_by_chance(2000, 3000, 10)
-    below = [
-        stability_index(random.multinomial(2000, shares), random.multinomial(3000, shares)) <= bound
-        for _ in range(2000)
-    ]
-    assert np.mean(below) == pytest.approx(0.95, abs=0.02)
+@pytest.mark.parametrize(("bins", "before", "now"), [(10, 2000, 3000), (10, 2000, 20), (100, 4000, 50), (1, 10, 10)])
+def test_by_chance_the_index_is_where_it_is_said_to_be(bins, before, now):
+    """With few images in a bin fewer false alarms than said are no defect; more would be one."""
+    random, shares = np.random.default_rng(0), np.full(bins, 1 / bins)
+    samples = [(random.multinomial(before, shares), random.multinomial(now, shares)) for _ in range(300)]
+    alarms = np.mean([stability_index(*each) > index_by_chance(*each) for each in samples])
+    assert alarms <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(samples))
+    if bins == 10 and now == 3000:
+        assert alarms > 0.01
+        formula = (1 / before + 1 / now) * chi2.ppf(0.95, bins - 1)
+        assert index_by_chance(*samples[0]) == pytest.approx(formula, rel=0.1)
+
+
+@pytest.mark.parametrize(("classes", "images"), [(20, 10), (100, 50), (1000, 50)])
+def test_images_that_are_all_of_one_class_have_moved_however_few(classes, images):
+    before = np.random.default_rng(0).multinomial(4000, np.full(classes, 1 / classes))
+    now = np.eye(1, classes, dtype=int)[0] * images
+    assert stability_index(before, now) > index_by_chance(before, now)
 
 
 def test_states_are_named():
@@ -106,6 +116,41 @@ def test_another_sample_of_the_same_has_not_moved(reference):
         assert sum(figure.shares) == pytest.approx(1) and sum(figure.reference_shares) == pytest.approx(1)
     brightness = drift.figures[0]
     assert len(brightness.bins) == 10 and max(brightness.reference_shares) < 0.13
+
+
+@pytest.mark.parametrize("sure", [0.999, 0.334])
+def test_a_value_that_most_images_have_does_not_hide_the_others(sure):
+    """Nearly all answers of the reference are in one fine bin, the last or the first that three classes can have."""
+    images, _ = some(2000, 8)
+    random = np.random.default_rng(8)
+
+    def answers(share):
+        largest = np.where(random.random(2000) < share, sure, random.uniform(0.4, 0.9, 2000))
+        return np.stack([largest, (1 - largest) / 2, (1 - largest) / 2], axis=1).astype(np.float32)
+
+    before = profile(images, answers(0.95))
+    states = [compared(profile(images, answers(share)), before).figures[3].state for share in (0.95, 0.0)]
+    assert states == ["as before", "moved far"]
+
+
+def test_dark_images_have_moved_from_white_ones():
+    white, black = (np.full((500, 2, 6, 5), value, np.uint8) for value in (255, 0))
+    probabilities = some(500, 9)[1]
+    drift = compared(profile(black, probabilities), profile(white, probabilities))
+    assert drift.figures[0].state == "moved far"
+    assert [channel.state for channel in drift.channels] == ["moved far"] * 2
+    assert "it had no deviation there" in " ".join(verdict(drift))
+
+
+def test_swapped_channels_are_said_though_brightness_is_the_same():
+    images, probabilities = some(1000, 10)
+    images[:, 0] = np.clip(images[:, 0].astype(int) + 60, 0, 255)
+    before = profile(images, probabilities)
+    drift = compared(profile(images[:, ::-1].copy(), probabilities), before)
+    assert {figure.state for figure in drift.figures} == {"as before"}
+    text = " ".join(verdict(drift))
+    assert "Pixels of channel 0: moved far from the train split" in text and "channel 1" in text
+    assert "as they were" in " ".join(verdict(compared(before, before)))
 
 
 def test_channels_without_any_spread_have_no_shift():

@@ -12,7 +12,7 @@ from small_comparisons import CLASSES, comparison_of, many_arms, with_arms, with
 from pipeline.report.figures.confusion import confusion_matrices
 from pipeline.report.figures.rates import _cells_of_search, _heat
 from pipeline.report.figures.study import figures_of
-from pipeline.report.figures.style import COLORS, DASHES, MARKERS, line_styles
+from pipeline.report.figures.style import COLORS, DASHES, MARKERS, Drawing, line_styles
 from pipeline.report.names import LEARNING_RATE
 
 COMMON = ["learning_curves", "training_loss"]
@@ -278,6 +278,26 @@ def test_confusion_matrices_show_every_class_with_its_recall():
     svg = drawing_of(comparison, "confusion_2_batch").svg()
     assert all(f">{name}<" in svg for name in CLASSES)
     assert f">{matrix[0][0] / 2000:.1%}<" in svg
+
+
+def test_names_with_dollars_are_no_formulas_and_powers_of_ten_stay_some():
+    names = ("$5_and_$10", r"$\x$", *CLASSES[2:])
+    comparison = comparison_of(confusion=True)
+    dataset = comparison.dataset.model_copy(update={"class_names": names})
+    (drawing, *_) = confusion_matrices(comparison.model_copy(update={"dataset": dataset}))
+    svg = drawing.svg()
+    assert all(f">{name}<" in svg for name in names)
+    assert drawing.png().startswith(b"\x89PNG")
+
+    def powers(figure):
+        axes = figure.subplots()
+        axes.set_yscale("log")
+        axes.plot([1, 2], [1e-3, 10], label="a $_b_$")
+        axes.legend()
+
+    svg = Drawing("powers", "Powers", "", (), (), (4, 3), powers).svg()
+    assert ">a $_b_$<" in svg
+    assert ">$" not in svg  # beside the text, matplotlib writes the formula as a comment
 
 
 @pytest.mark.parametrize("classes", [1, 2, 30])

@@ -42,6 +42,19 @@ def test_less_accurate_by_more_than_the_bound():
     assert gate(seen("2", [0, 100, 200]), seen("1"), max_accuracy_drop=0.02).passes  # p = 0.25
 
 
+@pytest.mark.parametrize(("right", "champion"), [(895, 900), (890, 895), (945, 950), (985, 990), (994, 999)])
+def test_less_accurate_by_just_the_bound_passes(right, champion):
+    """Half a point of a thousand images is five; as floats the shares differ by a little more."""
+    labels = np.repeat([0, 1, 2], [400, 300, 300])
+    models = [seen(name, range(1000 - count), labels=labels) for name, count in (("2", right), ("1", champion))]
+    assert gate(*models, labels=labels, significance=0.01).passes
+    labels = np.repeat([0, 1, 2], [100, 5, 5])
+    assert gate(seen("2", range(5), labels=labels), seen("1", labels=labels), labels=labels, max_accuracy_drop=0.5,
+                significance=0.2, max_recall_drop=0.05).reasons == (
+        "95.45% right against 100.00% of version 1: less accurate beyond chance (McNemar's p = 0.062 < 0.2)",
+    )  # fmt: skip
+
+
 def test_less_accurate_beyond_chance_fails_within_the_bound():
     wrong = [*range(3), *range(100, 103), *range(200, 203)]
     report = gate(seen("2", wrong), seen("1"), max_accuracy_drop=0.1)

@@ -103,6 +103,23 @@ def test_pixels_are_read_where_they_lie(predictor):
         assert predictor.probabilities(images).shape == (1, 3)
 
 
+def test_arrays_that_are_turned_round_and_those_that_are_none(predictor):
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 12, 10), dtype=np.uint8)
+    turned = predictor.probabilities(images[:, ::-1])
+    np.testing.assert_array_equal(turned, predictor.probabilities(images[:, ::-1].copy()))
+    with pytest.raises(ValueError, match="images are a list: the model takes an array of numpy or torch"):
+        predictor.probabilities([images[0]])
+    with pytest.raises(ValueError, match="images are an array of objects, as of images of several shapes"):
+        predictor.probabilities(np.array([images[0], None], dtype=object))
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "gpu"])
+def test_a_device_that_is_not_there(tmp_path, device):
+    folder, _ = write_model(tmp_path)
+    with pytest.raises(ServedModelError, match=f"device {device} cannot be used here: .+"):
+        Predictor.load(folder, device)
+
+
 @pytest.mark.parametrize("encoding", ["raw", "png", "jpeg"])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_file_becomes_what_ingest_stores_of_it(tmp_path, encoding, orientation):

@@ -175,6 +175,7 @@ def test_a_model_of_other_classes_or_shape_is_refused_before_anything_is_registe
     [
         ({"model": "a/b"}, r"'a/b' cannot be the name of a registered model: write it without"),
         ({"model": "main..pets"}, r"'main\.\.pets' cannot be the name of a registered model"),
+        ({"model": "é" * 121}, r"é{20}\.\.\. has 242 bytes: the name of a registered model has 240 at most"),
     ],
 )
 def test_names_that_no_registry_takes(settings, registry, words):
@@ -195,6 +196,10 @@ def test_what_is_not_there_is_said(settings, tmp_path):
         register(changed(nothing, registry={"take": "train"}))
     with pytest.raises(RegistryError, match=r"there is no registered model '\w+': run `sparknorm register` first"):
         rollback(settings)
+    known = versions(settings)
+    with pytest.raises(RegistryError, match=r"registry.split validation: dataset .* has no images of it; it has test"):
+        register(changed(settings, registry={"split": "validation"}))
+    assert versions(settings) == known
 
 
 def test_a_registry_that_is_down_is_waited_for_and_then_an_error(settings):

@@ -241,6 +241,77 @@ def test_append_scores_what_is_new(spark, tmp_path, store, made):
     ]
 
 
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_an_image_of_another_source_is_never_taken_for_one_that_was_scored(spark, tmp_path, store, made, kind):
+    """Folders of two days with the same names below them, and tables whose ids begin anew."""
+    days = [write_photos(tmp_path / day, 6, first=first) for day, first in (("day1", 0), ("day2", 100))]
+    (tmp_path / "day2/10").rename(tmp_path / "day2/0")
+    for number in range(6):
+        path = next((tmp_path / "day2/0").glob(f"{100 + number}.*"))
+        path.rename(path.with_stem(str(number)))
+    if kind == "parquet":
+        for day in days:
+            images = [path.read_bytes() for path in sorted(day.rglob("*.*"))]
+            write_table(tmp_path / f"table-{day.name}", {"image": images, "key": list(range(6))})
+    words = {
+        "folder": "score the folder that has them all below it",
+        "parquet": "give their rows ids that no other has",
+    }
+
+    def settings(where):
+        source = {"kind": kind, "path": str(where)} | ({"id_column": "key"} if kind == "parquet" else {})
+        return score_settings(tmp_path / "out", made[0], store, source=source, append=True)
+
+    first, second = days if kind == "folder" else [tmp_path / f"table-{day.name}" for day in days]
+    before = score(spark, settings(first))
+    with pytest.raises(ScoreError, match=rf"day2.* has the id of .*day1.*, which has been scored.* or {words[kind]}"):
+        score(spark, settings(second))
+    assert load_scores(before.scores).scored == 6
+    if kind == "folder":
+        (tmp_path / "day2/0").rename(tmp_path / "day2/other")
+        assert score(spark, settings(second)).images == 6
+        assert score(spark, settings(first)).already_there == 6
+        return
+    copy = tmp_path / "copy"
+    first.rename(copy)  # without an id column the content is the id: the same images elsewhere are the same
+    by_content = score_settings(tmp_path / "contents", made[0], store, source={"kind": kind, "path": str(copy)})
+    by_content = by_content.model_copy(update={"score": by_content.score.model_copy(update={"append": True})})
+    assert score(spark, by_content).images == 6
+    copy.rename(first)
+    source = by_content.score.source.model_copy(update={"path": str(first)})
+    again = by_content.model_copy(update={"score": by_content.score.model_copy(update={"source": source})})
+    assert (score(spark, again).written, score(spark, again).already_there) == (False, 6)
+
+
+def test_scores_that_are_made_anew_are_in_the_table_alone(spark, tmp_path, store, made):
+    """Somebody deletes the folder of the scores to score again, as an error says: the table loses all versions."""
+    photos = write_photos(tmp_path / "in", 10)
+    settings = score_settings(
+        tmp_path / "out", made[0], store, source={"kind": "folder", "path": str(photos)}, append=True, table="anew"
+    )
+    spark.sql("DROP TABLE IF EXISTS anew")
+    score(spark, settings)
+    write_photos(tmp_path / "in", 5, first=10)
+    assert score(spark, settings).version == 2
+    assert spark.table("anew").count() == 15
+    shutil.rmtree(tmp_path / "out/scores")
+    assert score(spark, settings).images == 15
+    assert spark.table("anew").count() == spark.table("anew").select("id").distinct().count() == 15
+    late = settings.model_copy(update={"score": settings.score.model_copy(update={"table": "never_made"})})
+    nothing = score(spark, late)
+    assert (nothing.written, nothing.table) == (False, None)
+    assert "score.table never_made was not made: it gets versions that are scored while it is set" in nothing.notes
+
+
+def test_errors_of_the_source_name_the_settings_of_score(spark, tmp_path, store, made):
+    (tmp_path / "empty").mkdir()
+    settings = score_settings(
+        tmp_path / "out", made[0], store, source={"kind": "folder", "path": str(tmp_path / "empty")}
+    )
+    with pytest.raises(SourceError, match=r"no files that end in .* \(score.source.extensions\)"):
+        score(spark, settings)
+
+
 def test_a_version_is_in_the_table_once(spark, tmp_path, store, made):
     photos = write_photos(tmp_path / "in", 20)
     settings = score_settings(

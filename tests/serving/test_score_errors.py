@@ -46,6 +46,8 @@ def settings(tmp_path, empty_store, model):
         ("models:/photos@champion", RegistryError, r"there is no registered model 'photos': run `sparknorm register`"),
         (None, RegistryError, r"there is no registered model 'small': run `sparknorm register`"),
         ("models:/photos", RegistryError, r"write models:/NAME@ALIAS, models:/NAME/VERSION"),
+        ("runs:/0123456789abcdef0123456789abcdef", RegistryError, r"write models:/.* or runs:/RUN/served"),
+        ("runs:/", RegistryError, r"write models:/.* or runs:/RUN/served"),
         ("runs:/0123456789abcdef0123456789abcdef/model", RegistryError, r"no run, or no model of a run"),
     ],
 )

@@ -114,8 +114,15 @@ def test_load_model_beside_this_package(registered, expected):
     found = model.predict(bad, params={"bad_images": "nan"})
     same(found[0], expected[1][0], exact=False)
     assert np.isnan(found[1]).all()
+    turned = expected[0][0].transpose(1, 2, 0)
     for frame, words in (
         (pd.DataFrame({"pixels": [[1, 2, 3]]}), "row 0: pixels are 3 x 12 x 10 whole numbers from 0 to 255, row-major"),
+        (pd.DataFrame({"pixels": [[[1, 2], [3]]]}), "row 0: pixels are 3 x 12 x 10 whole numbers"),
+        (pd.DataFrame({"pixels": [turned.tolist()]}), "flat or nested so; these are 12 x 10 x 3"),
+        (pd.DataFrame({"image": [turned]}), "flat or nested so; these are 12 x 10 x 3"),
+        (pd.DataFrame({"pixels": [expected[0][0].ravel() / 255]}), "these are float64 from 0.02"),
+        (pd.DataFrame({"pixels": [expected[0][0].astype(int) - 1]}), "these are int64 from -1 to"),
+        (pd.DataFrame({"image": ["photo.png"]}), "row 0: a text: 'image' is the content of an image file"),
         (pd.DataFrame({"photo": PHOTOS}), "the input has neither a column 'image' .* nor a column 'pixels'"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
 
 from pipeline.report.names import Values, arm_words, group_setting, values_words
 
@@ -96,9 +98,20 @@ class Drawing:
         with matplotlib.rc_context(STYLE | dict.fromkeys(_INKED, ink) | {"svg.hashsalt": self.name}):
             figure = Figure(figsize=self.size)
             self.paint(figure)
+            _show_dollars(figure)
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, **options)
         return buffer.getvalue()
+
+
+def _show_dollars(figure: Figure) -> None:
+    """Names are shown as they are: between two dollars matplotlib reads formulas. Its own powers of ten are some."""
+    axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
+    powers = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
+    formulas = {id(text) for axis in powers for text in axis.get_ticklabels(which="both")}
+    for text in figure.findobj(Text):
+        if id(text) not in formulas:
+            text.set_parse_math(False)  # type: ignore[attr-defined]
 
 
 class LineStyle(NamedTuple):

@@ -254,7 +254,10 @@ def _result(
     seconds: float = 0.0,
     written: bool = True,
 ) -> ScoreResult:
-    drift, notes = None, ["nothing new was scored"]
+    drift, notes, table = None, ["nothing new was scored"], job.settings.score.table
+    if not written and job.table is not None and not job.table.is_there():
+        notes.append(f"score.table {table} was not made: it gets versions that are scored while it is set")
+        table = None
     if profile is not None and written:
         drift, notes = drifting.compared(job.spark, job.settings, job.model, job.manifest, profile)
     set_aside: Counter[str] = Counter()
@@ -262,7 +265,7 @@ def _result(
         set_aside.update(record.set_aside)
     return ScoreResult(
         scores=job.folder,
-        table=job.settings.score.table,
+        table=table,
         written=written,
         version=whole.version,
         model=job.model.facts,

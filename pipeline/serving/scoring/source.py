@@ -22,7 +22,8 @@ from pipeline.data import Manifest, load_manifest
 from pipeline.data.manifest import SPLITS
 from pipeline.ingest.existing import without_stored
 from pipeline.ingest.sources.open import open_source
-from pipeline.ingest.sources.source import Source
+from pipeline.ingest.sources.source import Source, SourceError
+from pipeline.ingest.stored import stored_origins
 from pipeline.serving.scoring.errors import ScoreError
 from pipeline.serving.scoring.scores import ScoredSource, Scores
 
@@ -36,6 +37,8 @@ PART = "score_part"
 FEWEST_PARTS, FEWEST_ROWS = 32, 128
 # Files that are read and decoded together; rows of a table are there already, and more of them cost less each.
 _FILES, _ROWS_OF_A_TABLE = 32, 128
+# What gives the images of several sources ids of their own: by whether an id column has the ids.
+_ONE_SOURCE = {True: "give their rows ids that no other has", False: "score the folder that has them all below it"}
 StoredForm = Literal["pixels", "file", "spark_image", "stored"]
 _ITEMS = f"{PART} int, path string, row_group int, first_row long"
 
@@ -83,7 +86,7 @@ def opened(
     Raises
     ------
     SourceError, DatasetError, ScoreError
-        The source is missing, cut or altered.
+        The source is missing, cut or altered, or has images under the ids of others that have been scored.
     """
     wanted = settings.score.source
     if wanted.kind == DATASET:
@@ -91,7 +94,10 @@ def opened(
         return
     first_id = sum(source.rows for source in base.sources) if base else 0
     cache = storage.join(settings.output, "cache")
-    source = open_source(spark, wanted.as_source(classes), cache, first_id=first_id, labelled=False)
+    try:
+        source = open_source(spark, wanted.as_source(classes), cache, first_id=first_id, labelled=False)
+    except SourceError as error:  # it speaks of the settings of `ingest`
+        raise SourceError(str(error).replace("dataset.source.", "score.source.")) from None
     try:
         if source.numbered or base is None:
             # Numbered images have no ids of their own: all of a source are there, or none.
@@ -100,10 +106,38 @@ def opened(
             yield _source_images(spark, settings, source, source, already_there)
             return
         paths = [storage.join(folder, path) for path in (*(part.path for part in base.parts), *base.quarantine)]
+        _check_origins(spark, settings, source, base, paths)
         with without_stored(spark, source, paths) as (new, already_there):
             yield _source_images(spark, settings, source, new, already_there)
     finally:
         source.close()
+
+
+def _check_origins(
+    spark: SparkSession, settings: Settings, source: Source, base: Scores, stored: Sequence[str]
+) -> None:
+    """Raise ScoreError where an image of another folder or table has been scored under the id that one of these has.
+
+    In folders an id stands for a path below the folder, in tables with an id column for a row of that table: the two
+    are other images, and this one would pass for scored.
+    """
+    from pyspark.sql import functions as F
+
+    wanted = settings.score.source
+    if wanted.kind in TABLES and not wanted.id_column:
+        return  # an id stands for the content
+    if all(each.path == wanted.path for each in base.sources):
+        return
+    root = storage.absolute(wanted.path or "").rstrip("/")
+    origin = F.col("origin") if "origin" in source.items.columns else F.concat(F.lit(f"{root}/"), F.col("path"))
+    before = stored_origins(spark, stored).withColumnRenamed("origin", "was")
+    one = source.items.select("id", origin.alias("now")).join(before, "id").where("was != now").first()
+    if one is not None:
+        raise ScoreError(
+            f"{one['now']} has the id of {one['was']}, which has been scored as another image: ids are "
+            f"{'those of the id column' if wanted.id_column else 'paths below score.source.path'}. Choose another "
+            f"score.output for each source, or {_ONE_SOURCE[bool(wanted.id_column)]}"
+        )
 
 
 def parts_of(rows: int, part_rows: int) -> int:

@@ -24,7 +24,8 @@ class ScoreTable:
     """A table that has the rows of all parts which the scores of one folder list.
 
     A version's rows are written with one statement that replaces those that a job which died may have left of it, so
-    that none is there twice.
+    that none is there twice. Those of a first version replace all: what the table has then is of scores that somebody
+    has deleted to score again.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ class ScoreTable:
     def check(self, folder: str) -> None:
         """Raise ScoreError where the table has something else than the scores of a folder, or cannot be made."""
         try:
-            if not self._spark.catalog.tableExists(self.name):
+            if not self.is_there():
                 self._check_kind(folder)
                 return
             rows = self._spark.sql(f"SHOW TBLPROPERTIES {self.name}").collect()
@@ -49,6 +50,10 @@ class ScoreTable:
         if owner != folder or set(columns) != set(COLUMNS):
             whose = f"has the scores of {owner}" if owner else "was not made by `score`"
             raise ScoreError(f"score.table {self.name} is there, and {whose}: choose another, or drop it")
+
+    def is_there(self) -> bool:
+        """Whether there is such a table already."""
+        return bool(self._spark.catalog.tableExists(self.name))
 
     def _check_kind(self, folder: str) -> None:
         """Raise ScoreError where Spark cannot make such a table, before anything is scored."""
@@ -65,13 +70,13 @@ class ScoreTable:
         if not paths:
             return
         rows = self._rows(folder, paths)
-        if not self._spark.catalog.tableExists(self.name):
+        if not self.is_there():
             empty = rows.limit(0)
             empty.writeTo(self.name).using(self._kind).partitionedBy("score_version").tableProperty(
                 _OWNER, folder
             ).create()
         before = self._spark.conf.get(_DYNAMIC, None) or "static"
-        self._spark.conf.set(_DYNAMIC, "dynamic")
+        self._spark.conf.set(_DYNAMIC, "static" if scores.version == 1 else "dynamic")
         try:
             columns = self._spark.table(self.name).columns
             rows.select(*columns).write.insertInto(self.name, overwrite=True)
