@@ -55,6 +55,7 @@ class IngestResult(FrozenModel):
     digest : of the manifest
     rows : images of each split
     set_aside : images in quarantine, by reason
+    already_there : images of the source that were left out, since the dataset that was added to has their ids
     other_files : what lies in a folder of images and was passed over, since its name is not that of an image
     """
 
@@ -63,6 +64,7 @@ class IngestResult(FrozenModel):
     digest: str
     rows: dict[str, int]
     set_aside: dict[str, int]
+    already_there: int
     other_files: OtherFiles
 
 
@@ -87,6 +89,7 @@ def ingest(spark: SparkSession, settings: Settings) -> IngestResult:
         digest=dataset.digest,
         rows={name: split.rows for name, split in dataset.splits.items()},
         set_aside=dataset.set_aside,
+        already_there=dataset.sources[-1].already_there if written else 0,
         other_files=others,
     )
     storage.publish_json(storage.join(settings.output, "ingest.json"), result)
@@ -170,7 +173,7 @@ def _write(
     """Write the shards of a source, and publish the version that has them."""
     executors.check_versions(spark)
     base = published if settings.append else None
-    with existing.only_new(spark, source, dataset, base) as (new, already_there):
+    with existing.only_new(spark, source, settings.source, dataset, base) as (new, already_there):
         coming = Ingested(
             settings_digest=settings_digest, state=new.state, rows=sum(new.rows.values()), already_there=already_there
         )

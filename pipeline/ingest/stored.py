@@ -21,23 +21,28 @@ _MOST_TASKS = 1000
 
 def stored_ids(spark: SparkSession, paths: Sequence[str]) -> DataFrame:
     """The column ``id`` of Parquet files of a dataset."""
-    return _read(spark, paths, "id", "id long")
+    return _read(spark, paths, ("id",), "id long")
+
+
+def stored_labels(spark: SparkSession, paths: Sequence[str]) -> DataFrame:
+    """The columns ``id`` and ``label`` of shards of a dataset."""
+    return _read(spark, paths, ("id", "label"), "id long, label int")
 
 
 def stored_contents(spark: SparkSession, paths: Sequence[str]) -> DataFrame:
     """For each row of Parquet files of a dataset the SHA-256 of its ``image``: a column ``content`` of hex digits."""
-    return _read(spark, paths, "image", "content string")
+    return _read(spark, paths, ("image",), "content string")
 
 
-def _read(spark: SparkSession, paths: Sequence[str], column: str, schema: str) -> DataFrame:
+def _read(spark: SparkSession, paths: Sequence[str], columns: tuple[str, ...], schema: str) -> DataFrame:
     files = spark.createDataFrame([(path,) for path in paths], "path string")
     return files.repartition(min(len(paths), _MOST_TASKS)).mapInArrow(
-        functools.partial(_read_files, column=column), schema
+        functools.partial(_read_files, columns=columns), schema
     )
 
 
-def _read_files(batches: Iterator[pa.RecordBatch], *, column: str) -> Iterator[pa.RecordBatch]:
-    """On an executor: paths -> one column of the files, row group after row group."""
+def _read_files(batches: Iterator[pa.RecordBatch], *, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    """On an executor: paths -> columns of the files, row group after row group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -45,9 +50,9 @@ def _read_files(batches: Iterator[pa.RecordBatch], *, column: str) -> Iterator[p
         for path in batch.column("path").to_pylist():
             with storage.open_file(path) as source, pq.ParquetFile(source) as file:
                 for group in range(file.num_row_groups):
-                    for rows in file.read_row_group(group, columns=[column], use_threads=False).to_batches():
-                        if column == "id":  # Spark wants one schema of all files, metadata and nullability included
-                            yield pa.RecordBatch.from_pydict({"id": rows.column("id")})
+                    for rows in file.read_row_group(group, columns=list(columns), use_threads=False).to_batches():
+                        if "id" in columns:  # Spark wants one schema of all files, metadata and nullability included
+                            yield pa.RecordBatch.from_pydict({name: rows.column(name) for name in columns})
                         else:
-                            digests = [hashlib.sha256(image).hexdigest() for image in rows.column(column).to_pylist()]
+                            digests = [hashlib.sha256(image).hexdigest() for image in rows.column("image").to_pylist()]
                             yield pa.RecordBatch.from_pydict({"content": pa.array(digests, pa.string())})
