@@ -40,7 +40,10 @@ class SourceSettings(FrozenModel):
     )  # fmt: skip
     path: str | None = Field(None, description="folder, or name of the table; executors must see it too")
     classes: tuple[str, ...] | None = Field(
-        None, description="class names in label order; null: known (fashion_mnist, cifar10) or the labels found, sorted"
+        None,
+        description="class names in label order; null: known (fashion_mnist, cifar10) or the labels found, sorted. "
+        "Whole numbers in a table's label column are places among the names, from 0, unless all names are whole "
+        "numbers: then each is the class of that name",
     )
     labels: str | None = Field(
         None, description="folder: CSV (with a header) or Parquet file of labels; null: an image's folder is its label"

@@ -6,6 +6,7 @@ Without an id column an image's id is a hash of label and content, so rows that 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -172,12 +173,21 @@ def _totals(table: DataFrame, settings: SourceSettings, columns: list[Column]) -
 
 
 def _label_number(table: DataFrame, settings: SourceSettings, label: Column, classes: tuple[str, ...]) -> Column:
+    """The place of each label among the classes. A whole number beside given names is such a place itself, unless the
+    names are whole numbers, too: then it is one of them."""
     from pyspark.sql import functions as F
 
-    if table.schema[settings.label_column].dataType.simpleString() != "string" and settings.classes:
-        # Whole numbers beside given names are places among them.
+    if table.schema[settings.label_column].dataType.simpleString() == "string" or not settings.classes:
+        return class_number(label_name(label), classes)
+    if not all(re.fullmatch(r"-?\d+", name) for name in classes):
         return F.when((label >= 0) & (label < len(classes)), label.cast("int")).when(label.isNotNull(), F.lit(-1))
-    return class_number(label_name(label), classes)
+    numbers = tuple(str(int(name)) for name in classes)
+    if len(set(numbers)) < len(numbers):
+        raise SourceError(
+            f"dataset.source.classes {', '.join(classes)} has one number twice, and column "
+            f"{settings.label_column!r} of {settings.path} has numbers: write each once"
+        )
+    return class_number(label.cast("string"), numbers)
 
 
 def _rows(table: DataFrame, settings: SourceSettings, split: Column, rows: int) -> dict[str, int]:
