@@ -195,7 +195,9 @@ class ReaderSettings(FrozenModel):
     """
 
     kind: Literal["arrow", "petastorm"] = Field(
-        "arrow", description="arrow: the same global batches for any number of workers; petastorm: make_batch_reader"
+        "arrow",
+        description="arrow: the same global batches for any number of workers; petastorm: make_batch_reader reads the "
+        "training split, and of the other settings here only `verify` says how",
     )
     verify: Literal["shard", "off"] = Field(
         "shard", description="shard: compare each file with its SHA-256 when a process first reads it"
