@@ -159,10 +159,15 @@ class DatasetSettings(FrozenModel):
         1 / 12,
         ge=0,
         lt=1,
-        description="share of training rows set apart as split `validation`, by a hash of the id",
+        description="share of training rows set apart as split `validation`, by a hash of the id, where the source has "
+        "no such split",
     )
     test_share: float = Field(
-        0.1, ge=0, lt=1, description="share of the rows set apart as split `test`, where the source has no such split"
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the rows set apart as split `test`, by a hash of the id, where the source has no splits; "
+        "of one that has, `test` is what it says",
     )
     deduplicate: bool = Field(False, description="set aside all but one of images that are the same pixel for pixel")
     shard_bytes: int = Field(32 << 20, ge=1, le=1 << 30, description="bytes of images in one Parquet file, about")

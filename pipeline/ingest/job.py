@@ -151,6 +151,8 @@ def _coming(dataset: str, published: Manifest | None, settings: DatasetSettings,
     ------
     DatasetError
         It does not fit to what is there.
+    SourceError
+        The settings ask for a share of it that there cannot be.
     """
     image = image_spec(settings, source.pixel_shape)
     digest = existing.settings_digest(settings, source)
@@ -158,6 +160,7 @@ def _coming(dataset: str, published: Manifest | None, settings: DatasetSettings,
         if existing.holds(dataset, published, digest, source):
             return None
         existing.check_append(dataset, published, settings, source, image, digest)
+    transform.check_shares(settings, source)
     return digest
 
 
