@@ -122,7 +122,7 @@ class ImageSettings(FrozenModel):
     keep_jpeg: bool = Field(
         False,
         description="with `encoding: jpeg` a JPEG file that has this shape and is upright already is stored as it is, "
-        "and not decoded and encoded again",
+        "and not decoded and encoded again; one of several pictures (MPO) is not kept",
     )
     decode: Literal["exact", "scaled"] = Field(
         "exact",

@@ -47,7 +47,7 @@ class ImageSpec:
     max_pixels : an image of more is refused by its header
     encoding : raw, png or jpeg
     jpeg_quality : 1 to 100
-    keep_jpeg : a JPEG file that is what it would be made into is stored as it is
+    keep_jpeg : a JPEG file of one picture that is what it would be made into is stored as it is
     decode, decode_margin : scaled: JPEG files are decoded at a fraction of their size that leaves so many times the
         height and width to resize from; exact: whole
     formats : of files that are decoded, as Pillow names them
@@ -108,9 +108,9 @@ def from_file_of_size(payload: bytes | None, spec: ImageSpec) -> tuple[bytes, tu
         image = open_image(payload, spec.formats)
         size = image.size
         _check_size(*size, spec)
-        if image.format == "JPEG":
+        if image.format in ("JPEG", "MPO"):  # MPO is JPEG with further pictures behind the first
             turn = geometry.turn_of(image)
-            if spec.keep_jpeg and turn is None and _is_as_stored(image, spec):
+            if spec.keep_jpeg and image.format == "JPEG" and turn is None and _is_as_stored(image, spec):
                 load_pixels(image)  # what is damaged is not kept
                 return payload, size
             whole = geometry.ask_for_less(image, turn, spec)
