@@ -154,7 +154,7 @@ class DatasetSettings(FrozenModel):
     source: SourceSettings = SourceSettings()
     image: ImageSettings = ImageSettings()
     append: bool = Field(False, description="add what is new in the source to the dataset, as a new version")
-    seed: int = Field(0, ge=0, description="seed of the split and of the shuffle on disk")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="seed of the split and of the shuffle on disk")
     validation_share: float = Field(
         1 / 12,
         ge=0,
