@@ -8,6 +8,7 @@ of both; what was there is not touched.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -17,7 +18,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.cluster.errors import spark_failures, spark_reason
-from pipeline.config.dataset import DatasetSettings
+from pipeline.config.dataset import ANY_EXTENSION, DatasetSettings
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.settings import Settings
 from pipeline.data import manifest, reasons, versions
@@ -112,8 +113,8 @@ def ingest_dataset(spark: SparkSession, settings: DatasetSettings, *, cache: str
     SourceError, FashionMnistError
         The source is missing, cut or altered.
     DatasetError
-        Another dataset is at this path, another job is writing to it, or more than ``max_bad_share`` of the rows had to
-        be set aside.
+        Another dataset is at this path, or would be read as images of the source, another job is writing to it, or more
+        than ``max_bad_share`` of the rows had to be set aside.
     ValueError
         Executors have several versions of what the bytes of shards hang on, or ``path`` cannot be written.
     IngestError
@@ -125,6 +126,7 @@ def ingest_dataset(spark: SparkSession, settings: DatasetSettings, *, cache: str
 
 def _ingest(spark: SparkSession, settings: DatasetSettings, cache: str) -> tuple[Manifest, bool, OtherFiles]:
     dataset = storage.absolute(settings.path)
+    _check_apart(dataset, settings)
     with _spark_errors_as_one_line():
         for _ in range(_MOST_TRIES):
             published = existing.published(dataset)
@@ -142,6 +144,23 @@ def _ingest(spark: SparkSession, settings: DatasetSettings, cache: str) -> tuple
                         return written, True, source.other_files
             log.warning("another job has published a version of %s meanwhile: looking at it again", dataset)
     raise DatasetError(f"{dataset}: {_MOST_TRIES} times in a row another job published a version first; run this again")
+
+
+def _check_apart(dataset: str, settings: DatasetSettings) -> None:
+    """A folder of which every file is taken for an image must not have the dataset itself in it."""
+    source = settings.source
+    if source.kind != "folder" or ANY_EXTENSION not in source.extensions:
+        return
+    places = [storage.absolute(source.path or ""), dataset]
+    if all(map(storage.is_local, places)):
+        places = [os.path.realpath(place) for place in places]
+    root, inside = (storage.join(place, "") for place in places)
+    is_listed = not any(part.startswith(".") for part in inside.removeprefix(root).split("/"))
+    if inside.startswith(root) and is_listed:
+        raise DatasetError(
+            f"dataset.path {settings.path} is in dataset.source.path {source.path}, of which every file is taken for "
+            "an image (dataset.source.extensions): choose another dataset.path"
+        )
 
 
 def _coming(dataset: str, published: Manifest | None, settings: DatasetSettings, source: Source) -> str | None:
