@@ -77,6 +77,17 @@ def test_numbers_are_classes_by_themselves_and_places_among_given_names(spark, t
         numbers(classes=("2", "02"))
 
 
+def test_names_of_columns_have_any_characters(spark, tmp_path):
+    columns = {"an `image`": FILES[:4], "a.label`": ["a", "b"] * 2, "`": [4, 5, 6, 7], "part of": ["train"] * 4}
+    source = opened(
+        spark, write_table(tmp_path / "table", columns), image_column="an `image`", label_column="a.label`",
+        id_column="`", split_column="part of",
+    )  # fmt: skip
+    assert sorted((row.id, row.label, row.split) for row in source.items.collect()) == [
+        (4, 0, "train"), (5, 1, "train"), (6, 0, "train"), (7, 1, "train"),
+    ]  # fmt: skip
+
+
 def test_ids_and_splits_from_columns(spark, tmp_path):
     splits = ["train"] * 20 + ["VAL"] * 4 + ["test"] * 4 + ["other", None]
     ids = pa.array(range(100, 130), pa.int32())

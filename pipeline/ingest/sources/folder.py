@@ -24,6 +24,7 @@ from pipeline.ingest.sources.source import (
     Source,
     SourceError,
     class_number,
+    column,
     exact_path,
     fingerprint,
     label_name,
@@ -256,8 +257,8 @@ def _read_labels(spark: SparkSession, settings: SourceSettings) -> DataFrame:
         raise SourceError(f"{settings.labels} has names of columns that are not UTF-8: save it as UTF-8")
     if missing:
         raise SourceError(f"{settings.labels} has no column {missing[0]!r}; it has {', '.join(table.columns)}")
-    path = F.regexp_replace(F.col(f"`{settings.path_column}`").cast("string"), r"^(\.?/)+", "")
-    return table.select(path.alias("path"), label_name(F.col(f"`{settings.label_column}`")).alias("label_name"))
+    path = F.regexp_replace(column(settings.path_column).cast("string"), r"^(\.?/)+", "")
+    return table.select(path.alias("path"), label_name(column(settings.label_column)).alias("label_name"))
 
 
 def _is_csv(path: str) -> bool:
