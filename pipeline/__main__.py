@@ -57,12 +57,15 @@ def main_options(
 def ingest(config: Config, override: Overrides = None) -> None:
     """Check, shuffle and shard the images of a source into a dataset."""
     from pipeline import ingest as ingesting
+    from pipeline.ingest.existing import IDS
 
     settings = load_settings(config, override or [])
     result = ingesting.ingest(_session(settings, "ingest.json", trains=False), settings)
     images = ", ".join(f"{rows:,} {split}" for split, rows in result.rows.items())
     state = "written" if result.written else "unchanged: the same input and settings were ingested before"
     _say(f"{result.dataset} {state}: {images} images, {sum(result.set_aside.values()):,} set aside")
+    if result.already_there:
+        _say(f"{result.already_there:,} images of the source were there already, by their ids ({IDS})")
     if result.other_files.files:
         _say(f"passed over, as dataset.source.extensions does not have them: {result.other_files}")
     _print_path(settings.output, "ingest.json")

@@ -40,7 +40,10 @@ class SourceSettings(FrozenModel):
     )  # fmt: skip
     path: str | None = Field(None, description="folder, or name of the table; executors must see it too")
     classes: tuple[str, ...] | None = Field(
-        None, description="class names in label order; null: known (fashion_mnist, cifar10) or the labels found, sorted"
+        None,
+        description="class names in label order; null: known (fashion_mnist, cifar10) or the labels found, sorted. "
+        "Whole numbers in a table's label column are places among the names, from 0, unless all names are whole "
+        "numbers: then each is the class of that name",
     )
     labels: str | None = Field(
         None, description="folder: CSV (with a header) or Parquet file of labels; null: an image's folder is its label"
@@ -119,7 +122,7 @@ class ImageSettings(FrozenModel):
     keep_jpeg: bool = Field(
         False,
         description="with `encoding: jpeg` a JPEG file that has this shape and is upright already is stored as it is, "
-        "and not decoded and encoded again",
+        "and not decoded and encoded again; one of several pictures (MPO) is not kept",
     )
     decode: Literal["exact", "scaled"] = Field(
         "exact",
@@ -151,15 +154,20 @@ class DatasetSettings(FrozenModel):
     source: SourceSettings = SourceSettings()
     image: ImageSettings = ImageSettings()
     append: bool = Field(False, description="add what is new in the source to the dataset, as a new version")
-    seed: int = Field(0, ge=0, description="seed of the split and of the shuffle on disk")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="seed of the split and of the shuffle on disk")
     validation_share: float = Field(
         1 / 12,
         ge=0,
         lt=1,
-        description="share of training rows set apart as split `validation`, by a hash of the id",
+        description="share of training rows set apart as split `validation`, by a hash of the id, where the source has "
+        "no such split",
     )
     test_share: float = Field(
-        0.1, ge=0, lt=1, description="share of the rows set apart as split `test`, where the source has no such split"
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the rows set apart as split `test`, by a hash of the id, where the source has no splits; "
+        "of one that has, `test` is what it says",
     )
     deduplicate: bool = Field(False, description="set aside all but one of images that are the same pixel for pixel")
     shard_bytes: int = Field(32 << 20, ge=1, le=1 << 30, description="bytes of images in one Parquet file, about")
@@ -192,7 +200,9 @@ class ReaderSettings(FrozenModel):
     """
 
     kind: Literal["arrow", "petastorm"] = Field(
-        "arrow", description="arrow: the same global batches for any number of workers; petastorm: make_batch_reader"
+        "arrow",
+        description="arrow: the same global batches for any number of workers; petastorm: make_batch_reader reads the "
+        "training split, and of the other settings here only `verify` says how",
     )
     verify: Literal["shard", "off"] = Field(
         "shard", description="shard: compare each file with its SHA-256 when a process first reads it"

@@ -170,6 +170,7 @@ class TrainLoader:
     def _petastorm(self, first_epoch: int, first_step: int) -> Iterator[reader.Block]:
         from pipeline.data import petastorm_reader
 
+        check = petastorm_reader.ShardCheck(verify=self._settings.verify == "shard")
         for epoch in range(first_epoch, self._train.epochs):
             batches = petastorm_reader.train_batches(
                 self._dataset,
@@ -182,6 +183,7 @@ class TrainLoader:
                 first_step=first_step if epoch == first_epoch else 0,
                 shuffle_row_groups=self._train.shuffle_row_groups,
                 pin=self._pin,
+                check=check,
             )
             yield from ([batch] for batch in batches)
 

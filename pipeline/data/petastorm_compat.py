@@ -13,18 +13,19 @@ pickles in ``cache_location``, which must be a folder that only its user can wri
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import numpy as np
@@ -43,6 +44,7 @@ def make_batch_reader(
     urls: str | os.PathLike | Sequence[str | os.PathLike],
     *,
     row_groups: Sequence[tuple[int, int]] | None = None,
+    check: Callable[[int, BinaryIO], None] | None = None,
     **petastorm_kwargs: Any,
 ) -> Any:
     """Petastorm's own ``Reader`` of plain Parquet files, one numpy batch for each row group.
@@ -54,6 +56,8 @@ def make_batch_reader(
     row_groups : what Petastorm has no argument for: (index in ``urls``, row group of that file) pairs to read, in
         this order, without reading every footer first. Default: all, in order. ``cur_shard`` of ``shard_count``
         gets every ``shard_count``-th of them.
+    check : called with a file's index in ``urls`` and the open file each time before anything of it is parsed; what it
+        raises comes from the reader
     petastorm_kwargs : as for ``petastorm.make_batch_reader``. ``filesystem`` is an fsspec filesystem;
         ``hdfs_driver`` has no effect. ``reader_pool_type`` may be thread, process or dummy. ``predicate`` is an
         ``in_lambda`` of whole columns: Petastorm's other predicates are for single rows, here as in its own reader.
@@ -78,6 +82,7 @@ def make_batch_reader(
         filesystem=petastorm_kwargs.get("filesystem"),
         row_groups=row_groups,
     )
+    files.check = check
     return petastorm.reader.make_batch_reader(files, **petastorm_kwargs)
 
 
@@ -199,6 +204,7 @@ class _Files(list[str]):
 
     filesystem: Any
     row_groups: list[tuple[int, int]] | None
+    check: Callable[[int, BinaryIO], None] | None = None
 
 
 def _resolve(
@@ -259,6 +265,7 @@ class _Piece:
     filesystem: Any
     path: str
     row_group: int | None = None
+    check: Callable[[BinaryIO], None] | None = None
 
     def get_metadata(self) -> pq.FileMetaData:
         with self._open() as file:
@@ -277,7 +284,9 @@ class _Piece:
         """Arrow's errors do not say which file they are about."""
         try:
             with self.filesystem.open(self.path, "rb") as file:
-                yield pq.ParquetFile(file, pre_buffer=False)
+                if self.check is not None:
+                    self.check(file)
+                yield pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
         except pa.ArrowException as error:
             raise OSError(f"{self.path}, row group {self.row_group}: {error}") from error
 
@@ -289,7 +298,11 @@ class _Dataset:
 
     def __init__(self, files: _Files, **_: Any):
         self.fs = files.filesystem
-        self.pieces = [_Piece(files.filesystem, path) for path in files]
+        check = files.check
+        self.pieces = [
+            _Piece(files.filesystem, path, check=functools.partial(check, number) if check else None)
+            for number, path in enumerate(files)
+        ]
         self._row_groups = files.row_groups
 
     def row_groups(self) -> list[_Piece]:
@@ -299,4 +312,4 @@ class _Dataset:
             with ThreadPoolExecutor(max_workers=10) as pool:
                 footers = list(pool.map(_Piece.get_metadata, self.pieces))
             chosen = [(file, group) for file, footer in enumerate(footers) for group in range(footer.num_row_groups)]
-        return [_Piece(self.fs, self.pieces[file].path, group) for file, group in chosen]
+        return [replace(self.pieces[file], row_group=group) for file, group in chosen]

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +22,30 @@ import torch
 from pipeline import storage
 from pipeline.data import petastorm_compat
 from pipeline.data.codec import decode_stored
-from pipeline.data.manifest import DatasetError, Image, Manifest, RowGroup
+from pipeline.data.manifest import DatasetError, Image, Manifest, RowGroup, Shard
 from pipeline.data.reader import Batch
-from pipeline.data.shards import label_without_class
+from pipeline.data.shards import check_file, label_without_class
 
 Rows = tuple[np.ndarray, np.ndarray]  # uint8 images (rows, C, H, W) and int64 labels (rows,)
 COLUMNS = ("label", "image")
+
+
+class ShardCheck:
+    """Compares each shard with the manifest when it is first opened, as `pipeline.data.shards.SplitFiles` does.
+
+    Parameters
+    ----------
+    verify : whether SHA-256 is compared, not the size alone
+    """
+
+    def __init__(self, *, verify: bool):
+        self._verify = verify
+        self._checked: set[str] = set()
+
+    def __call__(self, shard: Shard, file: BinaryIO) -> None:
+        if shard.path not in self._checked:
+            check_file(file, shard, verify=self._verify)
+            self._checked.add(shard.path)
 
 
 def steps_per_epoch(manifest: Manifest, *, batch_size: int, world_size: int) -> int:
@@ -95,6 +113,7 @@ def train_batches(
     first_step: int = 0,
     shuffle_row_groups: int = 4,
     pin: bool = False,
+    check: ShardCheck | None = None,
 ) -> Iterator[Batch]:
     """One rank's batches of one epoch, each of ``batch_size // world_size`` rows.
 
@@ -104,6 +123,7 @@ def train_batches(
     ----------
     batch_size : rows of a global batch
     shuffle_row_groups : rows are shuffled over windows of this many row groups
+    check : what compares shards with the manifest before they are parsed, the same for all epochs; None: nothing does
 
     Raises
     ------
@@ -112,13 +132,13 @@ def train_batches(
     ValueError
         See `steps_per_epoch`.
     DatasetError
-        A shard is missing, cut, or holds something else than the manifest says; the shard is named.
+        A shard is missing, cut, altered, or holds something else than the manifest says; the shard is named.
     """
     steps = steps_per_epoch(manifest, batch_size=batch_size, world_size=world_size)
     row_groups = _row_groups(manifest)
     group_rows = np.array([group.rows for group in row_groups], dtype=np.int64)
     dealt = deal_row_groups(group_rows, world_size=world_size, seed=seed, epoch=epoch)
-    rows_read = _read(dataset, manifest, [row_groups[number] for number in dealt.ravel()], rank, world_size)
+    rows_read = _read(dataset, manifest, [row_groups[number] for number in dealt.ravel()], rank, world_size, check)
     windows = _shuffled_windows(rows_read, shuffle_row_groups, np.random.default_rng([seed, epoch, rank]))
     with closing(rows_read):
         for parts in itertools.islice(_slices(windows, batch_size // world_size), first_step, steps):
@@ -133,7 +153,7 @@ def _row_groups(manifest: Manifest) -> list[RowGroup]:
 
 
 def _read(
-    dataset: str, manifest: Manifest, dealt: list[RowGroup], rank: int, world_size: int
+    dataset: str, manifest: Manifest, dealt: list[RowGroup], rank: int, world_size: int, check: ShardCheck | None
 ) -> Generator[Rows, None, None]:
     """This rank's row groups of ``dealt``, in order. Petastorm is stopped when they end or the iterator is closed."""
     shards = {shard.path: number for number, shard in enumerate(manifest.split("train").shards)}
@@ -143,6 +163,7 @@ def _read(
         with petastorm_compat.make_batch_reader(
             [storage.join(dataset, path) for path in shards],
             row_groups=[(shards[shard.path], number) for shard, number in dealt],
+            check=None if check is None else _named_check(check, dataset, manifest.split("train").shards),
             schema_fields=list(COLUMNS),
             reader_pool_type="thread",
             workers_count=1,
@@ -157,6 +178,18 @@ def _read(
     except (OSError, pa.ArrowException) as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
         raise DatasetError(f"{group.named_in(dataset)}: {reason}") from error
+
+
+def _named_check(check: ShardCheck, dataset: str, shards: tuple[Shard, ...]) -> Callable[[int, BinaryIO], None]:
+    """The check of a shard by its number, whose error names the shard."""
+
+    def named(number: int, file: BinaryIO) -> None:
+        try:
+            check(shards[number], file)
+        except DatasetError as error:
+            raise DatasetError(f"{storage.join(dataset, shards[number].path)}: {error}") from None
+
+    return named
 
 
 def _checked(batch: Any, manifest: Manifest, dataset: str, group: RowGroup) -> Rows:

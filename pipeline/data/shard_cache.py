@@ -73,7 +73,7 @@ def open_copy(path: str, shard: Shard, folder: str, limit_bytes: int) -> BinaryI
 
 def copy_path(shard: Shard, folder: str) -> Path:
     """Where the copy of a shard lies in the folder of copies, fetched or not."""
-    return Path(folder) / f"{shard.sha256}{_SUFFIX}"
+    return Path(folder).expanduser() / f"{shard.sha256}{_SUFFIX}"
 
 
 def _fetch(path: str, target: Path) -> None:

@@ -216,6 +216,24 @@ def label_without_class(labels: np.ndarray, num_classes: int) -> str | None:
     )
 
 
+def check_file(file: BinaryIO, shard: Shard, *, verify: bool) -> None:
+    """Compare an open file with what the manifest says of its shard: its size, and if asked its SHA-256.
+
+    Raises
+    ------
+    DatasetError
+        It is another one; the message does not name it.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if size != shard.bytes:
+        state = "cut" if size < shard.bytes else "too long"
+        raise DatasetError(f"is {state}: {size} bytes, the manifest says {shard.bytes}")
+    if verify:
+        sha256 = shard_cache.sha256_of(file)
+        if sha256 != shard.sha256:
+            raise DatasetError(f"was altered: its SHA-256 is {sha256}, the manifest says {shard.sha256}")
+
+
 class _Shard:
     """One open file. Its errors do not name it: `SplitFiles` does."""
 
@@ -254,14 +272,7 @@ class _Shard:
         return shard_cache.open_copy(self._path, self._shard, folder, self._settings.cache_bytes)
 
     def _open(self, file: BinaryIO, *, verify: bool) -> None:
-        size = file.seek(0, os.SEEK_END)
-        if size != self._shard.bytes:
-            state = "cut" if size < self._shard.bytes else "too long"
-            raise DatasetError(f"is {state}: {size} bytes, the manifest says {self._shard.bytes}")
-        if verify:
-            sha256 = shard_cache.sha256_of(file)
-            if sha256 != self._shard.sha256:
-                raise DatasetError(f"was altered: its SHA-256 is {sha256}, the manifest says {self._shard.sha256}")
+        check_file(file, self._shard, verify=verify)
         self._parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
         self._file = file
 

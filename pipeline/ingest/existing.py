@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.cluster.errors import spark_failures
-from pipeline.config.dataset import DatasetSettings
+from pipeline.config.dataset import DatasetSettings, SourceSettings
 from pipeline.config.identity import identity_of
 from pipeline.config.settings import digest_of
 from pipeline.data import manifest, versions
@@ -20,7 +20,7 @@ from pipeline.ingest.claim import Claim
 from pipeline.ingest.images import ImageSpec
 from pipeline.ingest.listed_images import listed_image
 from pipeline.ingest.sources.source import Source, rows_by_split
-from pipeline.ingest.stored import stored_ids
+from pipeline.ingest.stored import stored_ids, stored_labels
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 # The driver and every executor hold a list of ids of at most this length (128 MiB, as Spark's own metric says); with
 # longer ones Spark shuffles the items, payloads included.
 MOST_BROADCAST_IDS = 2_000_000
+# What the id of an image is, for people whose images were there already.
+IDS = "for a folder: the path below it; for a table: its id_column, or a hash of label and image"
 # Names that `ingest` gives to shards (those of sparknorm 0.7 and before end with the number); Spark's own start alike.
 _SHARD_NAME = re.compile(r"part-[0-9a-f]{8}-\d{5,}(-[0-9a-f]{12})?\.parquet")
 
@@ -155,7 +157,9 @@ def _finished(made: manifest.Preparation | ImageSpec, image: ImageSpec) -> str:
 
 
 @contextmanager
-def only_new(spark: SparkSession, source: Source, dataset: str, base: Manifest | None) -> Iterator[tuple[Source, int]]:
+def only_new(
+    spark: SparkSession, source: Source, settings: SourceSettings, dataset: str, base: Manifest | None
+) -> Iterator[tuple[Source, int]]:
     """The source without the images that the version before has or has set aside, and how many those are.
 
     Ids of numbered images go on from the version before, so that all of them are new. What Spark holds for this is let
@@ -171,11 +175,28 @@ def only_new(spark: SparkSession, source: Source, dataset: str, base: Manifest |
         return
     paths = [*(shard.path for shard in base.shards), *base.quarantine]
     with without_stored(spark, source, [storage.join(dataset, path) for path in paths]) as (new, already_there):
+        if already_there and (settings.labels or settings.id_column):  # else an id stands for the label, too
+            _warn_of_other_labels(spark, source, dataset, base)
         if not any(new.rows.values()):
             raise DatasetError(
-                f"{dataset} already has all {sum(source.rows.values())} images of the source: nothing to append"
+                f"{dataset} already has all {sum(source.rows.values())} images of the source: nothing to append. "
+                f"Images are known by their ids ({IDS}): one that was mended or replaced needs another name or id, or "
+                "a new dataset"
             )
         yield new, already_there
+
+
+def _warn_of_other_labels(spark: SparkSession, source: Source, dataset: str, base: Manifest) -> None:
+    """Ids that were given to other images, or labels that were mended: neither comes in, which should not go unseen."""
+    stored = stored_labels(spark, [storage.join(dataset, shard.path) for shard in base.shards])
+    pairs = source.items.select("id", "label").join(stored.withColumnRenamed("label", "stored"), "id")
+    if differing := pairs.where("label >= 0 and label != stored").count():
+        log.warning(
+            "%d images of the source have another label than the images of the same ids in %s, which stay as they are: "
+            "these are other images, which need ids of their own, or their labels were changed",
+            differing,
+            dataset,
+        )
 
 
 @contextmanager

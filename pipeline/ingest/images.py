@@ -47,7 +47,7 @@ class ImageSpec:
     max_pixels : an image of more is refused by its header
     encoding : raw, png or jpeg
     jpeg_quality : 1 to 100
-    keep_jpeg : a JPEG file that is what it would be made into is stored as it is
+    keep_jpeg : a JPEG file of one picture that is what it would be made into is stored as it is
     decode, decode_margin : scaled: JPEG files are decoded at a fraction of their size that leaves so many times the
         height and width to resize from; exact: whole
     formats : of files that are decoded, as Pillow names them
@@ -108,9 +108,9 @@ def from_file_of_size(payload: bytes | None, spec: ImageSpec) -> tuple[bytes, tu
         image = open_image(payload, spec.formats)
         size = image.size
         _check_size(*size, spec)
-        if image.format == "JPEG":
+        if image.format in ("JPEG", "MPO"):  # MPO is JPEG with further pictures behind the first
             turn = geometry.turn_of(image)
-            if spec.keep_jpeg and turn is None and _is_as_stored(image, spec):
+            if spec.keep_jpeg and image.format == "JPEG" and turn is None and _is_as_stored(image, spec):
                 load_pixels(image)  # what is damaged is not kept
                 return payload, size
             whole = geometry.ask_for_less(image, turn, spec)
@@ -214,19 +214,32 @@ def _finish(image: Image, whole: geometry.Box | None, spec: ImageSpec) -> bytes:
     return buffer.getvalue()
 
 
+def _as_8_bits(image: Image) -> Image:
+    """16-bit grey, 0 to 65535, as 8-bit grey, 0 to 255; of a PNG file that names a transparent value, with alpha.
+
+    Pillow scales to 16 bits what a PGM file of more than 8 has.
+    """
+    from PIL import Image as Pillow
+
+    wide, nothing = np.asarray(image), image.info.get("transparency")
+    narrow = np.empty(wide.shape, np.uint8)
+    for first in range(0, len(wide), _ROWS_AT_ONCE):  # in 32 bits at once, 20 megapixels would take 160 MB more
+        rows = wide[first : first + _ROWS_AT_ONCE].astype(np.uint16).astype(np.uint32)
+        narrow[first : first + _ROWS_AT_ONCE] = (rows + 128) // 257
+    grey = Pillow.fromarray(narrow)
+    if isinstance(nothing, int):  # of 16 bits, which several values share that are one in 8
+        grey.putalpha(Pillow.fromarray(np.where(wide == nothing, 0, 255).astype(np.uint8)))
+    return grey
+
+
 def _as_mode(image: Image, mode: str, background: int) -> Image:
     """Grey or RGB; what is transparent shows the background."""
     from PIL import Image as Pillow
 
     if image.mode == mode and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16"):  # 16-bit grey: 0..65535 -> 0..255
-        wide = np.asarray(image)
-        narrow = np.empty(wide.shape, np.uint8)
-        for first in range(0, len(wide), _ROWS_AT_ONCE):  # in 32 bits at once, 20 megapixels would take 160 MB more
-            rows = wide[first : first + _ROWS_AT_ONCE].astype(np.uint16).astype(np.uint32)
-            narrow[first : first + _ROWS_AT_ONCE] = (rows + 128) // 257
-        image = Pillow.fromarray(narrow)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        image = _as_8_bits(image)
     elif image.mode in ("I", "F"):  # 32 bits without a stated range: any scaling would be a guess
         raise BadImageError(reasons.UNSUPPORTED_PIXELS)
     try:

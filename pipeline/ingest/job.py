@@ -8,6 +8,7 @@ of both; what was there is not touched.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -17,7 +18,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.cluster.errors import spark_failures, spark_reason
-from pipeline.config.dataset import DatasetSettings
+from pipeline.config.dataset import ANY_EXTENSION, DatasetSettings
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.settings import Settings
 from pipeline.data import manifest, reasons, versions
@@ -55,6 +56,7 @@ class IngestResult(FrozenModel):
     digest : of the manifest
     rows : images of each split
     set_aside : images in quarantine, by reason
+    already_there : images of the source that were left out, since the dataset that was added to has their ids
     other_files : what lies in a folder of images and was passed over, since its name is not that of an image
     """
 
@@ -63,6 +65,7 @@ class IngestResult(FrozenModel):
     digest: str
     rows: dict[str, int]
     set_aside: dict[str, int]
+    already_there: int
     other_files: OtherFiles
 
 
@@ -87,6 +90,7 @@ def ingest(spark: SparkSession, settings: Settings) -> IngestResult:
         digest=dataset.digest,
         rows={name: split.rows for name, split in dataset.splits.items()},
         set_aside=dataset.set_aside,
+        already_there=dataset.sources[-1].already_there if written else 0,
         other_files=others,
     )
     storage.publish_json(storage.join(settings.output, "ingest.json"), result)
@@ -109,8 +113,8 @@ def ingest_dataset(spark: SparkSession, settings: DatasetSettings, *, cache: str
     SourceError, FashionMnistError
         The source is missing, cut or altered.
     DatasetError
-        Another dataset is at this path, another job is writing to it, or more than ``max_bad_share`` of the rows had to
-        be set aside.
+        Another dataset is at this path, or would be read as images of the source, another job is writing to it, or more
+        than ``max_bad_share`` of the rows had to be set aside.
     ValueError
         Executors have several versions of what the bytes of shards hang on, or ``path`` cannot be written.
     IngestError
@@ -122,6 +126,7 @@ def ingest_dataset(spark: SparkSession, settings: DatasetSettings, *, cache: str
 
 def _ingest(spark: SparkSession, settings: DatasetSettings, cache: str) -> tuple[Manifest, bool, OtherFiles]:
     dataset = storage.absolute(settings.path)
+    _check_apart(dataset, settings)
     with _spark_errors_as_one_line():
         for _ in range(_MOST_TRIES):
             published = existing.published(dataset)
@@ -141,6 +146,23 @@ def _ingest(spark: SparkSession, settings: DatasetSettings, cache: str) -> tuple
     raise DatasetError(f"{dataset}: {_MOST_TRIES} times in a row another job published a version first; run this again")
 
 
+def _check_apart(dataset: str, settings: DatasetSettings) -> None:
+    """A folder of which every file is taken for an image must not have the dataset itself in it."""
+    source = settings.source
+    if source.kind != "folder" or ANY_EXTENSION not in source.extensions:
+        return
+    places = [storage.absolute(source.path or ""), dataset]
+    if all(map(storage.is_local, places)):
+        places = [os.path.realpath(place) for place in places]
+    root, inside = (storage.join(place, "") for place in places)
+    is_listed = not any(part.startswith(".") for part in inside.removeprefix(root).split("/"))
+    if inside.startswith(root) and is_listed:
+        raise DatasetError(
+            f"dataset.path {settings.path} is in dataset.source.path {source.path}, of which every file is taken for "
+            "an image (dataset.source.extensions): choose another dataset.path"
+        )
+
+
 def _coming(dataset: str, published: Manifest | None, settings: DatasetSettings, source: Source) -> str | None:
     """The digest of the settings to ingest a source with; None where the dataset holds just that.
 
@@ -148,6 +170,8 @@ def _coming(dataset: str, published: Manifest | None, settings: DatasetSettings,
     ------
     DatasetError
         It does not fit to what is there.
+    SourceError
+        The settings ask for a share of it that there cannot be.
     """
     image = image_spec(settings, source.pixel_shape)
     digest = existing.settings_digest(settings, source)
@@ -155,6 +179,7 @@ def _coming(dataset: str, published: Manifest | None, settings: DatasetSettings,
         if existing.holds(dataset, published, digest, source):
             return None
         existing.check_append(dataset, published, settings, source, image, digest)
+    transform.check_shares(settings, source)
     return digest
 
 
@@ -170,7 +195,7 @@ def _write(
     """Write the shards of a source, and publish the version that has them."""
     executors.check_versions(spark)
     base = published if settings.append else None
-    with existing.only_new(spark, source, dataset, base) as (new, already_there):
+    with existing.only_new(spark, source, settings.source, dataset, base) as (new, already_there):
         coming = Ingested(
             settings_digest=settings_digest, state=new.state, rows=sum(new.rows.values()), already_there=already_there
         )

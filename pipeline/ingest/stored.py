@@ -29,6 +29,11 @@ def stored_origins(spark: SparkSession, paths: Sequence[str]) -> DataFrame:
     return _read(spark, paths, ("id", "origin"), "id long, origin string")
 
 
+def stored_labels(spark: SparkSession, paths: Sequence[str]) -> DataFrame:
+    """The columns ``id`` and ``label`` of shards of a dataset."""
+    return _read(spark, paths, ("id", "label"), "id long, label int")
+
+
 def stored_contents(spark: SparkSession, paths: Sequence[str]) -> DataFrame:
     """For each row of Parquet files of a dataset the SHA-256 of its ``image``: a column ``content`` of hex digits."""
     return _read(spark, paths, ("image",), "content string")

@@ -20,7 +20,7 @@ from pipeline.data.manifest import QUARANTINE, Manifest
 from pipeline.ingest import from_paths, tasks
 from pipeline.ingest.duplicates import find_duplicates, marks
 from pipeline.ingest.layout import Layout
-from pipeline.ingest.sources.source import Source
+from pipeline.ingest.sources.source import Source, SourceError
 from pipeline.ingest.tasks import WrittenQuarantine, WrittenShard
 
 if TYPE_CHECKING:
@@ -163,6 +163,23 @@ def _split_of(settings: DatasetSettings, source: Source) -> Column:
     if "validation" in source.rows:
         return F.col("split")
     return F.when((F.col("split") == "train") & (share < validation), "validation").otherwise(F.col("split"))
+
+
+def check_shares(settings: DatasetSettings, source: Source) -> None:
+    """Check that ``test_share`` says something of the source, where it is another than the default.
+
+    Raises
+    ------
+    SourceError
+        The source has splits of its own, and no ``test``: training rows are never set apart for it, or images that a
+        dataset has in ``train`` already would be in ``test`` when it is made anew.
+    """
+    default = DatasetSettings.model_fields["test_share"].default
+    if source.own_splits and "test" not in source.rows and settings.test_share not in (0, default):
+        raise SourceError(
+            f"dataset.test_share {settings.test_share} cannot be set apart: the source has splits of its own, and none "
+            "is `test`. Put images of that split into the source, or leave dataset.test_share out"
+        )
 
 
 def _expanded(rows: DataFrame, layout: Layout) -> DataFrame:

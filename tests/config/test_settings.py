@@ -33,6 +33,7 @@ def test_digest_depends_on_values_and_not_on_order():
             {"dataset": {"validation_share": 0.5, "test_share": 0.5}},
             "leave no training rows: their sum must be below 1",
         ),
+        ({"dataset": {"seed": 1 << 63}}, r"dataset\.seed\n.*should be less than 9223372036854775808"),  # Spark's long
     ],
 )
 def test_numbers_that_do_not_fit_say_which_would(sections, message):

@@ -1,5 +1,9 @@
 """The training loop's view of the data: either reader, the same number of steps on every rank."""
 
+import shutil
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
@@ -7,7 +11,8 @@ from ranks import run_ranks
 from pipeline.config.dataset import ReaderSettings
 from pipeline.config.model import ModelSettings
 from pipeline.config.training import TrainSettings
-from pipeline.data import load_manifest, loader
+from pipeline.data import load_manifest, loader, shard_cache
+from pipeline.data.manifest import DatasetError
 from pipeline.distributed.worker import alone
 from pipeline.training.loop import Job, fit
 
@@ -49,6 +54,53 @@ def test_petastorm_shuffles_over_as_many_row_groups_as_the_training_says(dataset
     one, four = images(1), images(4)
     assert len(one) == len(four)
     assert not all(map(torch.equal, one, four))
+
+
+def all_batches(dataset, **reader):
+    source = loader.TrainLoader(dataset, load_manifest(dataset), TRAIN, ReaderSettings(**reader), alone("cpu"))
+    try:
+        with source.batches(0) as batches:
+            return list(batches)
+    finally:
+        source.close()
+
+
+@pytest.fixture
+def altered(dataset, tmp_path):
+    """A copy of the dataset in which one image of a shard, but not its size, is another; and the shard's path."""
+    copy = shutil.copytree(dataset, tmp_path / "altered")
+    path = Path(copy, load_manifest(dataset).split("train").shards[1].path)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2  # where images lie
+    content[middle : middle + 8] = bytes(np.frombuffer(content[middle : middle + 8], np.uint8) ^ 255)
+    path.write_bytes(content)
+    return str(copy), path
+
+
+@pytest.mark.parametrize("kind", ["arrow", "petastorm"])
+def test_an_altered_shard_is_not_trained_on(altered, kind):
+    dataset, path = altered
+    with pytest.raises(DatasetError, match=rf"{path.name}.*: was altered: its SHA-256 is [0-9a-f]{{64}}, the manifest"):
+        all_batches(dataset, kind=kind)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DatasetError, match=rf"{path.name}.*: is cut: \d+ bytes, the manifest says"):
+        all_batches(dataset, kind=kind, verify="off")
+
+
+def test_petastorm_too_hashes_each_shard_once(dataset, monkeypatch):
+    hashed = []
+    sha256_of = shard_cache.sha256_of
+    monkeypatch.setattr(shard_cache, "sha256_of", lambda file: hashed.append(sha256_of(file)) or hashed[-1])
+    all_batches(dataset, kind="petastorm", verify="off")
+    assert hashed == []
+    all_batches(dataset, kind="petastorm")
+    assert sorted(hashed) == sorted(shard.sha256 for shard in load_manifest(dataset).split("train").shards)
+
+
+def test_pages_have_checksums_that_petastorm_looks_at(altered):
+    dataset, path = altered
+    with pytest.raises(DatasetError, match=rf"{path.name}, row group \d+: cannot be read: .*CRC checksum"):
+        all_batches(dataset, kind="petastorm", verify="off")
 
 
 def test_training_through_petastorm_ends_where_it_did_before(dataset, tmp_path):

@@ -54,6 +54,15 @@ def test_a_dataset_that_is_cached_is_read_without_the_remote_one(remote, tmp_pat
     np.testing.assert_array_equal(read_all(files)[0], images)
 
 
+def test_a_folder_of_ones_home_is_there(remote, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    write_dataset(remote)
+    read_all(open_files(remote, cache="~/shards"))
+    assert files_in(tmp_path / "home" / "shards") == names(remote, *range(len(shards_of(remote))))
+    assert not (tmp_path / "~").exists()
+
+
 def test_the_longest_unused_copies_make_room(remote, tmp_path):
     write_dataset(remote, (40, 40, 40, 40))
     size = max(shard.bytes for shard in shards_of(remote))

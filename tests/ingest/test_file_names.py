@@ -22,6 +22,7 @@ from image_files import (
 from PIL import Image
 
 from pipeline.config.settings import Settings
+from pipeline.data.manifest import DatasetError
 from pipeline.ingest.job import ingest, ingest_dataset
 from pipeline.ingest.sources.folder import _read_files
 
@@ -85,6 +86,21 @@ def test_every_file_may_be_read_whatever_its_name(spark, mixed, tmp_path):
     undecodable = {"README.txt", "cat/notes.txt", "dog/list.txt", "cat/list.pdf"}
     assert reasons_of(tmp_path / "data", mixed) == dict.fromkeys(undecodable, "undecodable")
     check_statistics(tmp_path / "data")
+
+
+def test_a_dataset_in_a_folder_of_which_every_file_is_read_is_refused(spark, mixed, tmp_path):
+    (tmp_path / "link").symlink_to(mixed)
+    for place in (mixed, mixed / "data", tmp_path / "link" / "data"):
+        settings = folder_settings(place, mixed, source={"extensions": ["any"]}, max_bad_share=0.5)
+        with pytest.raises(DatasetError, match=r"dataset\.path .* is in dataset\.source\.path .*: choose another"):
+            ingest_dataset(spark, settings, cache="unused")
+    # A hidden folder is not listed, what only begins with the folder's name is another one, and else names tell.
+    for place in (mixed / ".data", tmp_path / f"{mixed.name}-data"):
+        settings = folder_settings(place, mixed, source={"extensions": ["any"]}, max_bad_share=0.5)
+        for _ in range(2):
+            found, written = ingest_dataset(spark, settings, cache="unused")
+        assert (found.input_rows, written) == (21, False)
+    ingest_dataset(spark, folder_settings(mixed / "data", mixed), cache="unused")
 
 
 def test_many_kinds_of_names_are_counted_and_the_most_frequent_named(spark, tmp_path):

@@ -54,6 +54,26 @@ def test_16_bit_grey_is_scaled_to_8():
     np.testing.assert_array_equal(made(payload, shape=GREY)[0], np.rint(wide / 257))
 
 
+@pytest.mark.parametrize("most", [65535, 4095])
+def test_16_bit_pgm_is_scaled_to_8(most):
+    """Two bytes a pixel, the high one first, from 0 to what the header says."""
+    wide = np.random.default_rng(0).integers(0, most + 1, (12, 10))
+    wide[0, :2] = [0, most]
+    payload = b"P5\n10 12\n%d\n" % most + wide.astype(">u2").tobytes()
+    assert Image.open(io.BytesIO(payload)).mode == "I"
+    found = made(payload, shape=GREY, formats=("PPM",))[0]
+    assert np.abs(found - wide / most * 255).max() < 0.51
+
+
+@pytest.mark.parametrize("shape", [GREY, COLOUR])
+def test_a_transparent_value_of_16_bits_is_that_value_alone(shape):
+    """Its neighbours are the same in 8 bits."""
+    wide = np.repeat(np.array([30_000, 30_001, 257], np.uint16), 40).reshape(12, 10)
+    found = made(file_of(Image.fromarray(wide), "PNG", transparency=30_000), shape=shape, background=77)
+    expected = np.where(wide == 30_000, 77, np.rint(wide / 257))
+    np.testing.assert_array_equal(found, np.broadcast_to(expected, shape))
+
+
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_pixels_without_a_stated_range_are_refused(mode):
     with pytest.raises(BadImageError, match="unsupported_pixels"):

@@ -212,6 +212,7 @@ def test_the_result_is_left_as_json(spark, settings):
         "digest": dataset.digest,
         "rows": {name: split.rows for name, split in dataset.splits.items()},
         "set_aside": {},
+        "already_there": 0,
         "other_files": {"files": 0, "extensions": {}, "examples": []},
     }
     assert result.digest == dataset.digest

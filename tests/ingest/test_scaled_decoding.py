@@ -99,6 +99,32 @@ def test_other_colours_are_scaled_too(photos, mode):
     assert 0 < difference(payload, shape=(3, 48, 48)) <= 1
 
 
+def two_pictures(first, second, **options):
+    """A JPEG file with a second picture behind the first, as some phones write: to Pillow another format, MPO."""
+    payload = file_of(first, "MPO", save_all=True, append_images=[second], quality=90, **options)
+    assert Image.open(io.BytesIO(payload)).format == "MPO"
+    return payload
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("decode", ["exact", "scaled"])
+def test_the_first_of_several_pictures_is_what_it_is_alone(photos, decode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    both = two_pictures(*photos, exif=exif)
+    alone = file_of(photos[0], "JPEG", quality=90, exif=exif)
+    for shape in ((3, 48, 40), (1, 40, 48)):
+        np.testing.assert_array_equal(made(both, shape=shape, decode=decode), made(alone, shape=shape, decode=decode))
+        assert difference(both, shape=shape) == difference(alone, shape=shape) > 0
+
+
+def test_several_pictures_are_not_kept():
+    both = two_pictures(Image.fromarray(noise(12, 10, 3)), Image.fromarray(noise(40, 40, 3)))
+    stored = from_file(both, KEPT)
+    assert Image.open(io.BytesIO(stored)).format == "JPEG"
+    assert stored == from_file(both, ImageSpec(COLOUR, encoding="jpeg"))
+
+
 KEPT = ImageSpec(COLOUR, encoding="jpeg", keep_jpeg=True)
 
 

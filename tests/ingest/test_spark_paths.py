@@ -50,6 +50,18 @@ def test_a_spark_without_any_is_told_what_it_lacks(spark):
         open_source(spark, SourceSettings(kind="parquet", path="s3://bucket/table"), "unused")
 
 
+def test_a_table_whose_name_looks_like_a_pattern(spark, tmp_path):
+    def rows(path):
+        return open_source(spark, SourceSettings(kind="parquet", path=str(path)), "unused").rows
+
+    for name, count in (("a[1]{x}*", 4), ("a1", 2)):
+        columns = {"image": [encoded(picture(n)) for n in range(count)], "label": list("abab")[:count]}
+        write_table(tmp_path / name, columns)
+    assert rows(tmp_path / "a[1]{x}*") == rows(tmp_path / "a[1]{x}*" / "some.parquet") == {"": 4}
+    assert rows(tmp_path / "a[1]") == {"": 2}  # there is none of this name
+    assert rows(tmp_path / "a1" / "*.parquet") == {"": 2}
+
+
 def test_other_addresses_stay(spark, tmp_path):
     assert spark_path(spark, "memory://bucket/x") == "memory://bucket/x"
     assert spark_path(spark, "s3a://bucket/x") == "s3a://bucket/x"

@@ -68,6 +68,24 @@ def test_numbers_are_classes_by_themselves_and_places_among_given_names(spark, t
     assert numbers(classes=("a", "b", "c")) == (("a", "b", "c"), [-1, 2, -1, 2, None, -1])
     write_table(tmp_path / "table", {"image": FILES[:6], "label": pa.array([10, 2, 9, 2, None, 0], pa.int8())})
     assert numbers() == (("0", "2", "9", "10"), [3, 1, 2, 1, None, 0])
+    # Names that are numbers are what the labels say; where they are the places, too, that is the same.
+    assert numbers(classes=("2", "09", "10")) == (("2", "09", "10"), [2, 0, 1, 0, None, -1])
+    digits = tuple("0123456789")
+    assert numbers(classes=digits) == (digits, [-1, 2, 9, 2, None, 0])
+    assert numbers(classes=(*digits, "ten")) == ((*digits, "ten"), [10, 2, 9, 2, None, 0])
+    with pytest.raises(SourceError, match=r"classes 2, 02 has one number twice, and column 'label' of .*table has num"):
+        numbers(classes=("2", "02"))
+
+
+def test_names_of_columns_have_any_characters(spark, tmp_path):
+    columns = {"an `image`": FILES[:4], "a.label`": ["a", "b"] * 2, "`": [4, 5, 6, 7], "part of": ["train"] * 4}
+    source = opened(
+        spark, write_table(tmp_path / "table", columns), image_column="an `image`", label_column="a.label`",
+        id_column="`", split_column="part of",
+    )  # fmt: skip
+    assert sorted((row.id, row.label, row.split) for row in source.items.collect()) == [
+        (4, 0, "train"), (5, 1, "train"), (6, 0, "train"), (7, 1, "train"),
+    ]  # fmt: skip
 
 
 def test_ids_and_splits_from_columns(spark, tmp_path):

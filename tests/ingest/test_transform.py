@@ -24,10 +24,12 @@ from image_files import (
 )
 from PIL import Image
 
+from pipeline.config.dataset import DatasetSettings
 from pipeline.data.codec import decode_stored
 from pipeline.data.manifest import DatasetError
 from pipeline.ingest import images, layout
 from pipeline.ingest.job import ingest_dataset
+from pipeline.ingest.sources.source import SourceError
 
 pytestmark = [pytest.mark.spark, pytest.mark.long]
 
@@ -108,6 +110,22 @@ def test_the_job_fails_with_the_reasons_that_dominate(spark, tmp_path):
     found, _ = ingest_dataset(spark, settings.model_copy(update={"max_bad_share": 0.34}), cache="unused")
     assert found.set_aside == {"empty": 4, "missing_label": 1, "undecodable": 3, "wrong_size": 2}
     check_statistics(tmp_path / "data")
+
+
+def test_a_test_share_of_a_source_with_splits_and_no_test_is_refused(spark, tmp_path):
+    for number, split in enumerate(("train", "validation")):
+        write_folder(tmp_path / "in" / split, 10, first=100 * number)
+    source = {"split_folders": True}
+    settings = folder_settings(tmp_path / "data", tmp_path / "in", source=source, test_share=0.3)
+    with pytest.raises(
+        SourceError, match=r"test_share 0\.3 cannot be set apart: the source has splits .* none is `test`"
+    ):
+        ingest_dataset(spark, settings, cache="unused")
+    assert not (tmp_path / "data").exists()
+    for share in (0, DatasetSettings.model_fields["test_share"].default):  # one that nobody asked for
+        changed = settings.model_copy(update={"test_share": share, "path": str(tmp_path / f"data {share}")})
+        found, _ = ingest_dataset(spark, changed, cache="unused")
+        assert {name: split.rows for name, split in found.splits.items()} == {"train": 10, "validation": 10}
 
 
 def test_nothing_left_to_train_on_is_an_error(spark, tmp_path):

@@ -24,6 +24,7 @@ from pipeline.ingest.sources.source import (
     Source,
     SourceError,
     class_number,
+    column,
     exact_path,
     fingerprint,
     label_name,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 # What one task reads, about.
 _TASK_BYTES, _TASK_FILES, _FEWEST_TASKS = 64 << 20, 4_000, 8
+# What Spark reads in the place of bytes that are not UTF-8, whichever they are: other labels would become one.
+_NOT_UTF8 = "\ufffd"
 # Bytes of files that one record batch holds, about.
 _BATCH_BYTES = 16 << 20
 
@@ -206,10 +209,18 @@ def _with_labels(spark: SparkSession, listing: DataFrame, settings: SourceSettin
         name = F.when(F.size(parts) > depth + 1, parts[depth])
         return listing.withColumn("label_name", name).withColumn("listed", F.lit(False))
     labels = _read_labels(spark, settings)
-    nameless = labels.where(F.col("path").isNull() | (F.col("path") == "")).count()
-    if nameless:
+    nameless = F.col("path").isNull() | (F.col("path") == "")
+    garbled = F.concat_ws("", "path", "label_name").contains(_NOT_UTF8) & F.lit(_is_csv(settings.labels))
+    counts = labels.agg(*(F.count(F.when(wrong, 1)) for wrong in (nameless, garbled))).first()
+    assert counts is not None
+    if counts[0]:
         raise SourceError(
-            f"{settings.labels} has {nameless} rows without a {settings.path_column!r}: fill it, or take them out"
+            f"{settings.labels} has {counts[0]} rows without a {settings.path_column!r}: fill it, or take them out"
+        )
+    if counts[1]:
+        raise SourceError(
+            f"{settings.labels} has {counts[1]} rows with a {settings.path_column!r} or {settings.label_column!r} that "
+            "is not UTF-8: save it as UTF-8"
         )
     twice = labels.groupBy("path").count().where("count > 1").first()
     if twice is not None:
@@ -232,7 +243,7 @@ def _read_labels(spark: SparkSession, settings: SourceSettings) -> DataFrame:
     assert settings.labels is not None
     where = exact_path(spark, settings.labels)
     try:
-        if settings.labels.lower().endswith((".parquet", ".pq")):
+        if not _is_csv(settings.labels):
             table = spark.read.parquet(where)
         else:
             # A blank after a comma belongs to no name, unless it is quoted.
@@ -242,10 +253,16 @@ def _read_labels(spark: SparkSession, settings: SourceSettings) -> DataFrame:
         missing = [name for name in (settings.path_column, settings.label_column) if name not in table.columns]
     except spark_failures() as error:
         raise SourceError(f"{settings.labels} cannot be read as a table of labels: {first_line(error)}") from None
+    if missing and any(_NOT_UTF8 in name for name in table.columns):
+        raise SourceError(f"{settings.labels} has names of columns that are not UTF-8: save it as UTF-8")
     if missing:
         raise SourceError(f"{settings.labels} has no column {missing[0]!r}; it has {', '.join(table.columns)}")
-    path = F.regexp_replace(F.col(f"`{settings.path_column}`").cast("string"), r"^(\.?/)+", "")
-    return table.select(path.alias("path"), label_name(F.col(f"`{settings.label_column}`")).alias("label_name"))
+    path = F.regexp_replace(column(settings.path_column).cast("string"), r"^(\.?/)+", "")
+    return table.select(path.alias("path"), label_name(column(settings.label_column)).alias("label_name"))
+
+
+def _is_csv(path: str) -> bool:
+    return not path.lower().endswith((".parquet", ".pq"))
 
 
 def _read_files(items: pa.RecordBatch, *, root: str, split_folders: bool) -> Iterator[pa.RecordBatch]:

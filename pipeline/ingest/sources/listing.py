@@ -129,11 +129,11 @@ _Part = tuple[list[str], int]
 
 def _local_parts(root: str, folder: str) -> Iterator[_Part]:
     place = storage.join(root, folder) if folder else root
-    above = _above(root, folder) | {os.path.realpath(place)} if folder else frozenset()
+    above = _above(root, folder) | {os.path.realpath(place)}
     with os.scandir(place) as entries:
         for part in _batched(entries, _PART_ROWS):
             inside = [entry for entry in part if os.path.isdir(entry.path)]  # noqa: PTH112
-            names = [entry.name for entry in inside if not above or os.path.realpath(entry.path) not in above]
+            names = [entry.name for entry in inside if os.path.realpath(entry.path) not in above]
             yield names, len(part) - len(inside)
 
 
@@ -151,10 +151,10 @@ def _batched(values: Iterable[Value], count: int) -> Iterator[list[Value]]:
 
 
 def _above(root: str, folder: str) -> frozenset[str]:
-    """Where the folders between the root and one of its folders really are: a link below it that leads to one of them
-    would lead in a circle."""
+    """Where the root, and the folders between it and one of its folders, really are: a link below that leads to one of
+    them would lead in a circle."""
     parts = folder.split("/")
-    return frozenset(os.path.realpath(storage.join(root, *parts[:depth])) for depth in range(1, len(parts)))
+    return frozenset(os.path.realpath(storage.join(root, *parts[:depth])) for depth in range(len(parts)))
 
 
 def _list_folders(batches: Iterator[pa.RecordBatch], *, root: str) -> Iterator[pa.RecordBatch]:

@@ -96,6 +96,13 @@ class Source:
                 self.persisted.unpersist()
 
 
+def column(name: str) -> Column:
+    """A column by its name, whatever characters are in it."""
+    from pyspark.sql import functions as F
+
+    return F.col("`" + name.replace("`", "``") + "`")
+
+
 def class_number(label: Column, classes: tuple[str, ...]) -> Column:
     """The place of a string label among the classes: null for null, and where there are no classes, -1 for one that is
     not there."""
@@ -116,7 +123,7 @@ def label_name(label: Column) -> Column:
 
 
 def distinct_classes(rows: DataFrame, name: Column) -> tuple[str, ...]:
-    """The distinct labels of all rows as classes: by number where all are whole numbers, else alphabetically.
+    """The distinct labels of all rows as classes, in the order of `sorted_classes`.
 
     Parameters
     ----------
@@ -126,7 +133,7 @@ def distinct_classes(rows: DataFrame, name: Column) -> tuple[str, ...]:
 
 
 def sorted_classes(labels: Collection[str]) -> tuple[str, ...]:
-    """Labels as classes: by number where all are whole numbers, else alphabetically."""
+    """Labels as classes: by number where all are whole numbers without a sign, else alphabetically."""
     if all(label.isdecimal() for label in labels):
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
     return tuple(sorted(labels))
@@ -189,8 +196,15 @@ def _has_filesystem(spark: SparkSession, scheme: str) -> bool:
 
 
 def exact_path(spark: SparkSession, path: str) -> str:
-    """The same for one file whose name may have characters that Spark takes for a pattern."""
+    """The same for one file or folder whose name may have characters that Spark takes for a pattern."""
     return re.sub(r"([\[\]{}*?\\])", r"\\\1", spark_path(spark, path))
+
+
+def name_or_pattern(spark: SparkSession, path: str) -> str:
+    """As `exact_path` where something local has just this name; elsewhere it may be a pattern, and is for Spark to
+    find, whose credentials may be others than ours."""
+    is_name = not path.startswith("dbfs:") and storage.is_local(path) and storage.exists(path)
+    return exact_path(spark, path) if is_name else spark_path(spark, path)
 
 
 def to_batch(columns: Mapping[str, Sequence[Any] | pa.Array]) -> pa.RecordBatch:

@@ -6,6 +6,7 @@ Without an id column an image's id is a hash of label and content, so rows that 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,12 @@ from pipeline.ingest.sources.source import (
     Source,
     SourceError,
     class_number,
+    column,
     distinct_classes,
     fingerprint,
     is_without_delta,
     label_name,
+    name_or_pattern,
     rows_by_split,
     spark_path,
     split_column,
@@ -48,13 +51,13 @@ def open_table(
 
     table = _table(spark, settings)
     form = _check_columns(table, settings, labelled=labelled)
-    image = F.col(f"`{settings.image_column}`")
-    label = F.col(f"`{settings.label_column}`") if labelled else F.lit(None).cast("string")
+    image = column(settings.image_column)
+    label = column(settings.label_column) if labelled else F.lit(None).cast("string")
     name, content = label_name(label), _content(image, form)
     too_large = F.coalesce(F.octet_length(content[-1]) > settings.max_image_bytes, F.lit(False))
-    row_id = F.col(f"`{settings.id_column}`").cast("long") if settings.id_column else F.xxhash64(name, *content)
+    row_id = column(settings.id_column).cast("long") if settings.id_column else F.xxhash64(name, *content)
     has_splits = settings.split_column is not None
-    split = split_column(F.col(f"`{settings.split_column}`")) if has_splits else F.lit(None).cast("string")
+    split = split_column(column(settings.split_column)) if settings.split_column else F.lit(None).cast("string")
     files, times = _files(table)
     # Where files say when images changed, their names and sizes stand for the images, which are not read twice.
     totals = _totals(table, settings, [name] if files else [name, *content])
@@ -109,7 +112,8 @@ def _table(spark: SparkSession, settings: SourceSettings) -> DataFrame:
         if settings.kind == "table":
             table = spark.table(path)
         else:
-            table = spark.read.format(settings.kind).load(spark_path(spark, path))
+            where = name_or_pattern(spark, path) if settings.kind == "parquet" else spark_path(spark, path)
+            table = spark.read.format(settings.kind).load(where)
         table.schema  # noqa: B018 - over Connect only this asks the server
     except spark_failures() as error:
         reason = first_line(error)
@@ -154,11 +158,11 @@ def _totals(table: DataFrame, settings: SourceSettings, columns: list[Column]) -
     """Rows, and what stands for the columns, ids and splits in the fingerprint."""
     from pyspark.sql import functions as F
 
-    more = [F.col(f"`{name}`") for name in (settings.id_column, settings.split_column) if name]
+    more = [column(name) for name in (settings.id_column, settings.split_column) if name]
     value = F.xxhash64(*columns, *more)
     wanted = [F.count("*"), F.sum(value.cast("decimal(38,0)")), F.bit_xor(value)]
     if settings.id_column:
-        wanted.append(F.countDistinct(f"`{settings.id_column}`"))
+        wanted.append(F.countDistinct(column(settings.id_column)))
     row = table.agg(*wanted).first()
     assert row is not None
     if not row[0]:
@@ -172,12 +176,21 @@ def _totals(table: DataFrame, settings: SourceSettings, columns: list[Column]) -
 
 
 def _label_number(table: DataFrame, settings: SourceSettings, label: Column, classes: tuple[str, ...]) -> Column:
+    """The place of each label among the classes. A whole number beside given names is such a place itself, unless the
+    names are whole numbers, too: then it is one of them."""
     from pyspark.sql import functions as F
 
-    if table.schema[settings.label_column].dataType.simpleString() != "string" and settings.classes:
-        # Whole numbers beside given names are places among them.
+    if table.schema[settings.label_column].dataType.simpleString() == "string" or not settings.classes:
+        return class_number(label_name(label), classes)
+    if not all(re.fullmatch(r"-?\d+", name) for name in classes):
         return F.when((label >= 0) & (label < len(classes)), label.cast("int")).when(label.isNotNull(), F.lit(-1))
-    return class_number(label_name(label), classes)
+    numbers = tuple(str(int(name)) for name in classes)
+    if len(set(numbers)) < len(numbers):
+        raise SourceError(
+            f"dataset.source.classes {', '.join(classes)} has one number twice, and column "
+            f"{settings.label_column!r} of {settings.path} has numbers: write each once"
+        )
+    return class_number(label.cast("string"), numbers)
 
 
 def _rows(table: DataFrame, settings: SourceSettings, split: Column, rows: int) -> dict[str, int]:
