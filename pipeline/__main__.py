@@ -255,15 +255,19 @@ def _say(text: str) -> None:
     console.print(mask(text), soft_wrap=True)
 
 
-def _is_no_interrupt(record: logging.LogRecord) -> bool:
-    """Whether a record is of anything but Ctrl-C.
+def _is_told_once(record: logging.LogRecord) -> bool:
+    """Whether a record is of anything but Ctrl-C, and a connection to Java that broke: the error is raised too.
 
-    py4j logs that with a traceback, and another one where pyspark's handler of it calls py4j within the call that it
-    interrupts.
+    py4j logs both with a traceback, and another one where pyspark's handler of Ctrl-C calls py4j within the call that
+    it interrupts.
     """
     error = record.exc_info[1] if record.exc_info else None
     while error is not None:
         if isinstance(error, KeyboardInterrupt) or "reentrant call" in str(error):
+            return False
+        if type(error).__name__ == "Py4JNetworkError" or (
+            record.name.startswith("py4j") and isinstance(error, OSError)
+        ):
             return False
         error = error.__cause__ or error.__context__
     return True
@@ -296,7 +300,7 @@ def main(run: Callable[[], None] = app) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     mask_logs()
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_is_no_interrupt)
+        handler.addFilter(_is_told_once)
     try:
         with _ended_by_sigterm():
             run()

@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 MINIMUM = 17
+# How long `java -version` may take, on a machine that is busy.
+_ANSWER_SECONDS = 60.0
 ADVICE = (
     "install it (Debian, Ubuntu: `apt-get install openjdk-17-jre-headless`; Fedora: `dnf install java-17-openjdk`; "
     "macOS: `brew install openjdk@17`) or point JAVA_HOME at it"
@@ -34,14 +36,22 @@ def require_java() -> str:
     Raises
     ------
     JavaError
-        There is none, or it is older than 17.
+        There is none, it is older than 17, or it does not run.
     """
     home = os.environ.get("JAVA_HOME")
     java = shutil.which("java", path=f"{home}/bin" if home else None)
     if java is None:
         where = f"JAVA_HOME={home} has no bin/java" if home else "there is no `java` on the PATH"
         raise JavaError(f"Spark needs Java {MINIMUM} or newer, but {where}: {ADVICE}")
-    report = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=False)
+    try:
+        report = subprocess.run(
+            [java, "-version"], capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        why = f"does not say within {_ANSWER_SECONDS:g} s which version it is"
+        raise JavaError(f"Spark needs Java {MINIMUM} or newer, but {java} {why}: {ADVICE}") from None
+    except OSError as error:
+        raise JavaError(f"Spark needs Java {MINIMUM} or newer, but {java} does not run ({error}): {ADVICE}") from None
     found = re.search(r'version "(?:1\.)?(\d+)', report.stderr + report.stdout)
     if found is None or int(found[1]) < MINIMUM:
         version = f"version {found[1]}" if found else "of an unknown version"

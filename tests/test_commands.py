@@ -16,6 +16,7 @@ from small_data import CLASSES, make_images, write_idx, write_idx_folder
 
 from pipeline import __main__ as commands
 from pipeline.config import load_settings
+from pipeline.java import JavaError, require_java
 
 pytestmark = pytest.mark.long
 
@@ -259,12 +260,48 @@ main(lambda: spark.range(3).collect())
 """
 
 
+KILLED_AT_WORK = """
+import time
+from pipeline.__main__ import main
+from pipeline.cluster import get_session
+from pipeline.cluster.progress import spark_tasks
+from pipeline.config.cluster import SparkSettings
+
+def run():
+    spark = get_session(SparkSettings(master="local[1]"), "sparknorm tests")
+    with spark_tasks(spark, "work"):
+        spark.range(3).count()
+        spark.sparkContext._gateway.proc.kill()
+        time.sleep(2)
+        spark.range(3).collect()
+
+main(run)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.spark
-def test_java_that_is_killed(tmp_path):
-    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, timeout=120, cwd=tmp_path,
+@pytest.mark.parametrize("script", [KILLED, KILLED_AT_WORK], ids=["before", "at work"])
+def test_java_that_is_killed(tmp_path, script):
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path,
                           env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=False)  # fmt: skip
     assert_one_error(done.returncode, done.stdout, done.stderr, ["the driver's Java process has ended (exit code -9)"])
+
+
+def test_java_that_does_not_answer(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    java = tmp_path / "bin" / "java"
+    java.write_text("#!/bin/sh\nexec sleep 60\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    monkeypatch.setattr("pipeline.java._ANSWER_SECONDS", 0.5)
+    with pytest.raises(JavaError, match=f"or newer, but {java} does not say within 0.5 s which version it is: install"):
+        require_java()
+    java.write_text("no program")
+    with pytest.raises(
+        JavaError, match=rf"or newer, but {java} does not run \(\[Errno 8\] Exec format error.*: install"
+    ):
+        require_java()
 
 
 def test_debug_shows_where_an_error_came_from(tmp_path):

@@ -157,10 +157,11 @@ class _Gathering:
     def _introduce(self, connection: socket.socket, line: bytes) -> None:
         try:
             message = json.loads(line)
-            token, rank, text = message["token"], int(message["rank"]), str(message["text"])
-        except (ValueError, TypeError, KeyError):
-            token, rank, text = "", 0, ""
-        if token != self._token or not 0 < rank < len(self._hosts):
+            is_ours = message["token"] == self._token
+            rank, text = (int(message["rank"]), str(message["text"])) if is_ours else (0, "")
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # a stranger writes what it likes
+            rank, text = 0, ""
+        if not 0 < rank < len(self._hosts):
             self._drop(connection)
         else:
             self._ranks[connection], self._texts[rank] = rank, text

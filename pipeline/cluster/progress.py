@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.connect import is_connect
+from pipeline.cluster.errors import spark_failures
 from pipeline.console import console, progress_bar
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ def _follow_context(spark: SparkSession, show: Callable[[int, int], None]) -> It
     stop = threading.Event()
 
     def poll() -> None:
+        with suppress(OSError, *spark_failures()):  # whoever waits for the tasks gets the error too
+            follow()
+
+    def follow() -> None:
         while not stop.wait(0.3):
             stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
             done = sum(stage.numCompletedTasks for stage in stages if stage)

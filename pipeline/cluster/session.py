@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pipeline.cluster.connect import connect_session, with_files
 from pipeline.cluster.errors import spark_failures, spark_reason
@@ -27,6 +29,14 @@ _START = "Spark does not start with spark.master {} and spark.conf as they are"
 # Lines that Java writes beside the one that says why it ends.
 _NO_REASON = ("Error: Could not create the Java", "Error: A fatal exception", "Error occurred during init", "Picked up",
               "NOTE: Picked up", "WARNING: ")  # fmt: skip
+# What decides how Java itself starts: once it runs, another value has no effect.
+_OF_JAVA = ("spark.driver.memory", "spark.driver.extraJavaOptions", "spark.driver.extraClassPath",
+            "spark.driver.extraLibraryPath", "spark.jars.packages")  # fmt: skip
+# The properties that the Java of this process was given here when it was started. It is the same one for every later
+# session of this process, which would have them too.
+_given_to_java: dict[str, str] = {}
+# Where the Java of this process binds: the variable is read by Java alone, and kept from what this process starts.
+_LOCAL_IP = "SPARK_LOCAL_IP"
 
 
 class SessionError(RuntimeError):
@@ -86,9 +96,8 @@ def _classic_session(settings: SparkSettings, app_name: str, trains: bool) -> Sp
 
     require_java()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    if settings.master.startswith("local"):
-        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    properties = {**_defaults(settings.master, trains), **settings.conf}
+    _leave_earlier_session(settings)
+    properties = {**_defaults(settings.master, trains), **_driver_host(settings), **settings.conf}
     builder = SparkSession.builder.appName(app_name).master(settings.master)
     for key, value in properties.items():
         builder = builder.config(key, value)
@@ -114,16 +123,100 @@ def _start_context(conf: SparkConf) -> None:
 
     if SparkContext._gateway is not None:
         return
-    on_command_line = SparkConf().setAll([(key, value) for key, value in conf.getAll() if not is_secret(key)])
+    shown = {key: value for key, value in conf.getAll() if not is_secret(key)}
     try:
-        with without_incubator_warning(mask) as errors:
+        with without_incubator_warning(mask) as errors, _local_address(conf.get("spark.master") or ""):
             # Java writes its own first errors to standard output, which is for a command's result alone.
-            gateway = launch_gateway(on_command_line, popen_kwargs={"stdout": errors, "stderr": errors})
+            options = {"stdout": errors, "stderr": errors}
+            gateway = launch_gateway(SparkConf().setAll(list(shown.items())), popen_kwargs=options)
     except PySparkRuntimeError as error:
         lines = errors.held_lines()
         log.debug("Java wrote: %s", "\n".join(lines))
         raise SessionError(f"{_START.format(mask(conf.get('spark.master') or ''))}: {_java_reason(lines)}") from error
+    _given_to_java.update(shown)
     SparkContext(conf=conf, gateway=gateway)
+
+
+@contextmanager
+def _local_address(master: str) -> Iterator[None]:
+    """Have a Java that is started in the block bind to this machine alone, where the master is a local one."""
+    if not master.startswith("local") or _LOCAL_IP in os.environ:
+        yield
+        return
+    os.environ[_LOCAL_IP] = "127.0.0.1"
+    try:
+        yield
+    finally:
+        del os.environ[_LOCAL_IP]
+
+
+def _leave_earlier_session(settings: SparkSettings) -> None:
+    """Have a Java that was started here for an earlier session forget the properties of that.
+
+    Raises
+    ------
+    SessionError
+        It cannot do what these settings ask for.
+    """
+    from pyspark import SparkContext
+
+    if SparkContext._jvm is None or SparkContext._active_spark_context is not None:
+        return
+    for key in _OF_JAVA:
+        if key in settings.conf and _given_to_java and settings.conf[key] != _given_to_java.get(key):
+            raise SessionError(
+                f"{key} decides how Java starts, and this process has started it for an earlier session without that "
+                "value: restart Python"
+            )
+    java: Any = SparkContext._jvm
+    for key in _given_to_java:
+        java.java.lang.System.clearProperty(key)
+    with suppress(*spark_failures()):  # those of spark-defaults.conf that the earlier session had other values of
+        java.org.apache.spark.util.Utils.loadDefaultSparkProperties(java.org.apache.spark.SparkConf(False), None)
+
+
+def _driver_host(settings: SparkSettings) -> dict[str, str]:
+    """The property with the address of this machine that a cluster reaches, where Java would give out the loopback
+    address: it was started here for a local master, and its environment stays as it was.
+
+    Raises
+    ------
+    SessionError
+        The master's address does not tell which one it is.
+    """
+    from pyspark import SparkContext
+
+    java: Any = SparkContext._jvm
+    is_bound = java is not None and _LOCAL_IP not in os.environ and java.java.lang.System.getenv(_LOCAL_IP) is not None
+    if not is_bound or settings.master.startswith("local") or "spark.driver.host" in settings.conf:
+        return {}
+    try:
+        return {"spark.driver.host": _address_towards(settings.master)}
+    except (OSError, ValueError) as error:
+        raise SessionError(
+            f"{mask(settings.master)} cannot follow a local master in one process, since Java would give executors the "
+            "loopback address of the driver: restart Python, or set spark.conf.spark.driver.host"
+        ) from error
+
+
+def _address_towards(master: str) -> str:
+    """The address of this machine from which a standalone master (``spark://HOST:PORT``) is reached.
+
+    Raises
+    ------
+    ValueError
+        It is the address of no such master.
+    OSError
+        Its host is not known, or there is no way to it.
+    """
+    if not master.startswith("spark://"):
+        raise ValueError(f"{mask(master)} names no host")
+    first = urlsplit(master.partition(",")[0])
+    for family, kind, _, _, address in socket.getaddrinfo(first.hostname, first.port, type=socket.SOCK_DGRAM):
+        with socket.socket(family, kind) as probe:  # nothing is sent: the system chooses an address
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    raise OSError(f"{first.hostname} has no address")
 
 
 def _java_reason(lines: Sequence[str]) -> str:

@@ -227,7 +227,8 @@ class Watch:
         # Those that wait for others are further on than the one they wait for.
         least = min(rank.progress for rank in running)
         culprit = max((rank for rank in running if rank.progress == least), key=lambda rank: rank.stuck_seconds)
-        return f"{self._describe(culprit)}\n{self._stack(culprit.beat.rank)}"
+        told, stack = self._describe(culprit), self._stack(culprit.beat.rank)
+        return f"{told}\n{stack}" if stack is not None else None
 
     def _describe(self, culprit: _RankView) -> str:
         beat, limit = culprit.beat, self._workers.stall_seconds
@@ -271,10 +272,11 @@ class Watch:
         """Whether any rank of the newest attempt is running."""
         return any(not rank.beat.ended and not self._is_silent(rank) for rank in self._ranks.values())
 
-    def _stack(self, rank: int) -> str:
-        """What faulthandler wrote on that worker; it may take a moment to arrive."""
-        deadline = time.monotonic() + STACK_SECONDS
-        while True:
+    def _stack(self, rank: int) -> str | None:
+        """What faulthandler wrote on that worker; it may take a moment to arrive. None where another gang has begun
+        meanwhile: the stall is over."""
+        deadline, attempt = time.monotonic() + STACK_SECONDS, self._attempt
+        while self._attempt == attempt:
             with storage.retry_for(0):
                 try:
                     text = storage.read_bytes(heartbeat.stack_path(self.folder, rank)).decode(errors="replace")
@@ -285,6 +287,7 @@ class Watch:
             time.sleep(0.2)
             with suppress(OSError, ValueError):  # that a rank hangs is the error to show
                 self.read_heartbeats(now=True)
+        return None
 
 
 def _main_thread_first(text: str) -> str:

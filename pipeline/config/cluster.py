@@ -9,6 +9,10 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.frozen import FrozenModel
 
+# The longest wait that a setting may ask for, a week: sockets count milliseconds with 32 bits, and to many calls
+# infinity is an error.
+LONGEST_WAIT_SECONDS = 604_800
+
 
 class WorkerSettings(FrozenModel):
     """The workers of a training are the tasks of one barrier stage."""
@@ -29,17 +33,25 @@ class WorkerSettings(FrozenModel):
     min_count: int | None = Field(
         None, ge=1, description="go on with fewer workers, down to this many, when executors are gone; null: fail"
     )
-    collective_timeout_seconds: float = Field(300, gt=0, description="seconds that a rank waits at most for the others")
+    collective_timeout_seconds: float = Field(
+        300, gt=0, le=LONGEST_WAIT_SECONDS, description="seconds that a rank waits at most for the others"
+    )
     stall_seconds: float = Field(
-        180, gt=0, description="a worker that makes no progress for this many seconds fails the job, with its stack"
+        180,
+        gt=0,
+        le=LONGEST_WAIT_SECONDS,
+        description="a worker that makes no progress for this many seconds fails the job, with its stack",
     )
     heartbeat_seconds: float = Field(
         1,
         gt=0,
+        le=3600,
         description="seconds between two signs of life of a worker; on remote storage they grow to stall_seconds / 18, "
         "10 at most",
     )
-    slots_wait_seconds: float = Field(60, ge=0, description="seconds to wait for executors to register")
+    slots_wait_seconds: float = Field(
+        60, ge=0, le=LONGEST_WAIT_SECONDS, description="seconds to wait for executors to register"
+    )
     port: int = Field(0, ge=0, le=65535, description="port of the rendezvous on rank 0's host; 0: any free one")
 
     @model_validator(mode="after")

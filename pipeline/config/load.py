@@ -68,9 +68,13 @@ def _load(path: str | Path, overrides: list[str] | tuple[str, ...]) -> Settings:
 def _read_at_url(url: str) -> dotted.Tree:
     import fsspec
 
+    if "::" in url:
+        raise SettingsError(
+            f"{mask(url)} has :: in it, which fsspec takes for a chain of filesystems: use another name"
+        )
     try:
-        with fsspec.open(url, "rb") as file:
-            content: bytes = file.read()
+        fs, inner = fsspec.core.url_to_fs(url)  # not `fsspec.open`, to which * and [ are wildcards
+        content: bytes = fs.cat_file(inner)
     except FileNotFoundError:
         raise SettingsError(f"{mask(url)}: no such settings file") from None
     except Exception as error:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from pipeline.config.cluster import LONGEST_WAIT_SECONDS
 from pipeline.config.frozen import FrozenModel
 
 # MLflow stores 256 letters, and the page of a registration is a file of this name and a few letters more.
@@ -88,7 +89,10 @@ class RegistrySettings(FrozenModel):
     )
 
     wait_seconds: float = Field(
-        600, ge=0, description="seconds to wait for other calls of `register` that are at the same registered model"
+        600,
+        ge=0,
+        le=LONGEST_WAIT_SECONDS,
+        description="seconds to wait for other calls of `register` that are at the same registered model",
     )
 
     @field_validator("model")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import weights_text
+from pipeline.config.cluster import LONGEST_WAIT_SECONDS
 from pipeline.config.frozen import FrozenModel
 
 LogModels = Literal["none", "final", "evaluated"]
@@ -155,7 +156,10 @@ class TrackingSettings(FrozenModel):
     )
     system_metrics: bool = Field(True, description="let MLflow sample CPU, memory and disk of the driver")
     outage_seconds: float = Field(
-        120, ge=0, description="seconds to wait at the start or end of a run for a tracking server that is down"
+        120,
+        ge=0,
+        le=LONGEST_WAIT_SECONDS,
+        description="seconds to wait at the start or end of a run for a tracking server that is down",
     )
 
 

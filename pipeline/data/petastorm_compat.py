@@ -32,6 +32,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.storage.address import check_written
+
 _LOCK = threading.Lock()
 _NAMESPACES_GIVEN = "sparknorm_compat"  # an attribute of the petastorm package: a reloaded one is made ready anew
 _WORKER = (
@@ -67,8 +69,8 @@ def make_batch_reader(
     ImportError
         Petastorm 0.12 is not installed.
     ValueError
-        No URL, URLs of several filesystems, a Hive-partitioned folder, or an argument that needs what is not
-        supported: ``filters`` (of partitions) and ``rowgroup_selector`` (a pickled index).
+        No URL, one with ``::``, URLs of several filesystems, a Hive-partitioned folder, or an argument that needs what
+        is not supported: ``filters`` (of partitions) and ``rowgroup_selector`` (a pickled index).
     FileNotFoundError
         The folder holds no Parquet file, or the first file is missing.
     """
@@ -219,6 +221,8 @@ def _resolve(
     if not names:
         raise ValueError("make_batch_reader needs at least one URL")
     if filesystem is None:
+        for name in names:
+            check_written(name)
         opened = [fsspec.core.url_to_fs(name, **(storage_options or {})) for name in names]
         filesystem = opened[0][0]
         others = [name for name, (other, _) in zip(names, opened, strict=True) if other != filesystem]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -191,9 +192,10 @@ class _Examination:
             )  # fmt: skip
         except BaseException:
             time.sleep(_LAST_SECONDS)
+            with suppress(Exception), storage.retry_for(_LAST_SECONDS):  # the error of the workers is the one to show
+                storage.remove(folder)
             raise
-        finally:
-            storage.remove(folder)
+        storage.remove(folder)
         hosts = sorted({report.host for report in self.reports})
         return f"{size} on {', '.join(hosts)}, Python {self.reports[0].python}, equal packages"
 

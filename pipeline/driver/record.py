@@ -33,6 +33,8 @@ from pipeline.report.comparison import TrialResult
 
 # Where a file is replaced by a delete and a rename (HDFS), one that was listed may be missing for a moment.
 _READS, _MISSING_SECONDS = 10, 0.2
+# Of a name in the name of a folder, which may have 255 bytes. Earlier versions took so many letters of any length.
+_NAME_BYTES, _NAME_LETTERS, _LONGEST_NAME = 150, 80, 255
 
 log = logging.getLogger(__name__)
 
@@ -223,6 +225,18 @@ def _file_name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
+def _first_folder(root: str, name: str, key: str) -> str:
+    """The folder of the first record; that of an earlier version, where there is one."""
+    folder, earlier = (storage.join(root, f"{start}-{key}") for start in (first_bytes(name, _NAME_BYTES), name))
+    could_be = folder != earlier and len(_file_name(earlier).encode()) <= _LONGEST_NAME
+    return earlier if could_be and storage.exists(earlier) else folder
+
+
+def first_bytes(text: str, count: int) -> str:
+    """The beginning of a text that has at most so many bytes in UTF-8, whole letters alone."""
+    return text.encode()[:count].decode(errors="ignore")
+
+
 def slug(name: str) -> str:
     """A name of anything as the name of a file: what is neither letter, digit nor one of ``_.=-`` becomes a dash."""
     return re.sub(r"[^\w.=-]+", "-", name).strip("-")
@@ -248,8 +262,7 @@ def finished_record(root: str, name: str, identity: dict[str, Any]) -> Record | 
 
 def _numbered_records(root: str, name: str, identity: dict[str, Any]) -> list[Record]:
     """All finished trainings of one thing and then the one that is not: the first has no number, then -2, -3, ..."""
-    key = digest_of([name, identity]).removeprefix("sha256:")[:12]
-    folder = storage.join(root, f"{slug(name)[:80]}-{key}")
+    folder = _first_folder(root, slug(name)[:_NAME_LETTERS], digest_of([name, identity]).removeprefix("sha256:")[:12])
     records = [Record(folder)]
     while records[-1].finished:
         records.append(Record(f"{folder}-{len(records) + 1}"))

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline import __version__, storage
-from pipeline.config.settings import Settings
+from pipeline.config.settings import Settings, digest_of
 from pipeline.config.study import ExportSettings
-from pipeline.driver.record import slug
+from pipeline.driver.record import first_bytes, slug
 from pipeline.driver.train import training_name
 from pipeline.serving.result import (
     INPUT,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 FILE = "export.json"
 # At most this many images are compared.
 COMPARED_IMAGES = 500
+# Bytes of the name of a folder.
+_LONGEST_NAME = 255
 
 
 def export(settings: Settings) -> ExportResult:
@@ -91,7 +93,10 @@ def export(settings: Settings) -> ExportResult:
 
 def export_folder(settings: Settings) -> str:
     """The folder that `export` writes into: one for each name of a training, below the output folder."""
-    return storage.join(settings.output, "export", slug(training_name(settings)))
+    name = slug(training_name(settings))
+    if len(name.encode()) > _LONGEST_NAME:
+        name = f"{first_bytes(name, _LONGEST_NAME - 13)}-{digest_of(name).removeprefix('sha256:')[:12]}"
+    return storage.join(settings.output, "export", name)
 
 
 def fold_norms(network: nn.Module, settings: ExportSettings) -> Folded:

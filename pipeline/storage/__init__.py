@@ -26,6 +26,7 @@ from pipeline.config.secrets import masked
 from pipeline.storage import local_file
 from pipeline.storage.address import AddressError, absolute, check_creates, filesystem, is_local, join
 from pipeline.storage.file_version import version_of
+from pipeline.storage.literal import move, remove_all
 from pipeline.storage.outage import (
     RETRY_SECONDS,
     UnreachableError,
@@ -196,7 +197,7 @@ def _publish(path: str, data: bytes, *, durable: bool) -> None:
     else:
         temporary_name = join(inner.rpartition("/")[0], f".{inner.rpartition('/')[2]}.{uuid.uuid4().hex[:8]}")
         fs.pipe_file(temporary_name, data)
-        fs.mv(temporary_name, inner)
+        move(fs, temporary_name, inner)
 
 
 def _is_one_of(fs: Any, protocols: set[str]) -> bool:
@@ -266,12 +267,10 @@ def publish_json(path: str, value: BaseModel | Any, *, allow_nan: bool = True) -
 
 
 def remove(path: str) -> None:
-    """Delete a file or a folder; it may already be gone."""
+    """Delete a file or a folder; it may already be gone. ``*``, ``?`` and ``[`` in its name are letters as others."""
     fs, inner = filesystem(path)
-    try:
-        retry(lambda: fs.rm(inner, recursive=True), "removed", path)
-    except FileNotFoundError:
-        return
+    with suppress(FileNotFoundError):
+        retry(lambda: remove_all(fs, inner), "removed", path)
 
 
 def remove_file(path: str) -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import inspect
 import re
+import socket
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.storage.outage import UnreachableError
+
 # A scheme, and one slash where a URL has two: Spark and Databricks read dbfs:/mnt/x so, and fsspec takes it for a local
 # folder of that name.
 _ONE_SLASH = re.compile(r"(?!file:)([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
+# To fsspec `::` joins filesystems, and of a path `a::b` it opens `a`. A URL that is read through a cache is the one
+# chain that stands for the path in it.
+_CACHE = re.compile(r"^(simplecache|filecache|blockcache)::(?=[A-Za-z][A-Za-z0-9+.-]*://)")
+# Drivers that connect when they are made (FTP, GitHub) say by these that nobody answers now.
+_NOBODY_ANSWERS = (ConnectionError, TimeoutError, socket.gaierror)
 
 
 class AddressError(ValueError):
@@ -24,18 +32,43 @@ def filesystem(path: str) -> tuple[Any, str]:
     Raises
     ------
     AddressError
-        It is written as Spark writes it, its driver is not installed, or needs more than a URL says.
+        It is written as Spark writes it, has ``::`` in it, its protocol is not known, or its driver is not installed or
+        needs more than a URL says.
+    UnreachableError
+        Its driver connects at once, and nobody answers.
     """
-    if one_slash := _ONE_SLASH.match(str(path)):
-        scheme, rest = one_slash[1], str(path)[one_slash.end() :]
-        right = f"/dbfs/{rest}, its mount" if scheme == "dbfs" else f"{scheme}://{rest}"
-        raise AddressError(f"{path} is neither a path nor a URL: write {right}")
+    check_written(str(path))
     try:
         fs, inner = fsspec.core.url_to_fs(str(path))
-    except (TypeError, ImportError) as error:  # a driver that is made with less than it needs, or is not installed
+    except _NOBODY_ANSWERS as error:
+        raise UnreachableError(f"{path} cannot be reached from {socket.gethostname()}: {_first_line(error)}") from error
+    except (TypeError, ImportError, ValueError, OSError) as error:  # what drivers raise that cannot be made
         hint = "; on Databricks write /dbfs/..., or /Volumes/..." if str(path).startswith("dbfs:") else ""
-        raise AddressError(f"{path} cannot be opened: {error}{hint}") from error
+        raise AddressError(f"{path} cannot be opened: {_first_line(error)}{hint}") from error
     return fs, inner
+
+
+def check_written(path: str) -> None:
+    """Check that fsspec takes a path or URL for what it says.
+
+    Raises
+    ------
+    AddressError
+        It would open another one.
+    """
+    if one_slash := _ONE_SLASH.match(path):
+        scheme, rest = one_slash[1], path[one_slash.end() :]
+        right = f"/dbfs/{rest}, its mount" if scheme == "dbfs" else f"{scheme}://{rest}"
+        raise AddressError(f"{path} is neither a path nor a URL: write {right}")
+    if "::" in _CACHE.sub("", path, count=1):
+        raise AddressError(
+            f"{path} has :: in it, which fsspec takes for a chain of filesystems, and it would open another folder: "
+            "give the folder or the host a name without ::"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def join(root: str, *parts: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,9 @@ from pathlib import Path
 
 # What disks that are mounted from elsewhere (FUSE) say where a folder is synced.
 _FOLDERS_CANNOT_BE_SYNCED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+# A file under a passing name that has not grown for so long has been left by a process that was killed: no clocks are
+# that far apart, and no write to a disk stands still for so long and goes on.
+_ABANDONED_SECONDS = 3600.0
 
 
 def create(target: Path, data: bytes) -> bool:
@@ -63,6 +68,19 @@ def under_passing_name(target: Path, data: bytes, *, durable: bool) -> Iterator[
             _sync_folder(folder)
             if folder == there_before:
                 break
+
+
+def remove_abandoned(folder: Path, name: re.Pattern[str]) -> None:
+    """Delete what processes that were killed have left in a folder of files that they wrote under passing names.
+
+    Parameters
+    ----------
+    name : what the files were to be called; others stay
+    """
+    for path in folder.glob(".*"):
+        begun = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}", path.name)
+        if begun and name.fullmatch(begun[1]) and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+            path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,10 +14,12 @@ from pipeline.storage import local_file
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_RIGHT = (errno.EROFS, errno.EACCES, errno.EPERM)
+# Filesystems of fsspec that are made for reading.
+_READ_ONLY = ("data", "gist", "git", "github", "http", "https", "libarchive", "reference", "tar", "zip")
 
 
 class NotWritableError(ValueError):
-    """A local folder that a setting names cannot be written; the message says why, and what would be right."""
+    """A folder that a setting names cannot be written; the message says why, and what would be right."""
 
 
 def prepare_output(output: str, *stale: str) -> None:
@@ -36,7 +38,8 @@ def prepare_output(output: str, *stale: str) -> None:
 
 def check_writable(setting: str, folder: str) -> None:
     """Check that this process can make files in a local folder, or in the nearest one above it that is there. Nothing
-    is left behind. A folder elsewhere is not asked: that would be requests, and their errors name it.
+    is left behind. A folder elsewhere is not asked: that would be requests, and their errors name it. But what a web
+    server or an archive has, fsspec can only read.
 
     Parameters
     ----------
@@ -48,6 +51,10 @@ def check_writable(setting: str, folder: str) -> None:
         It cannot.
     """
     if not storage.is_local(folder):
+        if (scheme := folder.partition(":")[0]) in _READ_ONLY:
+            raise NotWritableError(
+                f"{setting} {folder} cannot be written: {scheme} is for reading only; choose another {setting}"
+            )
         return
     path = Path(storage.absolute(folder))
     try:

@@ -82,14 +82,14 @@ def listening(host: str, bind_address: str, hear: Callable[[str], None]) -> Iter
     Parameters
     ----------
     host : name or address by which executors know the driver
-    bind_address : at which it listens, at any free port
+    bind_address : at which it listens, at any free port; an IPv6 address may be in brackets, as Spark writes it
     hear : called with each beat, from several threads; a ValueError says that it is none
 
     Returns
     -------
     What ranks need to know; None where the driver cannot listen there.
     """
-    token = uuid.uuid4().hex
+    host, bind_address, token = host.strip("[]"), bind_address.strip("[]"), uuid.uuid4().hex
     try:
         server = _Server(bind_address, token, hear)
     except OSError as error:

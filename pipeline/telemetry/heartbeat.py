@@ -248,7 +248,8 @@ class Heartbeat:
     def _try_to_beat(self) -> None:
         """One beat, if it is due. That it is missed is no reason to end a training: the next one is soon."""
         try:
-            self._watch_position()
+            with contextlib.suppress(Exception):  # a rank without stacks is better than one that is taken for dead
+                self._watch_position()
             if time.monotonic() < self._due_at and not self._has_new_stack():
                 return
             with storage.retry_for(0):
@@ -263,8 +264,7 @@ class Heartbeat:
 
     def _watch_position(self) -> None:
         """Have the stacks dumped where the rank does not leave the position that it is in now."""
-        since = self._status.position.since
-        if since != self._armed_at:
+        if (since := self._status.position.since) != self._armed_at:
             self._stack.seek(0)
             self._stack.truncate()  # of an earlier stall, which is over
             faulthandler.dump_traceback_later(self._stall_seconds, file=self._stack)

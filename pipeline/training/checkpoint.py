@@ -13,6 +13,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +23,13 @@ from pipeline import storage
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.identity import NEUTRAL
 from pipeline.config.training import OtherVersions
+from pipeline.storage import local_file
 from pipeline.training.job import Identity
 from pipeline.training.versions import check_versions, current_versions
 
 log = logging.getLogger(__name__)
 
+_FILE = re.compile(r"step-\d{8,}\.(pt|json)", re.ASCII)
 
 # Nested dicts and lists of numbers, strings and tensors: what ``torch.load(weights_only=True)`` reads back.
 State = dict[str, Any]
@@ -127,7 +130,8 @@ def load_newest(
     ----------
     identity : see `save`
     device : that its tensors come to
-    repair : delete what is damaged or unfinished
+    repair : delete what is damaged or unfinished; of files that a process was writing when it was killed those that
+        have not changed for an hour: an earlier rank may not have noticed yet that it was replaced
     other_versions : the setting of this name: what happens where other versions of the packages have made it
     warn : is called with each warning
 
@@ -142,6 +146,8 @@ def load_newest(
     """
     names = storage.names(folder)
     sealed = _steps(names, "json")
+    if repair:
+        _remove_abandoned(folder)
     for step in set(_steps(names, "pt")).difference(sealed) if repair else ():
         _remove(folder, step)
     for step in reversed(sealed):
@@ -155,6 +161,14 @@ def load_newest(
         check_versions(f"checkpoint {_path(folder, step)}", seal.versions, other_versions, warn)
         return _unpack(folder, seal, data, identity, device)
     return None
+
+
+def _remove_abandoned(folder: str) -> None:
+    if storage.is_local(folder):  # an object store has none, and elsewhere nobody tells how old they are
+        try:
+            local_file.remove_abandoned(Path(storage.absolute(folder)), _FILE)
+        except OSError as error:
+            log.warning("unfinished files in %s could not be deleted: %s", folder, error)
 
 
 def load_step(folder: str, step: int, *, identity: Identity, device: torch.device) -> State:

@@ -88,7 +88,9 @@ def test_a_text_may_be_long(gang, threads):
 @pytest.mark.parametrize(
     "line",
     [b"GET / HTTP/1.1\r\n\r\n", b'{"token": "x", "rank": 1, "text": ""}\n', b"[]\n", b"", b"\xff\n",
-     b'{"token": "token-0", "rank": 3, "text": ""}\n', b'{"token": "token-0", "rank": 0, "text": "me"}\n'],
+     b'{"token": "token-0", "rank": 3, "text": ""}\n', b'{"token": "token-0", "rank": 0, "text": "me"}\n',
+     b'{"token": "x", "rank": 1e999, "text": ""}\n', b'{"token": "token-0", "rank": 1e999, "text": ""}\n',
+     100_000 * b"[" + b"\n"],
 )  # fmt: skip
 def test_a_stranger_changes_nothing(gang, threads, line):
     first = threads.submit(gang.first)

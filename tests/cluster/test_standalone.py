@@ -77,6 +77,27 @@ spark.stop()
 """
 
 
+AFTER_LOCAL = """
+import os, sys
+from pipeline.cluster import get_session
+from pipeline.config.cluster import SparkSettings
+
+del os.environ["SPARK_LOCAL_IP"]
+small = {"spark.executor.memory": "512m", "spark.cores.max": "2", "spark.ui.enabled": "false"}
+get_session(SparkSettings(master="local[1]"), "local", trains=True).stop()
+spark = get_session(SparkSettings(master=sys.argv[1], conf=small), "cluster", trains=True)
+assert spark.sparkContext.getConf().get("spark.driver.bindAddress") is None
+assert spark.sparkContext.getConf().get("spark.python.daemon.module") is None
+print(spark.sparkContext.getConf().get("spark.driver.host"), spark.range(0, 10, 1, 4).selectExpr("sum(id)").first()[0])
+spark.stop()
+"""
+
+
+def test_a_cluster_can_follow_a_local_session(cluster):
+    """In one process, as in a notebook: executors on other hosts reach the driver."""
+    assert run_driver(AFTER_LOCAL, cluster.master) == f"{cluster.master.split('/')[2].split(':')[0]} 45\n"
+
+
 @pytest.fixture(scope="module")
 def seen(cluster):
     """What one driver saw that ran ETL and training stages in turns."""

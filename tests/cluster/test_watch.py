@@ -74,6 +74,22 @@ def test_a_limit_that_the_user_has_not_set_is_not_called_a_setting(tmp_path, mon
         assert " s (workers.stall_seconds is 1)\n" in blamed(set_by_user)
 
 
+@pytest.mark.parametrize("arrives", [False, True])
+def test_a_stall_is_over_when_another_gang_begins_while_its_stack_is_awaited(remote, monkeypatch, arrives):
+    watch, attempt = Watch(remote, WORKERS), heartbeat.next_attempt(remote)
+    for rank in range(2):
+        publish_beat(remote, attempt, rank, 1, for_seconds=9.0)
+    watch.read_heartbeats(now=True)
+    sleep = time.sleep
+
+    def begin_another(seconds):
+        sleep(seconds)
+        publish_beat(remote, heartbeat.next_attempt(remote), 1, 0, stack="of another" if arrives else "")
+
+    monkeypatch.setattr("pipeline.cluster.watch.time.sleep", begin_another)
+    assert watch.stall() is None
+
+
 def publish_beat(folder, attempt, rank, step, **fields):
     beat = {"rank": rank, "world_size": 8, "host": "there", "pid": 1, "device": "cpu", "attempt": attempt.id,
             "phase": "forward", "epoch": 0, "step": step, "waits": False, "for_seconds": 0.0, "time": float(step),

@@ -72,6 +72,10 @@ def test_a_file_at_a_url_such_as_a_search_leaves_it(tmp_path):
     fsspec.filesystem("memory").pipe(url, text.encode())
     (tmp_path / "best.yaml").write_text(text)
     assert load_settings(url, ["train.seed=7"]) == load_settings(tmp_path / "best.yaml", ["train.seed=7"])
+    with pytest.raises(SettingsError, match=r"^memory://settings/b\[e\]st\.yaml: no such settings file$"):
+        load_settings("memory://settings/b[e]st.yaml")
+    with pytest.raises(SettingsError, match=r"^memory://settings/a::best\.yaml has :: in it"):
+        load_settings("memory://settings/a::best.yaml")
     with pytest.raises(SettingsError, match=r"^memory://settings/none\.yaml: no such settings file$"):
         load_settings("memory://settings/none.yaml")
     with pytest.raises(SettingsError, match=r"^nowhere://a/best\.yaml cannot be read: Protocol not known: nowhere$"):

@@ -16,6 +16,7 @@ from small_training import make_job
 from pipeline import __main__ as commands
 from pipeline import storage
 from pipeline.cluster import rendezvous, resources
+from pipeline.cluster.errors import LaunchError
 from pipeline.distributed.worker import alone
 from pipeline.driver import doctor
 from pipeline.driver.doctor import LITTLE_BYTES, CheckFailedError, DoubtfulError, check_disk, check_jpeg
@@ -128,6 +129,23 @@ def test_workers_that_cannot_join_are_named_with_the_cause(spark, settings, monk
         detail(result, "workers"),
     )
     assert sorted(path.name for path in Path(settings.output).glob("doctor*")) == ["doctor.json"]
+
+
+def test_storage_that_fails_afterwards_does_not_hide_what_workers_say(spark, settings, monkeypatch):
+    remove = storage.remove
+
+    def fail(*_, **__):
+        raise LaunchError("the workers' own reason")
+
+    def fail_for_the_probe(path):
+        if "/doctor-" in path:
+            raise storage.UnreachableError(f"{path} cannot be removed")
+        remove(path)
+
+    monkeypatch.setattr(doctor_module, "_LAST_SECONDS", 0.0)
+    monkeypatch.setattr(doctor_module.barrier, "run", fail)
+    monkeypatch.setattr(storage, "remove", fail_for_the_probe)
+    assert "the workers' own reason" in detail(doctor(spark, settings), "workers")
 
 
 def hang_on_the_second(worker, task):

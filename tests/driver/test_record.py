@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -138,3 +139,31 @@ def test_a_driver_of_an_earlier_version_on_another_host_has_its_time(tmp_path):
 def test_names_become_names_of_files():
     assert slug("small batch seed=0") == "small-batch-seed=0"
     assert slug(" a/b: c_1.5 ") == "a-b-c_1.5"
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "字", "𠀀"])
+@pytest.mark.parametrize("letters", [20, 60, 80, 300])
+def test_a_name_of_wide_letters_is_no_longer_than_disks_allow(tmp_path, letter, letters):
+    names = [letter * letters + end for end in ("", "b")]
+    for name in names:
+        begun = unfinished_record(str(tmp_path), name, {"seed": 0})
+        begun.claim(name)
+        begun.update(result="done")
+        assert finished_record(str(tmp_path), name, {"seed": 0}).folder == begun.folder
+    folders = [path.name for path in tmp_path.iterdir()]
+    assert len(folders) == 2
+    assert all(re.fullmatch(f"({letter})+b?-[0-9a-f]{{12}}", folder) for folder in folders)
+    assert all(len(folder.encode()) <= 163 for folder in folders)
+
+
+def test_the_record_of_a_long_name_that_an_earlier_version_began_is_found(tmp_path):
+    name = 70 * "字"
+    new = Path(unfinished_record(str(tmp_path), name, {}).folder)
+    earlier = tmp_path / f"{name}{new.name[-13:]}"
+    Record(str(earlier)).claim(name)
+    assert unfinished_record(str(tmp_path), name, {}).folder == str(earlier)
+
+
+def test_names_that_fit_keep_the_folders_of_earlier_versions(tmp_path):
+    found = [unfinished_record(str(tmp_path), name, {"seed": 0}).folder for name in ("small batch seed=0", 90 * "x")]
+    assert found == [f"{tmp_path}/small-batch-seed=0-fb23f5907a40", f"{tmp_path}/{80 * 'x'}-0a1c0c7c6ef9"]

@@ -8,7 +8,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import pipeline.__main__ as commands
 from pipeline import storage
+from pipeline.data import petastorm_compat
+from pipeline.ingest.sources.read_ahead import read_ahead
 from pipeline.ingest.sources.source import spark_path
+from pipeline.storage.writable import prepare_output
 
 QUICKSTART = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
 
@@ -40,6 +43,9 @@ def test_local_paths(path):
     [
         ("dbfs://mnt/x", "'instance' and 'token'; on Databricks write /dbfs/..., or /Volumes/..."),
         ("hf://datasets/x", "Install huggingface_hub to access HfFileSystem"),
+        ("ftpx://host/x", "Protocol not known: ftpx"),
+        ("tar://x", ""),
+        ("hdfs://host/x", ""),
     ],
 )
 def test_drivers_that_cannot_be_made_are_one_line(path, says, capsys):
@@ -48,6 +54,47 @@ def test_drivers_that_cannot_be_made_are_one_line(path, says, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {path} cannot be opened: ")
     assert line.endswith(says)
+
+
+def test_a_driver_that_meets_nobody_is_an_outage_and_named():
+    with pytest.raises(storage.UnreachableError, match=r"^ftp://127.0.0.1:1/x cannot be reached from .* refused$"):
+        storage.exists("ftp://127.0.0.1:1/x")
+
+
+@pytest.mark.parametrize("call", [
+    lambda path: prepare_output(path, "train.json"),
+    lambda path: storage.publish(f"{path}/f", b"new"),
+    lambda path: storage.create(f"{path}/f", b"new"),
+    storage.remove, storage.remove_file, storage.names, storage.exists, storage.absolute, storage.open_file,
+])  # fmt: skip
+def test_a_path_with_two_colons_touches_no_other_folder(tmp_path, call):
+    """fsspec takes `a::b` for a chain, and opens `a`."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "one.png").write_bytes(b"precious")
+    with pytest.raises(storage.AddressError, match=f"^{photos}::v2(/f)? has :: in it.*give the folder"):
+        call(f"{photos}::v2")
+    assert (photos / "one.png").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("path", ["a::b", "s3://b/a::b", "zip://x::file:///y", "simplecache::a", "ftp://[::1]/x",
+                                  "simplecache::s3://b/x::y", "simplecache::simplecache::s3://b/x"])  # fmt: skip
+def test_chains_are_refused(path):
+    with pytest.raises(storage.AddressError, match="has :: in it"):
+        storage.filesystem(path)
+    with pytest.raises(storage.AddressError, match="has :: in it"):
+        petastorm_compat._resolve([path], storage_options=None, filesystem=None, row_groups=None)
+
+
+def test_a_url_that_is_read_through_a_cache_is_no_other(tmp_path):
+    (tmp_path / "file").write_bytes(b"1")
+    assert storage.read_bytes(f"simplecache::file://{tmp_path}/file") == b"1"
+
+
+def test_a_picture_with_two_colons_in_its_name_is_set_aside(remote):
+    items = [{"path": name, "size": 1, "problem": None} for name in ("a::b.png", "c.png")]
+    storage.publish(f"{remote}/c.png", b"c")
+    assert [found[1:] for found in read_ahead(items, remote)] == [(None, True), (b"c", False)]
 
 
 class OldStore(MemoryFileSystem):

@@ -55,6 +55,14 @@ def test_storage_elsewhere_is_not_asked(remote):
     assert not storage.exists(f"{remote}/runs")
 
 
+def test_what_can_only_be_read_is_refused_at_once():
+    with pytest.raises(NotWritableError) as refused:
+        prepare_output("http://127.0.0.1:1/runs", "train.json")
+    assert str(refused.value) == (
+        "output http://127.0.0.1:1/runs cannot be written: http is for reading only; choose another output"
+    )
+
+
 @pytest.mark.parametrize("below", ["", "/runs", "/runs/deep"])
 def test_a_file_in_the_way_is_named(file, below):
     with pytest.raises(NotWritableError) as refused:

@@ -177,3 +177,21 @@ def test_a_driver_that_cannot_listen_has_its_ranks_use_storage():
     with listening("192.0.2.1", "192.0.2.1", print) as driver:  # no address of this machine
         assert driver is None
     assert not DriverLink(None).tell("{}")
+
+
+def test_an_ipv6_address_may_be_in_brackets():
+    """As Spark gives it out."""
+    heard = []
+    with listening("[::1]", "[::1]", heard.append) as driver:
+        if driver is None and not _has_ipv6():
+            pytest.skip("this machine has no IPv6")
+        assert driver.host == "::1"
+        assert DriverLink(driver).tell("beat")
+    assert heard == ["beat"]
+
+
+def _has_ipv6():
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False

@@ -87,3 +87,10 @@ def test_the_stack_of_a_rank_that_hangs_is_published_before_the_next_beat_is_due
     stacks = [(at, beat) for at, beat in published if beat.stack]
     assert "time.sleep" in stacks[0][1].stack or "beat_for" in stacks[0][1].stack
     assert stacks[0][0] - published[0][0] < 1.5  # of 0, 0.05, 0.15, 0.35, 0.75, 1.55 s the last would be later
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), 1e30])
+def test_a_rank_whose_stacks_cannot_be_dumped_lives(tmp_path, published, seconds):
+    """faulthandler refuses such a time before each beat."""
+    beat_for(str(tmp_path), 0.5, stall_seconds=seconds)
+    assert len(published) > 3

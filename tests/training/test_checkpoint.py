@@ -1,6 +1,8 @@
 import json
 import logging
 import math
+import os
+import time
 
 import pytest
 import torch
@@ -30,6 +32,22 @@ def test_the_newest_comes_back_and_the_old_go(tmp_path):
     assert load(tmp_path)["progress"] == {"step": 100, "curve": [{"a": None}]}
     assert torch.equal(load(tmp_path)["model"]["w"], torch.full((3,), 100.0))
     assert sorted(p.name for p in tmp_path.glob("*.pt")) == [f"step-{step:08d}.pt" for step in (10, 15, 100)]
+
+
+def test_what_a_killed_process_was_writing_goes_when_nobody_can_be_at_it(tmp_path):
+    save(tmp_path, 5)
+    old = [".step-00000010.pt.0123abcd", ".step-00000010.json.0123abcd"]
+    new = ".step-00000011.pt.0123abcd"
+    others = [new, ".step-00000010.pt.0123abcg", ".other.pt.0123abcd", "step-00000010.pt.0123abcd"]
+    for name in (*old, *others):
+        (tmp_path / name).write_bytes(b"half of it")
+    for name in (*old, *others[1:]):
+        os.utime(tmp_path / name, times=(time.time() - 4000,) * 2)
+    before = {path.name for path in tmp_path.iterdir()}
+    load(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before
+    checkpoint.load_newest(str(tmp_path), identity=MINE, device=CPU, repair=True)
+    assert {path.name for path in tmp_path.iterdir()} == before - set(old)
 
 
 DAMAGES = ("cut", "altered", "no seal", "broken seal", "gone")

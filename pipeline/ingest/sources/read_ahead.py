@@ -65,6 +65,8 @@ def _read_some(items: list[Item], root: str, *, is_local: bool) -> list[bytes | 
             contents.append(_read_file(path, is_local=is_local) if item["problem"] is None else None)
         except OSError as error:
             contents.append(error)
+        except storage.AddressError as error:  # a name with :: on remote storage
+            contents.append(OSError(str(error)))
     return contents
 
 
