@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from models.saved_state import copies, load_saved
 from pipeline.config.dataset import ReaderSettings
 from pipeline.data.reader import Batch
 from pipeline.distributed.worker import Worker
@@ -96,7 +97,8 @@ def _joined(outputs: Iterator[tuple[torch.Tensor, torch.Tensor]], rows: int) -> 
 class EvaluatedNetwork(NamedTuple):
     """What an evaluation in the middle or at the end of a training has found.
 
-    state : the tensors, by name, in which the network that was evaluated differs from the one in training
+    state : the tensors, by each of their names, in which the network that was evaluated differs from the one in
+        training
     predictions : of each image, on rank 0 where they were asked for; else None
     selection : scores on ``train.select_on``, where that chooses the network that the training ends with
     """
@@ -155,16 +157,14 @@ class Evaluator:
                 norm_statistics.of_all_ranks(worker, model, self._train.global_batch // worker.world_size)
             evaluation = self.measure(collector)
             selection = self._select(self._selection) if self._selection else None
-            evaluated_state = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            if average:
-                evaluated_state |= {name: weight.detach().clone() for name, weight in model.named_parameters()}
+            evaluated_state = copies(model, weights=average is not None)
         predictions = collector.gather(worker, self._split.ids()) if collector is not None else None
         return EvaluatedNetwork(evaluation, evaluated_state, predictions, selection)
 
     def run_selected(self, selected: SelectedNetwork) -> EvaluatedNetwork:
         """Evaluate a network that was kept, and leave it in the place of the one in training. Every rank calls it."""
         worker, model = self._worker, self._state.model
-        model.load_state_dict(selected.tensors)
+        load_saved(model, selected.tensors)
         collector = PredictionCollector(worker.device)
         evaluation = self.measure(collector)
         return EvaluatedNetwork(evaluation, dict(selected.tensors), collector.gather(worker, self._split.ids()))
