@@ -1,4 +1,4 @@
-"""What a checkpoint holds is the network that was evaluated, whatever its author keeps in buffers and calls its parts."""
+"""A checkpoint holds the network that was evaluated, whatever its author keeps in buffers and calls its parts."""
 
 from dataclasses import replace
 
@@ -74,7 +74,7 @@ def test_odd_networks_go_on_with_the_same_bits_and_are_loaded(small, tmp_path, k
 @pytest.mark.parametrize("change", [{"weight_ema": 0.8}, {"evaluation_statistics": "precise"}])
 def test_of_a_tensor_with_two_names_both_are_what_was_evaluated(small, tmp_path, change):
     job = make_job(small, tmp_path / "job", "two_names", **change)
-    result = fit(alone("cpu"), job)
+    result = fit_until(alone("cpu"), job, 99)  # which waits for each checkpoint
     tensors = saved(job)["model"]
     assert loss_of(job, loaded(job, tensors)) == pytest.approx(result.final_loss, rel=1e-6)
     between = saved(job, 3)["model"]  # within an epoch, where nothing was evaluated
@@ -105,7 +105,8 @@ def test_vgg_is_loaded_where_its_images_are_small(tmp_path):
     """Of images that it does not reduce to 7 x 7, its pool keeps matrices in buffers that are not saved."""
     dataset = write_easy_splits(str(tmp_path / "data"), shape=(3, 32, 32), rows=32)
     job = make_job(dataset, tmp_path / "job", "")
-    job = replace(job, model=ModelSettings(network="vgg11", width=1))
+    train = job.train.model_copy(update={"epochs": 1})
+    job = replace(job, model=ModelSettings(network="vgg11", width=1), train=train, checkpoint=CheckpointSettings())
     result = fit(alone("cpu"), job)
     assert fit(alone("cpu"), job).curve == result.curve
     assert not [name for name in saved(job)["model"] if name.endswith(("rows", "columns"))]
