@@ -104,8 +104,7 @@ def check_network(settings: Settings, manifest: Manifest) -> int:
     if is_import_path(settings.model.network):
         from pipeline.training.own_network import check_own_network
 
-        again = settings.train.gradient_checkpointing
-        count = check_own_network(settings.model, manifest, recomputes=again).parameters
+        count = check_own_network(settings.model, manifest, settings.train, settings.workers).parameters
     else:
         from models.recompute import recompute_in_backward
 
@@ -126,7 +125,7 @@ def network_notes(settings: Settings, manifest: Manifest) -> list[str]:
         return notes
     from pipeline.training.own_network import check_own_network
 
-    return [*check_own_network(settings.model, manifest).notes, *notes]
+    return [*check_own_network(settings.model, manifest, settings.train, settings.workers).notes, *notes]
 
 
 def check_slots(spark: SparkSession, settings: Settings) -> int:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from models import build_model
+from models.layout import lay_out
+from models.norms.kept import check_synchronized
 from models.recompute import recompute_in_backward
 from pipeline.config.model import ModelSettings
 from pipeline.config.training import TrainSettings
@@ -93,7 +95,9 @@ def make_ready(
     network.to(worker.device)
     if hook:
         hook("network_built", model=network)
-    network.to(memory_format=memory_format(train))  # type: ignore[call-overload]
+    lay_out(network, memory_format(train))
+    if worker.world_size > 1 and worker.device.type == "cpu":
+        check_synchronized(network)
     if model.norm_statistics == "lane" and lanes % parts:
         raise ValueError(f"train.accumulate {parts} does not divide a worker's {lanes} lanes")
     norm_statistics.connect(network, worker, lanes=lanes // parts)
