@@ -221,10 +221,33 @@ class TrainSettings(OptimizerSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainSettings:
+        is_ignored = self.schedule == "one_cycle" or self.first_cycle_epochs is not None
+        if is_ignored or AUTO in (self.epochs, self.warmup_epochs):
+            return self
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} is more than epochs {self.epochs}: learning_rate would never be "
+                "reached; use fewer, such as auto"
+            )
+        return self
+
     @property
     def world_sizes(self) -> tuple[int, ...]:
         """The numbers of workers that can train with these lanes are the divisors of ``lanes``, ascending."""
         return divisors(self.lanes)
+
+    def allows(self, count: int, norm_statistics: str) -> bool:
+        """Return whether so many workers can train with these lanes, in the parts that ``accumulate`` asks for.
+
+        Parameters
+        ----------
+        norm_statistics : the setting of the model
+        """
+        if count not in self.world_sizes:
+            return False
+        return norm_statistics != "lane" or self.lanes // count % self.accumulate == 0
 
     @property
     def global_batch(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import elastic, resources
@@ -130,7 +131,8 @@ def network_notes(settings: Settings, manifest: Manifest) -> list[str]:
 
 def check_slots(spark: SparkSession, settings: Settings) -> int:
     """Wait for the slots that the workers need, and return the number of workers that fit."""
-    return elastic.world_size(spark, settings.workers, settings.train.world_sizes.__contains__)
+    sizes = partial(settings.train.allows, norm_statistics=settings.model.norm_statistics)
+    return elastic.world_size(spark, settings.workers, sizes)
 
 
 def check_java(spark: SparkSession, settings: Settings) -> list[str]:

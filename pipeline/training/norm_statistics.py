@@ -18,12 +18,17 @@ from models.hooks import before_forward
 from models.modes import evaluating
 from models.norms.base import RunningNorm
 from models.norms.batch import BatchNorm
+from models.norms.batch_renorm import BatchRenorm
+from models.norms.power import PowerNorm
 from pipeline.distributed.worker import Worker
 
 
-def connect(model: nn.Module, worker: Worker, *, lanes: int) -> None:
-    """Tell batch norm by lane the number of lanes in each batch of this rank, and batch norm by world how to sum."""
+def connect(model: nn.Module, worker: Worker, *, lanes: int, parts: int = 1) -> None:
+    """Tell batch norm by lane the number of lanes in each batch of this rank, batch norm by world how to sum, and norms
+    with a warm-up in how many parts, which are forward passes, each step computes its batch."""
     for module in model.modules():
+        if isinstance(module, (BatchRenorm, PowerNorm)):
+            module.passes_per_step = parts
         if isinstance(module, BatchNorm):
             module.lanes = lanes
             module.sum_over_ranks = worker.all_reduce_sum if worker.world_size > 1 else None

@@ -26,3 +26,12 @@ def test_a_batch_that_cannot_be_cut_into_lanes_is_refused_with_one_that_can():
         TrainSettings(rank_batch_size=30).for_workers(2)
     with pytest.raises(ValueError, match="batch_size 250 is not a multiple of lanes 16: use 256"):
         TrainSettings(batch_size=250)
+
+
+def test_a_warm_up_that_never_ends_is_refused_where_there_is_one():
+    with pytest.raises(ValueError, match="warmup_epochs 5 is more than epochs 1: learning_rate would never be reached"):
+        TrainSettings(epochs=1, warmup_epochs=5)
+    assert TrainSettings(epochs=1, warmup_epochs=1).warmup_epochs == 1
+    assert TrainSettings(epochs="auto", warmup_epochs=5).warmup_epochs == 5
+    assert TrainSettings(epochs=1, warmup_epochs=5, schedule="one_cycle").warmup_epochs == 5
+    assert TrainSettings(epochs=4, warmup_epochs=5, first_cycle_epochs=1).warmup_epochs == 5
