@@ -47,5 +47,7 @@ def head_of(model: nn.Module, inputs: torch.Tensor, num_classes: int) -> str | N
 
 
 def head_parameters(model: nn.Module, head: str) -> frozenset[str]:
-    """Return the names of a head's parameters in a network."""
-    return frozenset(f"{head}.{name}" for name, _ in model.get_submodule(head).named_parameters())
+    """Return the names of a head's parameters as `Module.named_parameters` gives them: one that the head shares with
+    another layer may have its name there."""
+    own = {id(parameter) for parameter in model.get_submodule(head).parameters()}
+    return frozenset(name for name, parameter in model.named_parameters() if id(parameter) in own)
