@@ -25,7 +25,7 @@ from models.networks.vision_transformer import VisionTransformer
 from models.networks.wide_resnet import WideResNet
 from models.norms.kept import join_statistics_of_torch
 from models.norms.registry import NORMS, make_norm
-from models.swap import NOTHING_REPLACED, NothingReplacedWarning, with_norm
+from models.swap import NOTHING_REPLACED, NothingReplacedWarning, check_sizes, with_norm
 from pipeline.config.import_path import KEEP, is_import_path
 from pipeline.config.model import ModelSettings
 
@@ -107,6 +107,13 @@ def build_own(
     """
     path, remarks, image_shape = settings.network, [], settings.input_shape(image_shape)
     network = build_imported(path, settings.options, image_shape=image_shape, num_classes=num_classes, seed=seed)
+    try:
+        check_sizes(network)
+    except ValueError as error:
+        raise NetworkError(path, str(error)) from None
+    if not network.training:
+        network.train()
+        remarks.append("it was built in evaluation mode, and all of it is put into training mode")
     if settings.norm != KEEP:
         try:
             with warnings.catch_warnings():

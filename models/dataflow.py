@@ -14,6 +14,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from models.hooks import before_forward
+
 _FUNCTIONAL_BATCH_NORMS = (F.batch_norm, torch.batch_norm, torch.native_batch_norm)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 Shapes = dict[str, set[tuple[int, ...]]]
@@ -268,11 +270,11 @@ def input_shapes(network: nn.Module, layers: tuple[type[nn.Module], ...], inputs
     shapes: Shapes = defaultdict(set)
 
     def note(name: str):
-        return lambda module, arguments: shapes[name].add(tuple(arguments[0].shape))
+        return lambda _, x: shapes[name].add(tuple(x.shape))
 
     for name, module in twin.named_modules():
         if isinstance(module, layers):
-            module.register_forward_pre_hook(note(name))
+            before_forward(module, note(name))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             twin(inputs)

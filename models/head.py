@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from models.modes import evaluating
+
 _HEADS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -30,17 +32,13 @@ def head_of(model: nn.Module, inputs: torch.Tensor, num_classes: int) -> str | N
     called: list[nn.Module] = []
     layers = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
     hooks = [layer.register_forward_hook(lambda module, *_: called.append(module)) for layer in layers]
-    modes = {module: module.training for module in model.modules()}
     cuda = [inputs.device] if inputs.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=cuda), torch.no_grad():
-            model.eval()
+        with torch.random.fork_rng(devices=cuda), torch.no_grad(), evaluating(model):
             model.forward(inputs)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     head = called[-1] if called else None
     if not isinstance(head, _HEADS):
         return None
@@ -49,5 +47,7 @@ def head_of(model: nn.Module, inputs: torch.Tensor, num_classes: int) -> str | N
 
 
 def head_parameters(model: nn.Module, head: str) -> frozenset[str]:
-    """Return the names of a head's parameters in a network."""
-    return frozenset(f"{head}.{name}" for name, _ in model.get_submodule(head).named_parameters())
+    """Return the names of a head's parameters as `Module.named_parameters` gives them: one that the head shares with
+    another layer may have its name there."""
+    own = {id(parameter) for parameter in model.get_submodule(head).parameters()}
+    return frozenset(name for name, parameter in model.named_parameters() if id(parameter) in own)

@@ -114,7 +114,7 @@ def with_norm(
     ValueError
         No norm has this name, the network does not take the inputs, or it cannot be copied.
     """
-    _check_sizes(network)
+    check_sizes(network)
     norm_types = (*replace, *_NORMS)
     network = _copy(network)
     shapes = {} if inputs is None else input_shapes(network, norm_types, inputs)
@@ -138,8 +138,14 @@ def _copy(network: nn.Module) -> nn.Module:
         raise ValueError(f"the network cannot be copied: {error}") from error
 
 
-def _check_sizes(network: nn.Module) -> None:
-    """Check that no lazy layer waits for its first batch."""
+def check_sizes(network: nn.Module) -> None:
+    """Check that no lazy layer waits for its first batch.
+
+    Raises
+    ------
+    ValueError
+        One does; the message names it.
+    """
     lazy = ((name, one) for name, one in network.named_modules() if isinstance(one, nn.modules.lazy.LazyModuleMixin))
     waiting = [name for name, module in lazy if module.has_uninitialized_params()]  # type: ignore[misc]
     if waiting:

@@ -10,11 +10,10 @@ from torch import nn
 
 from models.build import build_before_swap
 from models.fold import by_reason
+from models.saved_state import Tensors, make_buffers, without_unsaved
 from models.swap import with_norm
 from pipeline.config.import_path import KEEP
 from pipeline.config.model import ModelSettings
-
-Tensors = Mapping[str, torch.Tensor]
 
 _COUNT = "num_batches_tracked"  # torch's batch norm writes it, and nothing needs it
 _WRAPPERS = ("model", "state_dict")  # keys under which checkpoints keep the weights
@@ -83,6 +82,7 @@ def take_weights(
         The weights do not fit; the message names the first parameters that do not, with their shapes.
     """
     network = model[1]
+    make_buffers(network, tensors)
     direct = _match(network, tensors, head)
     if direct.fits:
         _load(network, direct)
@@ -168,7 +168,7 @@ def _listed(texts: list[str], what: str) -> str:
 
 
 def _match(network: nn.Module, tensors: Tensors, head: str | None) -> _Match:
-    own = network.state_dict()
+    own, tensors = network.state_dict(), without_unsaved(network, tensors)
     given = {name: value for name, value in tensors.items() if name in own or not name.endswith(_COUNT)}
     of_head = [name for name in own if head is not None and name.rpartition(".")[0] == head]
     new_head = _new_head(own, given, of_head)

@@ -37,12 +37,15 @@ class BatchRenorm(RunningNorm):
     ----------
     running_mean, running_std : Tensor of shape (C,) and dtype float32
     steps : Tensor of shape () and dtype int64
-        The training steps that were taken.
+        The forward passes in training that were made.
+    passes_per_step : int
+        How many of them are one training step.
     """
 
     running_mean: torch.Tensor
     running_std: torch.Tensor
     steps: torch.Tensor
+    passes_per_step = 1
 
     def __init__(self, channels: int, *, r_max: float = 3.0, d_max: float = 5.0, warmup_steps: int = 5_000, **options):
         super().__init__(channels, **options)
@@ -53,7 +56,8 @@ class BatchRenorm(RunningNorm):
 
     def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return r_max and d_max at this step, as tensors of shape (): a step does not wait for a GPU."""
-        past = (self.steps - self.warmup_steps).double() / max(1, self.warmup_steps)
+        warmup = self.warmup_steps * self.passes_per_step
+        past = (self.steps - warmup).double() / max(1, warmup)
         return 1 + (self.r_max - 1) * (past / 7).clamp(0, 1), self.d_max * (past / 4).clamp(0, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

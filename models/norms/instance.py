@@ -14,7 +14,7 @@ class InstanceNorm(NormLayer):
     and biased variance over the positions of that channel (Ulyanov et al. 2016, equation 2).
 
     Statistics are those of one sample alone, so the layer does the same in training and evaluation, for any batch size.
-    Input and output have shape (N, C, ...), any float dtype, and in training more than one position.
+    Input and output have shape (N, C, ...), any float dtype, and more than one position.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -45,14 +45,31 @@ def join_statistics_of_torch(network: nn.Module) -> list[str]:
     Returns
     -------
     list of str
-        The names of other layers that keep running statistics: each rank has its own of these.
+        The names of other layers that keep running statistics, of which each rank has its own; not of
+        `torch.nn.SyncBatchNorm`, which gives all ranks the same.
     """
     others = []
     for name, module in network.named_modules():
-        if isinstance(module, MeanVarianceNorm) or getattr(module, "running_mean", None) is None:
+        if isinstance(module, (MeanVarianceNorm, nn.SyncBatchNorm)) or getattr(module, "running_mean", None) is None:
             continue
         if type(module) in _KEPT:
             module.__class__ = _KEPT[type(module)]
         else:
             others.append(name)
     return others
+
+
+def check_synchronized(network: nn.Module) -> None:
+    """Check that a network can be trained by several ranks on CPUs.
+
+    Raises
+    ------
+    ValueError
+        It has a `torch.nn.SyncBatchNorm`, which takes its statistics over ranks on GPUs alone.
+    """
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    if names:
+        raise ValueError(
+            f"{names[0]} is a torch.nn.SyncBatchNorm, which several workers can use on GPUs alone: set model.norm to "
+            "batch and model.norm_statistics to world, which does the same on CPUs, too"
+        )

@@ -36,12 +36,15 @@ class PowerNorm(RunningNorm):
     ----------
     running_square, running_nu : Tensor of shape (C,) and dtype float32
     steps : Tensor of shape () and dtype int64
-        The training steps that were taken.
+        The forward passes in training that were made.
+    passes_per_step : int
+        How many of them are one training step.
     """
 
     running_square: torch.Tensor
     running_nu: torch.Tensor
     steps: torch.Tensor
+    passes_per_step = 1
 
     def __init__(self, channels: int, *, warmup_steps: int = 4_000, **options):
         super().__init__(channels, **options)
@@ -53,8 +56,9 @@ class PowerNorm(RunningNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return self._scale_and_shift((x * per_channel((self.running_square + self.eps).rsqrt(), x)).to(x.dtype))
+        in_warmup = self.steps < self.warmup_steps * self.passes_per_step
         x_hat, square = _Normalized.apply(
-            x, self.running_square.clone(), self.running_nu, self.steps < self.warmup_steps, self.momentum, self.eps
+            x, self.running_square.clone(), self.running_nu, in_warmup, self.momentum, self.eps
         )
         with torch.no_grad():
             self.running_square.lerp_(square, self.momentum)

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config.frozen import FrozenModel
+from pipeline.config.frozen import FiniteModel
 
 
-class AugmentSettings(FrozenModel):
+class AugmentSettings(FiniteModel):
     """Training images are changed at random, on the device, in the same way for any number of workers."""
 
     crop_scale: float | None = Field(
@@ -63,12 +63,12 @@ class AugmentSettings(FrozenModel):
         """Whether images are mixed with others, so that labels are shares of classes."""
         return bool((self.mixup or self.cutmix) and self.mix_probability)
 
-    def check(self, *, channels: int, lane_rows: int, reader: str) -> None:
+    def check(self, *, image_shape: tuple[int, ...], lane_rows: int, reader: str) -> None:
         """Check that these changes can be made to the images of a training.
 
         Parameters
         ----------
-        channels : of an image
+        image_shape : (C, H, W) of the dataset's images
         lane_rows : rows of each lane in a global batch
         reader : `reader.kind`
 
@@ -77,6 +77,12 @@ class AugmentSettings(FrozenModel):
         ValueError
             They cannot; the message names the setting.
         """
+        channels, shorter = image_shape[0], min(image_shape[1:])
+        if self.shift >= shorter:
+            raise ValueError(
+                f"train.augment.shift {self.shift} can move images of {image_shape[1]} x {image_shape[2]} wholly out "
+                f"of sight: use at most {shorter - 1}, and rather a few pixels"
+            )
         if self.saturation and channels != 3:
             raise ValueError(
                 f"train.augment.saturation {self.saturation:g} is for images in colour, and the dataset's have "

@@ -20,3 +20,9 @@ class FrozenModel(BaseModel):
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         return [(name, masked(value, name or "")) for name, value in super().__repr_args__()]
+
+
+class FiniteModel(FrozenModel):
+    """A `FrozenModel` whose numbers are finite: settings that a network or a training computes with."""
+
+    model_config = ConfigDict(allow_inf_nan=False)

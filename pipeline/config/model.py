@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.frozen import FrozenModel
+from pipeline.config.frozen import FiniteModel
 from pipeline.config.import_path import NetworkName, Options
 
 
-class ModelSettings(FrozenModel):
+class ModelSettings(FiniteModel):
     """The network is built from these settings, its normalization included."""
 
     network: NetworkName = Field("cnn", description="name in `models.NETWORKS`, or package.module:function of your own")

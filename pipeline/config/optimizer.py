@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.frozen import FrozenModel
+from pipeline.config.frozen import FiniteModel
 
 Optimizer = Literal["sgd", "adamw", "lars", "lamb"]
 
 
-class OptimizerSettings(FrozenModel):
+class OptimizerSettings(FiniteModel):
     """Gradients become steps in this way. The settings belong to `TrainSettings`, and are named ``train.optimizer``."""
 
     optimizer: Optimizer = Field(

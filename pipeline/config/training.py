@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PlainSerializer, WrapValidator, field_validator, model_validator
@@ -48,7 +49,8 @@ class DiagnosticsSettings(FrozenModel):
 class TrainSettings(OptimizerSettings):
     """The network is trained in this way."""
 
-    seed: int = Field(0, ge=0, description="seed of the initial weights, the order of rows and augmentation")
+    # Beyond this, torch's generators do not take what the weights' seeds are multiplied by.
+    seed: int = Field(0, ge=0, le=2**46, description="seed of the initial weights, the order of rows and augmentation")
     epochs: OrAuto[Annotated[int, Field(ge=1)]] = Field(
         4, description="passes over the training split; auto: 20, or up to 60 where that takes 1,500 steps"
     )
@@ -146,8 +148,13 @@ class TrainSettings(OptimizerSettings):
         """
         shown, value = value, (weights_text.read(value) or value) if isinstance(value, str) else value
         if isinstance(value, dict) and value:
+            twice = [name for name, count in Counter(map(str, value)).items() if count > 1]
+            if twice:
+                raise ValueError(f"{shown!r} names the class {twice[0]} twice: give it one weight")
             numbers = [
-                weight for weight in value.values() if isinstance(weight, (int, float)) and 0 <= weight < math.inf
+                weight
+                for weight in value.values()
+                if isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 <= weight < math.inf
             ]
             if len(numbers) == len(value) and any(numbers):
                 return {str(name): float(weight) for name, weight in value.items()}
@@ -221,10 +228,33 @@ class TrainSettings(OptimizerSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainSettings:
+        is_ignored = self.schedule == "one_cycle" or self.first_cycle_epochs is not None
+        if is_ignored or AUTO in (self.epochs, self.warmup_epochs):
+            return self
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} is more than epochs {self.epochs}: learning_rate would never be "
+                "reached; use fewer, such as auto"
+            )
+        return self
+
     @property
     def world_sizes(self) -> tuple[int, ...]:
         """The numbers of workers that can train with these lanes are the divisors of ``lanes``, ascending."""
         return divisors(self.lanes)
+
+    def allows(self, count: int, norm_statistics: str) -> bool:
+        """Return whether so many workers can train with these lanes, in the parts that ``accumulate`` asks for.
+
+        Parameters
+        ----------
+        norm_statistics : the setting of the model
+        """
+        if count not in self.world_sizes:
+            return False
+        return norm_statistics != "lane" or self.lanes // count % self.accumulate == 0
 
     @property
     def global_batch(self) -> int:

@@ -39,7 +39,7 @@ def check_data(manifest: Manifest, train: TrainSettings, settings: ReaderSetting
     plan.rank_lanes(0, world_size, train.lanes)
     train = train.for_workers(world_size)
     train.augment.check(
-        channels=manifest.image.shape[0], lane_rows=train.global_batch // train.lanes, reader=settings.kind
+        image_shape=manifest.image.shape, lane_rows=train.global_batch // train.lanes, reader=settings.kind
     )
     selecting = (train.select_on,) if train.final_network != "last" else ()
     for split in ("train", train.evaluate_on, *selecting):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import elastic, resources
@@ -104,8 +105,7 @@ def check_network(settings: Settings, manifest: Manifest) -> int:
     if is_import_path(settings.model.network):
         from pipeline.training.own_network import check_own_network
 
-        again = settings.train.gradient_checkpointing
-        count = check_own_network(settings.model, manifest, recomputes=again).parameters
+        count = check_own_network(settings.model, manifest, settings.train, settings.workers).parameters
     else:
         from models.recompute import recompute_in_backward
 
@@ -126,12 +126,13 @@ def network_notes(settings: Settings, manifest: Manifest) -> list[str]:
         return notes
     from pipeline.training.own_network import check_own_network
 
-    return [*check_own_network(settings.model, manifest).notes, *notes]
+    return [*check_own_network(settings.model, manifest, settings.train, settings.workers).notes, *notes]
 
 
 def check_slots(spark: SparkSession, settings: Settings) -> int:
     """Wait for the slots that the workers need, and return the number of workers that fit."""
-    return elastic.world_size(spark, settings.workers, settings.train.world_sizes.__contains__)
+    sizes = partial(settings.train.allows, norm_statistics=settings.model.norm_statistics)
+    return elastic.world_size(spark, settings.workers, sizes)
 
 
 def check_java(spark: SparkSession, settings: Settings) -> list[str]:

@@ -57,6 +57,7 @@ def _log_final(run: TrackedRun, trial: BegunTrial, manifest: Manifest, step: int
     """The id of the model with the trained network; None where it is one's own, and torch.export cannot follow it."""
     import torch
 
+    from models.saved_state import load_saved
     from pipeline.training import checkpoint
     from pipeline.training.network import network_for
     from pipeline.training.own_network import export_problem
@@ -66,7 +67,7 @@ def _log_final(run: TrackedRun, trial: BegunTrial, manifest: Manifest, step: int
     if state is None:
         raise checkpoint.CheckpointError(f"{checkpoints} has no whole checkpoint after training")
     model = network_for(trial.job.model, manifest)
-    model.load_state_dict(state["model"])
+    load_saved(model, state["model"])
     if is_import_path(trial.job.model.network) and (reason := export_problem(model.eval(), manifest.image.shape)):
         log.warning(
             "%s cannot be logged to MLflow, since torch.export cannot follow it: %s; its checkpoint is in %s",

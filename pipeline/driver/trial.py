@@ -255,7 +255,7 @@ def _launch(
             fit,
             (job,),
             workers=settings.workers,
-            sizes=job.train.world_sizes.__contains__,
+            sizes=partial(job.train.allows, norm_statistics=job.model.norm_statistics),
             saved_step=lambda: checkpoint.newest_step(checkpoints),
             facts=facts,
             check=check_host,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from models.saved_state import load_saved
 from pipeline import storage
 from pipeline.cluster.connect import import_from
 from pipeline.config.settings import Settings
@@ -97,7 +98,7 @@ def load_trained(settings: Settings, manifest: Manifest, trial: BegunTrial, name
     if state is None or state["progress"]["step"] != result.steps:
         raise ExportError(f"{checkpoints} has no whole checkpoint of the last step, {result.steps}: train again")
     network = network_for(trial.job.model, manifest)
-    network.load_state_dict(state["model"])
+    load_saved(network, state["model"])
     path = storage.join(checkpoints, f"step-{result.steps:08d}.pt")
     return Trained(name, network.eval().requires_grad_(False), trial.job, manifest, path, result)
 

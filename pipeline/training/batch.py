@@ -71,7 +71,10 @@ class DeviceBatches:
             return batch._replace(images=images, labels=labels), stream.record_event()
 
     def parts(self, batch: Batch, step: int) -> list[Part]:
-        """A batch on the device, augmented as step number ``step`` does, in ``train.accumulate`` parts of one size."""
+        """A batch on the device, augmented as step number ``step`` does, in ``train.accumulate`` parts.
+
+        They have one size, but where fewer workers than `workers.count` train on: the last may then have fewer rows.
+        """
         device = self.worker.device
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)

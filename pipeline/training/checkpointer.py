@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from models.saved_state import load_saved
 from pipeline import storage
 from pipeline.data import Manifest
 from pipeline.distributed.worker import Worker
@@ -117,7 +118,7 @@ class Checkpointer:
         if step and worker.rank > 0:
             values = checkpoint.load_step(self._folder, step, identity=self._identity, device=_HOST)
         if values is not None:
-            state.model.load_state_dict(values["model"])
+            load_saved(state.model, values["model"])
             if state.average:
                 state.average.load(values["model"])
                 state.model.load_state_dict(values["weights"], strict=False)

@@ -74,7 +74,7 @@ class Diagnostics:
         ----------
         step : counted from 0; the event says ``step + 1``, as the event of kind ``step`` does for the same batch
         learning_rate : of this step
-        parts : this rank's images and labels, in parts of one size, as the step's own forward passes took them
+        parts : this rank's images and labels, in the parts in which the step's own forward passes took them
 
         Returns
         -------
@@ -124,10 +124,11 @@ class Diagnostics:
         the same buffers and random states, so that it is of the same function; ``.grad`` and DDP are not touched."""
         loss = torch.zeros((), dtype=torch.float64, device=self._worker.device)
         gradient = torch.zeros(0, device=self._worker.device)
+        rows = sum(len(labels) for _, labels in parts)
         with untouched(self._model, self._worker.device):
             for images, labels in parts:
                 with torch.set_grad_enabled(with_gradient):
-                    part_loss = self._loss(images, labels, self._model.forward) / len(parts)
+                    part_loss = self._loss(images, labels, self._model.forward) / (rows / len(labels))
                 loss += part_loss.detach()
                 if with_gradient:
                     gradients = torch.autograd.grad(

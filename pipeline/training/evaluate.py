@@ -14,12 +14,15 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from models.modes import evaluating
+from models.saved_state import copies, load_saved
 from pipeline.config.dataset import ReaderSettings
 from pipeline.data.reader import Batch
 from pipeline.distributed.worker import Worker
 from pipeline.training import norm_statistics
 from pipeline.training.batch import DeviceBatches
 from pipeline.training.checkpoint_writer import on_cpu
+from pipeline.training.diagnostics import untouched
 from pipeline.training.evaluation_split import EvaluationSplit
 from pipeline.training.image_scores import PredictionCollector, image_scores
 from pipeline.training.metrics import Evaluation, EvaluationCounts
@@ -49,7 +52,7 @@ def evaluate(
 
     Parameters
     ----------
-    model : the bare model, not its DDP wrapper; left in the mode it was in
+    model : the bare model, not its DDP wrapper; each of its modules is left in the mode it was in
     batches : this rank's share of the split, on its device
     classes : how many the dataset has, as many as the network has logits
     split_rows : rows of the split over all ranks
@@ -61,8 +64,6 @@ def evaluate(
     RuntimeError
         The ranks together did not see ``split_rows`` rows.
     """
-    was_training = model.training
-    model.eval()
     counts = EvaluationCounts(classes, worker.device)
 
     def forward(images: torch.Tensor) -> torch.Tensor:
@@ -71,12 +72,12 @@ def evaluate(
         return logits if logits.dtype == torch.float64 else logits.float()
 
     outputs = ((forward(images), labels) for images, labels, *_ in batches)
-    for logits, labels in _joined(outputs, _SCORED_ON_GPU if worker.device.type == "cuda" else 1):
-        scores = image_scores(logits, labels)
-        counts.update(labels, scores)
-        if collector is not None:
-            collector.add(labels, scores)
-    model.train(was_training)
+    with evaluating(model):
+        for logits, labels in _joined(outputs, _SCORED_ON_GPU if worker.device.type == "cuda" else 1):
+            scores = image_scores(logits, labels)
+            counts.update(labels, scores)
+            if collector is not None:
+                collector.add(labels, scores)
     with worker.status.waiting():
         return counts.sum_over(worker, split_rows)
 
@@ -96,7 +97,8 @@ def _joined(outputs: Iterator[tuple[torch.Tensor, torch.Tensor]], rows: int) -> 
 class EvaluatedNetwork(NamedTuple):
     """What an evaluation in the middle or at the end of a training has found.
 
-    state : the tensors, by name, in which the network that was evaluated differs from the one in training
+    state : the tensors, by each of their names, in which the network that was evaluated differs from the one in
+        training
     predictions : of each image, on rank 0 where they were asked for; else None
     selection : scores on ``train.select_on``, where that chooses the network that the training ends with
     """
@@ -146,7 +148,7 @@ class Evaluator:
         worker, model, average = self._worker, self._state.model, self._state.average
         collector = PredictionCollector(worker.device) if collect else None
         as_averaged = average.in_place_of_weights() if average else contextlib.nullcontext()
-        with norm_statistics.preserve_buffers(model), as_averaged:
+        with untouched(model, worker.device), as_averaged:
             if self.precise:
                 images = self._data.first_images(self._state.progress.step)
                 with torch.autocast(worker.device.type, torch.bfloat16, enabled=self._train.bf16):
@@ -155,16 +157,14 @@ class Evaluator:
                 norm_statistics.of_all_ranks(worker, model, self._train.global_batch // worker.world_size)
             evaluation = self.measure(collector)
             selection = self._select(self._selection) if self._selection else None
-            evaluated_state = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            if average:
-                evaluated_state |= {name: weight.detach().clone() for name, weight in model.named_parameters()}
+            evaluated_state = copies(model, weights=average is not None)
         predictions = collector.gather(worker, self._split.ids()) if collector is not None else None
         return EvaluatedNetwork(evaluation, evaluated_state, predictions, selection)
 
     def run_selected(self, selected: SelectedNetwork) -> EvaluatedNetwork:
         """Evaluate a network that was kept, and leave it in the place of the one in training. Every rank calls it."""
         worker, model = self._worker, self._state.model
-        model.load_state_dict(selected.tensors)
+        load_saved(model, selected.tensors)
         collector = PredictionCollector(worker.device)
         evaluation = self.measure(collector)
         return EvaluatedNetwork(evaluation, dict(selected.tensors), collector.gather(worker, self._split.ids()))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from models.activations import ACTIVATIONS
+from models.hooks import before_forward
 from models.norms.base import RunningNorm
 from models.recompute import is_recomputing
 from pipeline.distributed.worker import Worker
@@ -72,7 +73,7 @@ class ActivationStatistics:
         self._sums, self._unit = {}, {}
         kinds = tuple(ACTIVATIONS.values())
         activations = [(name, module) for name, module in model.named_modules() if type(module) in kinds]
-        hooks = [module.register_forward_pre_hook(self._adding(name or "network")) for name, module in activations]
+        hooks = [before_forward(module, self._adding(name or "network")) for name, module in activations]
         try:
             yield
         finally:
@@ -80,10 +81,10 @@ class ActivationStatistics:
                 hook.remove()
 
     def _adding(self, name: str) -> Callable[[nn.Module, Any], None]:
-        def add(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        def add(module: nn.Module, inputs: torch.Tensor) -> None:
             if is_recomputing():  # these inputs were here already
                 return
-            x = inputs[0].detach()
+            x = inputs.detach()
             x = (x if x.dtype == torch.float64 else x.float()).movedim(2 if x.ndim == 3 else 1, -1).flatten(0, -2)
             # On CPU sums over rows are several times faster than torch.var_mean and torch.any.
             mean = x.mean(0)
@@ -154,7 +155,7 @@ class StatisticsGap:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        hooks = [layer.register_forward_pre_hook(self._adding(name)) for name, layer in self._layers.items()]
+        hooks = [before_forward(layer, self._adding(name)) for name, layer in self._layers.items()]
         try:
             yield
         finally:
@@ -163,8 +164,8 @@ class StatisticsGap:
 
     def _adding(self, name: str) -> Callable[[Any, Any], None]:
         @torch.no_grad()
-        def add(layer: RunningNorm, inputs: tuple[torch.Tensor, ...]) -> None:
-            x, gaps = inputs[0], self._gaps[name]
+        def add(layer: RunningNorm, x: torch.Tensor) -> None:
+            gaps = self._gaps[name]
             if layer.training or len(gaps) == self._batches:
                 return
             mean, square = (value.double().clone() for value in layer.population())  # not the buffers themselves

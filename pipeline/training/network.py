@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from models import build_model
+from models.layout import lay_out
+from models.norms.kept import check_synchronized
 from models.recompute import recompute_in_backward
 from pipeline.config.model import ModelSettings
 from pipeline.config.training import TrainSettings
@@ -86,17 +88,23 @@ def make_ready(
     Raises
     ------
     ValueError
-        The parts that a batch is accumulated in do not divide the rank's lanes, though norm statistics are by lane; the
-        network cannot be compiled here; or it has no blocks to compute again.
+        The parts that a batch is accumulated in do not divide the rank's lanes, though norm statistics are by lane, or
+        are more than its rows; the network cannot be trained by several CPUs, or compiled here; or it has no blocks to
+        compute again.
     """
     parts = train.accumulate
     network.to(worker.device)
     if hook:
         hook("network_built", model=network)
-    network.to(memory_format=memory_format(train))  # type: ignore[call-overload]
+    lay_out(network, memory_format(train))
+    if worker.world_size > 1 and worker.device.type == "cpu":
+        check_synchronized(network)
     if model.norm_statistics == "lane" and lanes % parts:
         raise ValueError(f"train.accumulate {parts} does not divide a worker's {lanes} lanes")
-    norm_statistics.connect(network, worker, lanes=lanes // parts)
+    rows = train.global_batch // worker.world_size
+    if parts > rows:
+        raise ValueError(f"train.accumulate {parts} is more than a worker's {rows} images of a batch: use a divisor")
+    norm_statistics.connect(network, worker, lanes=lanes // parts, parts=parts)
     if train.gradient_checkpointing:
         recompute_in_backward(network[1])
     if train.compile:

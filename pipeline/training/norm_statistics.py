@@ -15,14 +15,21 @@ import torch
 from torch import nn
 
 from models.freeze import Frozen
+from models.hooks import before_forward
+from models.modes import evaluating
 from models.norms.base import RunningNorm
 from models.norms.batch import BatchNorm
+from models.norms.batch_renorm import BatchRenorm
+from models.norms.power import PowerNorm
 from pipeline.distributed.worker import Worker
 
 
-def connect(model: nn.Module, worker: Worker, *, lanes: int) -> None:
-    """Tell batch norm by lane the number of lanes in each batch of this rank, and batch norm by world how to sum."""
+def connect(model: nn.Module, worker: Worker, *, lanes: int, parts: int = 1) -> None:
+    """Tell batch norm by lane the number of lanes in each batch of this rank, batch norm by world how to sum, and norms
+    with a warm-up in how many parts, which are forward passes, each step computes its batch."""
     for module in model.modules():
+        if isinstance(module, (BatchRenorm, PowerNorm)):
+            module.passes_per_step = parts
         if isinstance(module, BatchNorm):
             module.lanes = lanes
             module.sum_over_ranks = worker.all_reduce_sum if worker.world_size > 1 else None
@@ -86,33 +93,30 @@ def precise(worker: Worker, model: nn.Module, batches: Iterable[torch.Tensor]) -
     """Replace running statistics by the mean and variance of a norm's input over all batches and ranks, with frozen
     weights (Wu & Johnson 2021, section 3: "PreciseBN").
 
-    Norm layers normalize each batch as in training; everything else is in evaluation mode. Moments are summed in
-    float64; the variance is the unbiased one over all rows.
+    Norm layers normalize each batch as in training; everything else is in evaluation mode, and so are norm layers that
+    were before: their statistics stay. Moments are summed in float64; the variance is the unbiased one over all rows.
 
     Parameters
     ----------
     batches : this rank's images, as the model takes them; as many on every rank. A model without running statistics
         reads none.
     """
-    norms = layers(model)
+    norms = {name: norm for name, norm in layers(model).items() if norm.training}
     if not norms:
         return
-    modes = {module: module.training for module in model.modules()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     zeros = partial(torch.zeros, dtype=torch.float64, device=worker.device)
     sums = {name: zeros(2 * norm.channels + 1) for name, norm in norms.items()}
-    hooks = [norm.register_forward_pre_hook(_summing(sums, name)) for name, norm in norms.items()]
-    model.eval()
-    for norm in norms.values():
-        norm.train()
+    hooks = [before_forward(norm, _summing(sums, name)) for name, norm in norms.items()]
     try:
-        for images in batches:
-            model.forward(images)  # not the compiled call: it may know other modes and shapes
+        with evaluating(model):
+            for norm in norms.values():
+                norm.train()
+            for images in batches:
+                model.forward(images)  # not the compiled call: it may know other modes and shapes
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
         load(model, buffers)
     flat = worker.all_reduce_sum(torch.cat(list(sums.values())))
     parts = flat.split([len(value) for value in sums.values()])
@@ -123,10 +127,9 @@ def precise(worker: Worker, model: nn.Module, batches: Iterable[torch.Tensor]) -
 
 
 def _summing(sums: dict[str, torch.Tensor], name: str):
-    """A hook that adds the count, sum and sum of squares of a layer's input to ``sums[name]``."""
+    """A function that adds the count, sum and sum of squares of a layer's input to ``sums[name]``."""
 
-    def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        x = inputs[0]
+    def add(_: nn.Module, x: torch.Tensor) -> None:
         variance, mean = torch.var_mean(
             x.float() if x.dtype != torch.float64 else x, [0, *range(2, x.ndim)], correction=0
         )

@@ -13,9 +13,12 @@ from torch import nn
 
 from models.build import build_own
 from models.imported import NetworkError, load, source_digest, source_place
-from models.trial_batch import check_recomputes, check_trains
+from models.norms.kept import check_synchronized
+from models.trial_batch import Bfloat16Error, check_recomputes, check_trains
+from pipeline.config.cluster import WorkerSettings
 from pipeline.config.model import ModelSettings
 from pipeline.config.settings import OF_OUR_NETWORKS
+from pipeline.config.training import TrainSettings
 from pipeline.data.manifest import Manifest
 from pipeline.training.network import network_for
 
@@ -32,15 +35,16 @@ class TriedNetwork(NamedTuple):
 
 
 # What was tried, by settings, source and dataset: a study asks before each of its trials.
-_TRIED: dict[tuple[str, str, str, bool], TriedNetwork] = {}
+_TRIED: dict[tuple[str, ...], TriedNetwork] = {}
 
 
-def check_own_network(model: ModelSettings, manifest: Manifest, *, recomputes: bool = False) -> TriedNetwork:
-    """Build a network of an import path, and try it on one batch.
-
-    Parameters
-    ----------
-    recomputes : whether its blocks are to be computed again (``train.gradient_checkpointing``)
+def check_own_network(
+    model: ModelSettings,
+    manifest: Manifest,
+    train: TrainSettings,
+    workers: WorkerSettings,
+) -> TriedNetwork:
+    """Build a network of an import path, and try it on one batch, as these workers would train it.
 
     Raises
     ------
@@ -48,10 +52,11 @@ def check_own_network(model: ModelSettings, manifest: Manifest, *, recomputes: b
         It cannot be imported, built, given the norm, or trained; the message names ``model.network``.
     """
     load(model.network)
-    key = (model.model_dump_json(), source_digest(model.network), manifest.digest, recomputes)
+    layout = (train.channels_last, train.bf16, train.gradient_checkpointing, workers.device, workers.count > 1)
+    key = (model.model_dump_json(), source_digest(model.network), manifest.digest, *map(str, layout))
     if key not in _TRIED:
-        tried = _try(model, manifest)
-        if recomputes:
+        tried = _try(model, manifest, train, workers)
+        if train.gradient_checkpointing:
             network = network_for(model, manifest)
             shape, classes = manifest.image.shape, len(manifest.classes)
             check_recomputes(model.network, network, image_shape=shape, num_classes=classes)
@@ -59,7 +64,7 @@ def check_own_network(model: ModelSettings, manifest: Manifest, *, recomputes: b
     return _TRIED[key]
 
 
-def _try(model: ModelSettings, manifest: Manifest) -> TriedNetwork:
+def _try(model: ModelSettings, manifest: Manifest, train: TrainSettings, workers: WorkerSettings) -> TriedNetwork:
     shape, classes, path = manifest.image.shape, len(manifest.classes), model.network
     network = network_for(model, manifest)
     again, remarks = build_own(model, image_shape=shape, num_classes=classes)
@@ -69,7 +74,18 @@ def _try(model: ModelSettings, manifest: Manifest) -> TriedNetwork:
         notes.append(
             f"{path} starts from other weights each time, whatever train.seed: arms of a comparison do not start alike"
         )
-    check_trains(path, network, image_shape=shape, num_classes=classes)
+    if workers.device == "cpu" and workers.count > 1:
+        try:
+            check_synchronized(network[1])
+        except ValueError as error:
+            raise NetworkError(path, str(error)) from None
+    layout = {"channels_last": train.channels_last, "bf16": train.bf16}
+    try:
+        check_trains(path, network, image_shape=shape, num_classes=classes, **layout)
+    except Bfloat16Error as error:
+        if workers.device == "cpu":
+            raise
+        notes.append(f"{error}, unless workers have GPUs")
     unread = [name for name in OF_OUR_NETWORKS if getattr(model, name) != ModelSettings.model_fields[name].default]
     if unread:
         notes.append(f"model.{unread[0]} says nothing to {path}, which gets model.options alone")

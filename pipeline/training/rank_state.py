@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from models.saved_state import make_buffers
 from pipeline.distributed.worker import Worker
 from pipeline.training import norm_statistics
 from pipeline.training.checkpoint import State
@@ -44,6 +45,7 @@ def restore(worker: Worker, model: nn.Module, ranks: list[State], *, seed: int, 
     ranks : what `capture` returned, in rank order
     seed, step : of the training, for new random states where the number of ranks changed
     """
+    make_buffers(model, ranks[min(worker.rank, len(ranks) - 1)]["buffers"])
     if len(ranks) != worker.world_size:
         norm_statistics.load(model, joint_buffers(model, [rank["buffers"] for rank in ranks]))
         seed_all(worker, seed, step)

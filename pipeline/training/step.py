@@ -164,12 +164,13 @@ class TrainStep:
         if self._passes:
             return self._recorded(self._passes, parts[0], step)
         losses: list[torch.Tensor] = []
+        rows = sum(len(labels) for _, labels in parts)
         for number, (images, labels) in enumerate(parts):
             last = number + 1 == len(parts)
             with contextlib.nullcontext() if last else self.exchange.local():
                 enter("forward")
                 loss = self._loss(images, labels)
-                loss = loss if len(parts) == 1 else loss / len(parts)
+                loss = loss if len(parts) == 1 else loss / (rows / len(labels))
                 losses.append(loss.detach().double())
                 if last:
                     # The loss travels while the backward pass computes, and with it rank 0's word.

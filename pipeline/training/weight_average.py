@@ -21,6 +21,8 @@ class WeightAverage:
         self._decay = decay
         self._weights = dict(model.named_parameters())
         self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        first = {weight: name for name, weight in self._weights.items()}
+        self._names = {name: first[weight] for name, weight in model.named_parameters(remove_duplicate=False)}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -45,8 +47,8 @@ class WeightAverage:
             self._average[name].copy_(trained)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The average of each parameter, by its name; not copies."""
-        return self._average
+        """The average of each parameter, by each of its names; not copies."""
+        return {name: self._average[first] for name, first in self._names.items()}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, torch.Tensor]) -> None:

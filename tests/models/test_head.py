@@ -49,3 +49,9 @@ def test_a_last_layer_of_another_kind_or_size_is_none():
     assert head_of(linear, torch.zeros(1, 4), 2) is None
     assert head_of(nn.Sequential(linear, nn.PReLU()), torch.zeros(1, 4), 3) is None
     assert head_of(nn.Sequential(nn.Conv2d(1, 3, 1), nn.Flatten()), torch.zeros(1, 1, 1, 1), 3) == "0"
+
+
+def test_a_parameter_that_the_head_shares_is_told_by_its_first_name():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    network[3].weight = network[1].weight
+    assert head_parameters(network, "3") == {"1.weight", "3.bias"}

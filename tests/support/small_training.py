@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def launch(
             fit,
             (replace(job, hook=hook),),
             workers=workers,
-            sizes=job.train.world_sizes.__contains__,
+            sizes=partial(job.train.allows, norm_statistics=job.model.norm_statistics),
             saved_step=lambda: checkpoint.newest_step(f"{job.folder}/checkpoints"),
             facts=facts,
             check=check_host,

@@ -115,4 +115,4 @@ def test_the_names_of_flips():
     with pytest.raises(ValueError, match="flip"):
         AugmentSettings(flip="sometimes")
     with pytest.raises(ValueError, match=r"flip alternating needs reader\.kind arrow"):
-        AugmentSettings(flip="alternating").check(channels=3, lane_rows=2, reader="petastorm")
+        AugmentSettings(flip="alternating").check(image_shape=(3, 28, 28), lane_rows=2, reader="petastorm")

@@ -36,7 +36,7 @@ def test_grey_images_have_brightness_and_contrast():
     changed = colour.jitter(images, AugmentSettings(brightness=0.5, contrast=0.5), ROWS)
     assert not torch.equal(changed, images)
     with pytest.raises(ValueError, match=r"saturation 0\.5 is for images in colour"):
-        AugmentSettings(saturation=0.5).check(channels=1, lane_rows=4, reader="arrow")
+        AugmentSettings(saturation=0.5).check(image_shape=(1, 28, 28), lane_rows=4, reader="arrow")
 
 
 def test_all_three_change_an_image_in_an_order_that_is_drawn():

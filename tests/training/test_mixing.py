@@ -116,5 +116,5 @@ def test_the_loss_of_mixed_labels_is_the_mixed_loss_of_labels(smoothing, weight)
 
 def test_a_lane_of_one_row_has_nothing_to_mix_with():
     with pytest.raises(ValueError, match=r"mixup mixes images of one lane.*use fewer train\.lanes, or a larger batch"):
-        AugmentSettings(mixup=0.2).check(channels=3, lane_rows=1, reader="arrow")
-    AugmentSettings(mixup=0.2, mix_probability=0).check(channels=3, lane_rows=1, reader="arrow")
+        AugmentSettings(mixup=0.2).check(image_shape=(3, 28, 28), lane_rows=1, reader="arrow")
+    AugmentSettings(mixup=0.2, mix_probability=0).check(image_shape=(3, 28, 28), lane_rows=1, reader="arrow")

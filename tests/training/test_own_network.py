@@ -9,6 +9,7 @@ from ranks import fit_until
 from small_training import equal
 
 from pipeline.cluster.rendezvous import check_agreement
+from pipeline.config.cluster import WorkerSettings
 from pipeline.config.model import ModelSettings
 from pipeline.config.training import CheckpointSettings, TrainSettings
 from pipeline.data import load_manifest
@@ -99,14 +100,16 @@ def test_every_rank_compares_its_source_and_its_parameters(dataset, source, tmp_
 
 def test_what_a_person_should_know_is_said_before(dataset, source):
     source.write_text(UNSEEDED)
-    manifest = load_manifest(dataset)
+    manifest, plain = load_manifest(dataset), (TrainSettings(), WorkerSettings())
     model = ModelSettings(network="trained:build", norm="keep")
-    assert check_own_network(model, manifest) == (95, ())
+    assert check_own_network(model, manifest, *plain) == (95, ())
     deeper = model.model_copy(update={"depth": 7})
-    (note,) = check_own_network(deeper, manifest).notes
+    (note,) = check_own_network(deeper, manifest, *plain).notes
     assert note == "model.depth says nothing to trained:build, which gets model.options alone"
     unseeded = model.model_copy(update={"network": "trained:unseeded"})
-    assert "trained:unseeded starts from other weights each time" in check_own_network(unseeded, manifest).notes[0]
+    assert (
+        "trained:unseeded starts from other weights each time" in check_own_network(unseeded, manifest, *plain).notes[0]
+    )
 
 
 def test_facts_of_a_network_of_ours_are_its_identity(dataset, tmp_path):
