@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -30,16 +31,17 @@ def arithmetic(device: torch.device, train: TrainSettings) -> Iterator[None]:
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     os.environ.setdefault(_WORKSPACES, _REPRODUCIBLE)
     before = cudnn.benchmark, cudnn.allow_tf32, products.allow_tf32, torch.are_deterministic_algorithms_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    filling: Any = torch.utils.deterministic
+    fills = filling.fill_uninitialized_memory
     cudnn.benchmark = not train.deterministic  # all batches of a training have one size
     cudnn.allow_tf32 = products.allow_tf32 = train.tf32
     if train.deterministic:
         torch.use_deterministic_algorithms(True)
         # It would fill each tensor that is made, at every step: a help to find who reads what was never written.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        filling.fill_uninitialized_memory = False
     try:
         yield
     finally:
         cudnn.benchmark, cudnn.allow_tf32, products.allow_tf32, deterministic = before
         torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        filling.fill_uninitialized_memory = fills

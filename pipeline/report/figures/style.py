@@ -111,7 +111,7 @@ def _show_dollars(figure: Figure) -> None:
     formulas = {id(text) for axis in powers for text in axis.get_ticklabels(which="both")}
     for text in figure.findobj(Text):
         if id(text) not in formulas:
-            text.set_parse_math(False)  # type: ignore[attr-defined]
+            text.set_parse_math(False)
 
 
 class LineStyle(NamedTuple):
