@@ -124,11 +124,11 @@ class Diagnostics:
         the same buffers and random states, so that it is of the same function; ``.grad`` and DDP are not touched."""
         loss = torch.zeros((), dtype=torch.float64, device=self._worker.device)
         gradient = torch.zeros(0, device=self._worker.device)
-        rows = sum(len(labels) for _, labels in parts)
+        rows = sum(len(images) for images, _ in parts)
         with untouched(self._model, self._worker.device):
             for images, labels in parts:
                 with torch.set_grad_enabled(with_gradient):
-                    part_loss = self._loss(images, labels, self._model.forward) / (rows / len(labels))
+                    part_loss = self._loss(images, labels, self._model.forward) / (rows / len(images))
                 loss += part_loss.detach()
                 if with_gradient:
                     gradients = torch.autograd.grad(
