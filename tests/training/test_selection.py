@@ -42,13 +42,17 @@ def on_validation(job):
 
 @pytest.mark.parametrize(("choice", "score", "best_of"), CHOICES)
 def test_it_ends_with_the_evaluation_that_is_best_on_validation(dataset, tmp_path, choice, score, best_of):
-    last, job = make_job(dataset, tmp_path / "last"), make_job(dataset, tmp_path / "chosen", final_network=choice)
-    expected, result = fit(alone("cpu"), last), fit(alone("cpu"), job)
+    for seed in range(3, 13):  # which evaluation is best hangs on how a machine rounds
+        job = make_job(dataset, tmp_path / f"chosen-{seed}", final_network=choice, seed=seed)
+        result = fit(alone("cpu"), job)
+        scores = {step: scores[score] for step, scores in on_validation(job).items()}
+        best = best_of(scores, key=scores.get)  # of equals the first
+        assert result.selected_step == best or best == result.steps
+        if best < result.steps:
+            break
+    assert result.selected_step == best < result.steps
+    expected = fit(alone("cpu"), make_job(dataset, tmp_path / "last", seed=seed))
     assert result.curve == expected.curve  # to look at another split changes no training
-    scores = {step: scores[score] for step, scores in on_validation(job).items()}
-    best = best_of(scores, key=scores.get)  # of equals the first
-    assert best < result.steps, "nothing to choose: take another seed"
-    assert result.selected_step == best
     point = next(point for point in result.curve if point.step == best)
     assert (result.final_accuracy, result.final_loss) == (point.accuracy, point.loss)
     assert (result.final_balanced_accuracy, result.final_macro_f1) == (point.balanced_accuracy, point.macro_f1)
