@@ -121,7 +121,7 @@ def test_load_model_beside_this_package(registered, expected):
         (pd.DataFrame({"pixels": [turned.tolist()]}), "flat or nested so; these are 12 x 10 x 3"),
         (pd.DataFrame({"image": [turned]}), "flat or nested so; these are 12 x 10 x 3"),
         (pd.DataFrame({"pixels": [expected[0][0].ravel() / 255]}), "these are float64 from 0.02"),
-        (pd.DataFrame({"pixels": [expected[0][0].astype(int) - 1]}), "these are int64 from -1 to"),
+        (pd.DataFrame({"pixels": [expected[0][0].astype(int) - 256]}), "these are int64 from -2"),
         (pd.DataFrame({"image": ["photo.png"]}), "row 0: a text: 'image' is the content of an image file"),
         (pd.DataFrame({"photo": PHOTOS}), "the input has neither a column 'image' .* nor a column 'pixels'"),
     ):
