@@ -73,8 +73,14 @@ class Whitening(nn.Module):
         self.register_buffer("running_mean", torch.zeros(3))
 
 
-@pytest.mark.parametrize("layer", [nn.InstanceNorm2d(3, track_running_stats=True), nn.SyncBatchNorm(3), Whitening()])
+@pytest.mark.parametrize("layer", [nn.InstanceNorm2d(3, track_running_stats=True), Whitening()])
 def test_other_layers_with_running_statistics_are_named(layer):
     model = nn.Sequential(layer, nn.BatchNorm2d(3, track_running_stats=False), nn.InstanceNorm2d(3))
     assert join_statistics_of_torch(model) == ["0"]
     assert type(model[0]) is type(layer)
+
+
+def test_statistics_that_ranks_share_anyway_are_not_named():
+    model = nn.Sequential(nn.SyncBatchNorm(3))
+    assert join_statistics_of_torch(model) == []
+    assert type(model[0]) is nn.SyncBatchNorm
