@@ -274,7 +274,9 @@ def other_process():
 @pytest.mark.parametrize("written", [{}, {"encoding": "png"}, {"compression": "zstd"}], ids=["raw", "png", "zstd"])
 def test_without_verification_damaged_shards_crash_and_hang_nothing(other_process, tmp_path, written):
     write_dataset(str(tmp_path), (48, 40, 44, 48), row_group_rows=10, **written)
-    found = other_process.submit(read_unverified, str(tmp_path), 5).result(timeout=60)
+    found = other_process.submit(read_unverified, str(tmp_path), 5).result(
+        timeout=240
+    )  # a busy machine takes a minute, a hang for ever
     assert len(found) >= 100
     for name, outcome in found:
         assert outcome in ("same", "other") or f"{name}, row group" in outcome

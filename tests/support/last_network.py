@@ -30,9 +30,9 @@ def evaluated_directly(job: Job) -> Predictions:
     table = pq.read_table([f"{job.dataset}/{shard.path}" for shard in split.shards]).sort_by("id")
     images = np.stack([np.frombuffer(image, np.uint8) for image in table["image"].to_pylist()])
     with torch.inference_mode():
-        probabilities = network(torch.from_numpy(images.reshape(-1, *manifest.image.shape).copy())).softmax(1).numpy()
+        logits = network(torch.from_numpy(images.reshape(-1, *manifest.image.shape).copy()))
+        logs = logits.double().log_softmax(1).numpy()  # of a probability that is 0 in float32, too
     labels = table["label"].to_numpy()
     return Predictions(
-        table["id"].to_numpy(), labels, probabilities.argmax(1), probabilities.max(1),
-        -np.log(probabilities[np.arange(len(labels)), labels]),
+        table["id"].to_numpy(), labels, logs.argmax(1), np.exp(logs.max(1)), -logs[np.arange(len(labels)), labels],
     )  # fmt: skip
