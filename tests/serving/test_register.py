@@ -15,11 +15,10 @@ from second_driver import second_driver
 from small_models import train_network
 
 from pipeline.__main__ import app
-from pipeline.config.settings import Settings, SettingsError
+from pipeline.config.settings import Settings
 from pipeline.config.study import TrackingSettings
 from pipeline.driver import train
 from pipeline.serving import ExportError, register, registering, rollback
-from pipeline.serving.gate import check_split
 from pipeline.serving.packaging import package
 from pipeline.study import compare
 from pipeline.tracking.outage import TrackingError
@@ -171,24 +170,6 @@ def test_a_model_of_other_classes_or_shape_is_refused_before_anything_is_registe
     assert not Path(settings.output, "register.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("registry", "words"),
-    [
-        ({"model": "a/b"}, r"'a/b' cannot be the name of a registered model: write it without"),
-        ({"model": "main..pets"}, r"'main\.\.pets' cannot be the name of a registered model"),
-        ({"model": "é" * 121}, r"é{20}\.\.\. has 242 bytes: the name of a registered model has 240 at most"),
-    ],
-)
-def test_names_that_no_registry_takes(settings, registry, words):
-    with pytest.raises(ValueError, match=words):
-        changed(settings, registry=registry)
-
-
-def test_the_name_of_the_study_has_to_do_as_a_name(settings):
-    with pytest.raises(SettingsError, match=r"name 'a:b' cannot be the name of a registered model: .*; or set reg"):
-        register(changed(settings, name="a:b", registry={"model": None}))
-
-
 def test_what_is_not_there_is_said(settings, tmp_path):
     nothing = changed(settings, output=str(tmp_path / "nothing"), registry={"take": "comparison"})
     with pytest.raises(ExportError, match=r"there is no .*/nothing/comparison.json: run `sparknorm compare` with"):
@@ -197,13 +178,6 @@ def test_what_is_not_there_is_said(settings, tmp_path):
         register(changed(nothing, registry={"take": "train"}))
     with pytest.raises(RegistryError, match=r"there is no registered model '\w+': run `sparknorm register` first"):
         rollback(settings)
-
-
-def test_a_split_without_images_is_named(tmp_path):
-    manifest = train_network(tmp_path).manifest
-    check_split(manifest, "test")
-    with pytest.raises(RegistryError, match=r"registry.split validation: dataset .* has no images of it; it has test,"):
-        check_split(manifest, "validation")
 
 
 def test_a_registry_that_is_down_is_waited_for_and_then_an_error(settings):
