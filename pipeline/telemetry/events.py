@@ -14,6 +14,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pipeline import storage
@@ -48,9 +49,18 @@ class EventWriter:
     folder : of the events of one job
     flush_seconds : on a mounted path between the first two files, growing to 10 times that; on remote storage twice as
         long, growing to 20 times
+    run : called with what `emit` and `flush_early` do to storage; a thread's, for instance, so that they wait for none
     """
 
-    def __init__(self, folder: str, rank: int, *, flush_seconds: float = 1.0):
+    def __init__(
+        self,
+        folder: str,
+        rank: int,
+        *,
+        flush_seconds: float = 1.0,
+        run: Callable[[Callable[[], None]], None] = lambda task: task(),
+    ):
+        self._run = run
         self._prefix = f"{_newest_stamp(folder):020d}-{rank:05d}"
         self._folder = folder
         is_local = storage.is_local(folder)
@@ -71,7 +81,14 @@ class EventWriter:
         Storage that fails is no error here, and is not waited for: a later call tries again.
         """
         self._lines.append(json.dumps({"kind": kind, "time": time.time(), **masked(fields)}))
-        if time.monotonic() - self._tried_at >= self._pause_seconds:
+        if self._is_due():
+            self._run(self._flush_if_due)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._tried_at >= self._pause_seconds
+
+    def _flush_if_due(self) -> None:
+        if self._is_due():  # no longer, where this comes after another flush
             self.try_to_flush()
 
     def flush_early(self) -> None:
@@ -81,7 +98,7 @@ class EventWriter:
         self._early_files, self._early_at = min(float(_EARLY_FILES), self._early_files + earned), now
         if self._early_files >= 1:
             self._early_files -= 1
-            self.try_to_flush()
+            self._run(self.try_to_flush)
 
     def try_to_flush(self) -> None:
         """Publish the events that are not published yet, if storage takes them now and no other thread is at it."""

@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
-    """Publishes one state at a time in the background. A write that fails is an event, and the training goes on.
+    """Publishes states in the background, one after the other.
+
+    A write that fails is an event, and the training goes on. While one is written the next may wait: a save at an
+    epoch's end does not wait for one that began shortly before.
 
     Parameters
     ----------
@@ -40,26 +43,33 @@ class CheckpointWriter:
     ):
         self._folder, self._identity, self._keep, self._hook = folder, identity, keep, hook
         self._emit, self._flush = emit, flush
-        self._thread: threading.Thread | None = None
+        self._changed = threading.Condition()
+        self._next: tuple[State, int] | None = None  # what is written after the one that is being written
+        self._writing = False
         self._error: Exception | None = None
         self._warned = False
         self.path = ""  # of the newest that is published
 
     @property
     def busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self._writing
 
     def begin(self, state: State, step: int) -> None:
-        """Copy the state and write it in the background, when the one before is written."""
-        self.wait()
+        """Copy the state and write it in the background. Only where one waits already it waits until that one's turn:
+        memory is bounded, and storage that hangs is noticed."""
+        with self._changed:  # the driver's watch bounds it: this rank is in phase "checkpoint"
+            self._changed.wait_for(lambda: self._next is None)
         copy = on_cpu(state)
-        self._thread = threading.Thread(target=self._write, args=(copy, step), name="sparknorm-checkpoint", daemon=True)
-        self._thread.start()
+        with self._changed:
+            self._next = (copy, step)
+            if not self._writing:
+                self._writing = True
+                threading.Thread(target=self._write_all, name="sparknorm-checkpoint", daemon=True).start()
 
     def wait(self) -> None:
         """Return when nothing is being written; whether that worked, `finish` says."""
-        if self._thread is not None:
-            self._thread.join()  # the driver's watch bounds it: this rank is in phase "checkpoint"
+        with self._changed:  # bounded as in `begin`
+            self._changed.wait_for(lambda: not self._writing)
 
     def finish(self) -> None:
         """Return when all is written.
@@ -73,6 +83,19 @@ class CheckpointWriter:
         if self._error is not None:
             reason = f"{type(self._error).__name__}: {self._error}"
             raise OSError(f"the last checkpoint could not be written to {self._folder}: {reason}") from self._error
+
+    def _write_all(self) -> None:
+        """The thread: it ends when nothing is left to write."""
+        while True:
+            with self._changed:
+                if self._next is None:
+                    self._writing = False
+                    self._changed.notify_all()
+                    return
+                (state, step), self._next = self._next, None
+                self._changed.notify_all()
+            self._write(state, step)
+            del state  # not kept beside the next one
 
     def _write(self, state: State, step: int) -> None:
         started = time.perf_counter()

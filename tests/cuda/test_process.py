@@ -1,10 +1,12 @@
 """What a process does with a GPU around a training: forks, process groups that are joined and left."""
 
 import multiprocessing
+import os
 import subprocess
 import sys
 from datetime import timedelta
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -75,6 +77,30 @@ def test_a_process_joins_a_group_after_it_left_one_by_an_error(device):
     assert total == 4.0
     assert [len(each) for each in notes] == [1, 1]
     assert all(each[0].startswith("raised on rank 0 of 1, ") for each in notes)
+
+
+# A rank finds the GPU that Spark assigned to its task by its UUID, whatever part of the host's GPUs it is shown.
+BY_UUID = """
+import sys, torch
+from pipeline.distributed.device import choose_device, try_device
+chosen = choose_device("cuda", sys.argv[1], 0)
+try_device(chosen, 0)
+assert chosen == torch.device("cuda", 0), chosen
+assert torch.cuda.current_device() == 0
+print("GPU-" + str(torch.cuda.get_device_properties(chosen).uuid))
+"""
+
+
+@pytest.mark.parametrize("visible", [None, "0", "UUID"])
+def test_a_rank_finds_its_gpu_by_uuid(visible, cuda):
+    uuid = f"GPU-{torch.cuda.get_device_properties(cuda).uuid}"
+    shown = {} if visible is None else {"CUDA_VISIBLE_DEVICES": uuid if visible == "UUID" else visible}
+    others = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    done = subprocess.run(
+        [sys.executable, "-c", BY_UUID, uuid], env=others | shown, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == uuid
 
 
 def test_what_a_rank_tells_doctor_of_its_gpu(device):

@@ -3,6 +3,7 @@
 Its driver then raises kinds of its own, which are no OSError.
 """
 
+import threading
 import time
 
 import pytest
@@ -45,8 +46,45 @@ def test_a_forced_flush_is_tried_and_a_last_one_must_succeed(bucket, broken):
     assert [event["step"] for event in EventReader(f"{folder}/events").new()] == [1]
 
 
-def test_storage_that_is_away_delays_the_steps_less_and_less(tmp_path, monkeypatch):
-    """A step waits for a try to write, which takes what the driver's patience is: tries become rare."""
+def test_a_step_waits_for_no_storage(tmp_path, monkeypatch):
+    """A driver may take minutes to say that its storage does not answer."""
+    publish, begun, may_go_on = storage.publish, threading.Event(), threading.Event()
+
+    def hang(path, data):
+        begun.set()
+        assert may_go_on.wait(60)
+        publish(path, data)
+
+    monkeypatch.setattr(storage, "publish", hang)
+    log = EventLog(alone(), str(tmp_path), live=True)
+    log.emit("evaluation", force=True, step=0)
+    assert begun.wait(60)
+    for step in range(1, 1000):
+        log.emit("evaluation", force=True, step=step)
+    assert EventReader(f"{tmp_path}/events").new() == []  # it hangs to this moment
+    may_go_on.set()
+    log.close()
+    events = EventReader(f"{tmp_path}/events").new()
+    assert [event["step"] for event in events] == list(range(1000))
+    assert len(storage.names(f"{tmp_path}/events")) <= 3  # what was told while it hung is one file
+
+
+def test_events_of_a_training_are_stored_while_it_goes_on(tmp_path):
+    before = set(threading.enumerate())
+    log, reader = EventLog(alone(), str(tmp_path)), EventReader(f"{tmp_path}/events")
+    log.emit("evaluation", force=True, step=1)
+    give_up_at, events = time.monotonic() + 60, []
+    while not events and time.monotonic() < give_up_at:
+        events = reader.new()
+    assert [event["step"] for event in events] == [1]
+    log.close()
+    while any(thread.name == "sparknorm-events" for thread in set(threading.enumerate()) - before):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+
+
+def test_storage_that_is_away_is_asked_less_and_less(tmp_path, monkeypatch):
+    """A try to write takes what the driver's patience is: tries become rare."""
     tries = []
 
     def unreachable(path, data):
