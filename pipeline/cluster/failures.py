@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.config.secrets import mask
-from pipeline.telemetry.heartbeat import RANKS
+from pipeline.telemetry.stacks import RANKS
 
 
 @dataclass(frozen=True)

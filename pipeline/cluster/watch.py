@@ -20,6 +20,7 @@ from pipeline import storage
 from pipeline.cluster.failures import Failure, failure_path
 from pipeline.config.cluster import WorkerSettings
 from pipeline.telemetry import heartbeat
+from pipeline.telemetry.stacks import RANKS, stack_path
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Watch:
 
     def _read_new_files(self) -> None:
         """Read what has changed in the folder of the ranks. What cannot be read now is read at the next look."""
-        folder = storage.join(self.folder, heartbeat.RANKS)
+        folder = storage.join(self.folder, RANKS)
         # Where all tell, nothing is to be listed; and a folder without files takes S3's driver two requests.
         all_tell = self._all_ranks_tell()
         versions = {} if all_tell else storage.versions(folder)
@@ -279,7 +280,7 @@ class Watch:
         while self._attempt == attempt:
             with storage.retry_for(0):
                 try:
-                    text = storage.read_bytes(heartbeat.stack_path(self.folder, rank)).decode(errors="replace")
+                    text = storage.read_bytes(stack_path(self.folder, rank)).decode(errors="replace")
                 except OSError:
                     text = self._ranks[rank].beat.stack
             if text.strip() or time.monotonic() > deadline:

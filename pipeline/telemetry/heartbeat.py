@@ -3,31 +3,28 @@
 The training loop says where it is (`Status.enter`, one assignment); a thread publishes that as a small file that is
 overwritten. On remote storage the driver is told instead, where it can be reached (`driver_link.py`). The first beats
 come there as often as on a mounted path, and then fewer; each says when the next one is due, so that nobody takes a
-rank that is well for silent. If the position does not change for ``stall_seconds``, faulthandler writes the stacks of
-all threads from a thread of its own in C, so that also a rank that hangs in native code and holds the interpreter lock
-tells where. The driver takes the beats up (`watch.py`) and decides.
+rank that is well for silent. If the position does not change for ``stall_seconds``, the stacks of all threads are
+dumped (`stacks.py`). The driver takes the beats up (`watch.py`) and decides.
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import json
 import logging
 import os
 import sys
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline import storage
 from pipeline.config.frozen import FrozenModel
 from pipeline.telemetry.driver_link import DriverAddress, DriverLink
+from pipeline.telemetry.stacks import RANKS, Stacks
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +33,6 @@ PHASES = ("start", "restore", "data loading", "forward", "backward", "all-reduce
           "evaluation", "checkpoint", "end")  # fmt: skip
 # Exit code of a process whose gang was replaced by a newer one.
 SUPERSEDED = 75
-RANKS = "ranks"  # folder of the heartbeats
 # Between two beats on remote storage: this share of ``stall_seconds``, and so many seconds, at most. A stall is seen by
 # what the last beat says and its age, so it is noticed no later; only that a rank is silent is.
 _LONGEST_SHARE, _LONGEST_SECONDS = 1 / 18, 10.0
@@ -134,11 +130,6 @@ def beat_name(rank: int) -> str:
     return f"rank-{rank:05d}.json"
 
 
-def stack_path(folder: str, rank: int) -> str:
-    """Where a rank of the job with this folder leaves its stacks, if the folder is a mounted path."""
-    return storage.join(folder, RANKS, f"rank-{rank:05d}.stack")
-
-
 class RankProcess(FrozenModel):
     """Which process a rank is: its process number on its host, and its device as torch names it ("cuda:1")."""
 
@@ -215,28 +206,26 @@ class Heartbeat:
     ):
         self._folder, self._status, self._attempt, self._process = folder, status, attempt, process
         self._driver, self._number = DriverLink(driver), 0
-        self._seconds, self._stall_seconds = seconds, stall_seconds
+        self._seconds = seconds
         self._next_seconds = self._longest_seconds = seconds
         if not storage.is_local(folder):
             self._longest_seconds = max(seconds, min(_LONGEST_SECONDS, _LONGEST_SHARE * stall_seconds))
         self._due_at = 0.0  # next_seconds after the beat before, and longest_seconds at most
-        self._told_stack_at = -1.0  # the position of which the stack is published
+        self._stacks = Stacks(folder, process.rank, stall_seconds)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sparknorm-heartbeat", daemon=True)
-        self._armed_at = -1.0
         self._missed = False  # the last beat
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Publish a beat now, one whenever it is due, and a last one that says that the rank has ended."""
-        with _stack_file(self._folder, self._process.rank) as self._stack:
+        with self._stacks.watching():
             self._try_to_beat()
             self._thread.start()
             try:
                 yield
             finally:
                 self._stop.set()
-                faulthandler.cancel_dump_traceback_later()
                 self._thread.join(timeout=5)
                 with contextlib.suppress(Exception), storage.retry_for(_LAST_BEAT_SECONDS):
                     self._publish(ended=True)  # the error that ends the block is the one to show
@@ -248,9 +237,9 @@ class Heartbeat:
     def _try_to_beat(self) -> None:
         """One beat, if it is due. That it is missed is no reason to end a training: the next one is soon."""
         try:
-            with contextlib.suppress(Exception):  # a rank without stacks is better than one that is taken for dead
-                self._watch_position()
-            if time.monotonic() < self._due_at and not self._has_new_stack():
+            since = self._status.position.since
+            self._stacks.watch(since)
+            if time.monotonic() < self._due_at and not self._stacks.is_new(since):
                 return
             with storage.retry_for(0):
                 self._beat()
@@ -261,24 +250,6 @@ class Heartbeat:
             if not self._missed:
                 log.warning("a heartbeat could not be published: %s", error)
             self._missed = True
-
-    def _watch_position(self) -> None:
-        """Have the stacks dumped where the rank does not leave the position that it is in now."""
-        if (since := self._status.position.since) != self._armed_at:
-            self._stack.seek(0)
-            self._stack.truncate()  # of an earlier stall, which is over
-            faulthandler.dump_traceback_later(self._stall_seconds, file=self._stack)
-            self._armed_at = since
-
-    def _has_new_stack(self) -> bool:
-        """Whether the stacks were dumped, only this process can read them, and they are not published yet."""
-        position = self._status.position
-        stuck_seconds = time.monotonic() - position.since
-        return (
-            stuck_seconds > self._stall_seconds
-            and position.since != self._told_stack_at
-            and not storage.is_local(self._folder)
-        )
 
     def _beat(self) -> None:
         newest = read_attempt(self._folder)
@@ -305,26 +276,10 @@ class Heartbeat:
             next_seconds=self._next_seconds,
             number=self._number,
         )
-        if beat.for_seconds > self._stall_seconds and not storage.is_local(self._folder):
-            beat = beat.model_copy(update={"stack": Path(self._stack.name).read_text(errors="replace")})
+        if stack := self._stacks.to_tell(position.since):
+            beat = beat.model_copy(update={"stack": stack})
         text = json.dumps(beat.model_dump(exclude_unset=True))
         if not self._driver.tell(text):
             storage.publish(beat_path(self._folder, beat.rank), text.encode(), durable=False)
         if beat.stack:
-            self._told_stack_at = position.since
-
-
-@contextlib.contextmanager
-def _stack_file(folder: str, rank: int) -> Iterator[Any]:
-    """Open a file for faulthandler: in the job's folder where that is a mounted path, else on the local disk.
-
-    Only the first also reaches the driver when no Python code can run any more.
-    """
-    if storage.is_local(folder):
-        path = Path(storage.absolute(stack_path(folder, rank)))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w+") as file:
-            yield file
-    else:
-        with tempfile.NamedTemporaryFile("w+", suffix=".stack") as file:
-            yield file
+            self._stacks.told(position.since)

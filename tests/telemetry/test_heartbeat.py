@@ -90,7 +90,8 @@ def test_the_stack_of_a_rank_that_hangs_is_published_before_the_next_beat_is_due
 
 
 @pytest.mark.parametrize("seconds", [float("inf"), 1e30])
-def test_a_rank_whose_stacks_cannot_be_dumped_lives(tmp_path, published, seconds):
+def test_a_rank_whose_stacks_cannot_be_dumped_lives_and_says_so_once(tmp_path, published, seconds, caplog):
     """faulthandler refuses such a time before each beat."""
     beat_for(str(tmp_path), 0.5, stall_seconds=seconds)
     assert len(published) > 3
+    assert caplog.text.count("should this worker hang, its stack will not be known") == 1
