@@ -8,8 +8,8 @@ import numpy as np
 
 from pipeline.config.study import FIRST_LOOK
 from pipeline.report.comparison import ArmSummary, ComparedRun, Difference, Objective
-from pipeline.report.intervals import Spread, image_covariance, spread_of
-from pipeline.report.sequential import decide, repeated_p_value
+from pipeline.report.intervals import Spread, image_covariance, spread_of, unseen_variance
+from pipeline.report.sequential import decide, p_value_of
 from pipeline.report.significance import holm, mcnemar
 from pipeline.training.predictions import Predictions
 
@@ -68,8 +68,10 @@ def spread_between(
     if scores is None:
         return spread_of(by_seed)
     differences, labels = scores
-    covariance = image_covariance(differences, labels if metric == "balanced_accuracy" else None)
-    return spread_of(by_seed, covariance)
+    by_class = metric == "balanced_accuracy"
+    covariance = image_covariance(differences, labels if by_class else None)
+    unseen = 0.0 if metric == "cross_entropy" else unseen_variance(labels, by_class=by_class)
+    return spread_of(by_seed, covariance, unseen)
 
 
 def mcnemar_of(runs: Sequence[ComparedRun], base: Sequence[ComparedRun], predictions: PredictionsOf) -> float | None:
@@ -124,10 +126,9 @@ def _losses(scores: Predictions) -> np.ndarray:
 
 
 def _difference(spread: Spread, smallest_difference: float, max_seeds: int | None) -> Difference:
-    headline, p_value = spread.interval(), spread.p_value()
+    headline = spread.interval()
     if max_seeds is not None and spread.n >= FIRST_LOOK:
         headline = decide(spread, max_seeds=max_seeds, smallest_difference=smallest_difference).interval
-        p_value = repeated_p_value(spread, max_seeds)
     ends = {"": headline, "seeds_": spread.over_seeds(), "images_": spread.over_images()}
     parts = {
         f"{part}{end}": None if interval is None else getattr(interval, end)
@@ -139,7 +140,7 @@ def _difference(spread: Spread, smallest_difference: float, max_seeds: int | Non
         mean=spread.mean,
         n=spread.n,
         covers=spread.covers,
-        p_value=p_value,
+        p_value=p_value_of(spread, max_seeds),
         **parts,
         **({} if seeds_needed is None else {"seeds_needed": seeds_needed}),
     )

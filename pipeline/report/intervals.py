@@ -14,6 +14,9 @@ over both varies by
 The differences of single seeds, D[s] = mean over i of d[s, i], vary over seeds by var(a) + var(e) / N, so that their
 sample variance over n holds the first and the last term. What is missing is var(b) / N: what all seeds share because
 they are evaluated on the same images. It is the covariance, over images, of the mean differences of two seeds.
+
+Few images may agree by chance: three seeds that each have one image of thirty more right than the baseline differ by
+nothing at all. So the images' part is that of one image more (`unseen_variance`) than was seen to differ.
 """
 
 from __future__ import annotations
@@ -144,7 +147,7 @@ class Spread:
         return None if half is None else Interval(self.mean - half, self.mean + half)
 
 
-def spread_of(by_seed: np.ndarray, covariance: np.ndarray | None = None) -> Spread:
+def spread_of(by_seed: np.ndarray, covariance: np.ndarray | None = None, unseen: float = 0.0) -> Spread:
     """The mean difference and its spread.
 
     Parameters
@@ -152,6 +155,7 @@ def spread_of(by_seed: np.ndarray, covariance: np.ndarray | None = None) -> Spre
     by_seed : (n,) float64, difference of each seed, arm minus baseline
     covariance : (n, n) float64, covariance of these differences over images, as `image_covariance` gives it; None where
         the predictions are not known
+    unseen : variance that is added for what so few images may not have shown, as `unseen_variance` gives it
     """
     n = len(by_seed)
     seeds = float(by_seed.std(ddof=1) / np.sqrt(n)) if n > 1 else None
@@ -160,7 +164,24 @@ def spread_of(by_seed: np.ndarray, covariance: np.ndarray | None = None) -> Spre
         return Spread(mean, n, seeds, None)
     shared = (covariance.sum() - np.trace(covariance)) / (n * (n - 1)) if n > 1 else covariance[0, 0]
     # An estimate of a variance near zero may be negative.
-    return Spread(mean, n, seeds, float(np.sqrt(max(shared, 0))))
+    return Spread(mean, n, seeds, float(np.sqrt(max(shared, 0) + unseen)))
+
+
+def unseen_variance(labels: np.ndarray, *, by_class: bool) -> float:
+    """Variance, over images, of a mean of hits and misses, of which one image more differs than was seen.
+
+    Agresti & Min (2005), Simple improved confidence intervals for comparing matched proportions, add half an image to
+    each of the two ways in which two networks can differ on one: where none was seen to differ, intervals have a width.
+    Among 10,000 images it is nothing, among 30 an interval of 6.5 points up and down. Without it, of two equal arms one
+    was found better with two seeds and 30 images in up to 10% of simulated studies in the place of 5%; with it in 3%.
+
+    Parameters
+    ----------
+    labels : (images,) integer
+    by_class : for balanced accuracy, which counts each class equally: one image in each
+    """
+    rows = np.unique(labels, return_counts=True)[1] if by_class else np.array([len(labels)])
+    return float(np.sum(1.0 / rows.astype(np.float64) ** 2) / len(rows) ** 2)
 
 
 def image_covariance(differences: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:

@@ -80,6 +80,19 @@ def decide(spread: Spread, *, max_seeds: int, smallest_difference: float) -> Dec
     return Decision(state, Interval(spread.mean - half, spread.mean + half))
 
 
+def p_value_of(spread: Spread, max_seeds: int | None) -> float | None:
+    """`repeated_p_value` where seeds are added until a difference is certain and it was looked at, else that of the one
+    look; None where there is no interval.
+
+    Parameters
+    ----------
+    max_seeds : None where the number of seeds was fixed
+    """
+    if max_seeds is None or spread.n < FIRST_LOOK:
+        return spread.p_value()
+    return repeated_p_value(spread, max_seeds)
+
+
 def repeated_p_value(spread: Spread, max_seeds: int) -> float:
     """Two-sided and corrected for the looks: the level at which the repeated interval just touches zero.
 

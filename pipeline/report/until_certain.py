@@ -8,7 +8,7 @@ from pipeline.config.study import FIRST_LOOK
 from pipeline.report.comparison import ComparedRun, Metric, by
 from pipeline.report.differences import PredictionsOf, spread_between
 from pipeline.report.intervals import LEVEL, Spread
-from pipeline.report.sequential import decide, repeated_p_value
+from pipeline.report.sequential import decide, p_value_of, repeated_p_value
 from pipeline.report.significance import holm
 
 
@@ -39,13 +39,17 @@ def open_arms(
     runs_of = by(runs, lambda run: run.arm)
     baseline, *others = runs_of
     sound = [name for name in others if all(run.is_healthy for run in runs_of[name])]
-    spreads = {name: spread_between(runs_of[name], runs_of[baseline], predictions, metric) for name in sound}
-    known = {name: spread for name, spread in spreads.items() if spread is not None and spread.n >= FIRST_LOOK}
-    adjusted = holm([repeated_p_value(spread, max_seeds) for spread in known.values()])
-    certain = {name for name, p_value in zip(known, adjusted, strict=True) if p_value <= LEVEL}
+    between = {name: spread_between(runs_of[name], runs_of[baseline], predictions, metric) for name in others}
+    spreads = {name: spread for name, spread in between.items() if spread is not None}
+    # The family of the report: an arm that diverged with one seed is in it, too.
+    found = {name: p_value_of(spread, max_seeds) for name, spread in spreads.items()}
+    known = {name: p_value for name, p_value in found.items() if p_value is not None}
+    looked_at = {name: spread for name, spread in spreads.items() if spread.n >= FIRST_LOOK}
+    adjusted = dict(zip(known, holm(list(known.values())), strict=True))
+    certain = {name for name in looked_at if adjusted[name] <= LEVEL}
     certain |= {
         name
-        for name, spread in known.items()
+        for name, spread in looked_at.items()
         if decide(spread, max_seeds=max_seeds, smallest_difference=smallest_difference).state == "equivalent"
     }
     best = max(sound, key=lambda name: _mean_score(runs_of[name]), default=baseline)

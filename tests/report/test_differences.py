@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from small_comparisons import JUDGE, comparison_of, predictions_of
 
+from pipeline.report.comparison import ComparedRun
 from pipeline.report.differences import difference_of, mcnemar_of, with_adjusted_p_values
 from pipeline.report.intervals import image_covariance, spread_of
+from pipeline.training.predictions import Predictions
 
 # Student's t of 0.975 for six degrees of freedom, from a printed table.
 T_975 = 2.446911851
@@ -38,7 +40,10 @@ def test_predictions_widen_the_interval_by_what_images_change(metric):
     values = np.array([right["batch", seed].astype(int) - right["none", seed] for seed in range(7)])
     labels = PREDICTIONS["none", 0].label if metric == "balanced_accuracy" else None
     pairs = zip(RUNS["batch"], RUNS["none"], strict=True)
-    spread = spread_of(np.array([run.score - base.score for run, base in pairs]), image_covariance(values, labels))
+    by_seed = np.array([run.score - base.score for run, base in pairs])
+    rows = [values.shape[1]] if labels is None else [int((labels == label).sum()) for label in set(labels.tolist())]
+    unseen = sum(1 / count**2 for count in rows) / len(rows) ** 2
+    spread = spread_of(by_seed, image_covariance(values, labels), unseen)
     assert difference.covers == "seeds and images"
     assert (difference.low, difference.high) == pytest.approx(spread.interval())
     assert (difference.images_low, difference.images_high) == pytest.approx(spread.over_images())
@@ -108,3 +113,50 @@ def test_p_values_are_corrected_for_the_number_of_arms():
     assert adjusted == [arm.difference.p_adjusted for arm in arms[1:]]
     assert min(adjusted) == pytest.approx(3 * min(p_values))
     assert max(adjusted) >= max(p_values)
+
+
+def runs_with(wrong_of_each, images):
+    """Runs of one arm, a seed for each set of images that are wrong, and their predictions."""
+    found, runs = {}, []
+    for seed, wrong in enumerate(wrong_of_each):
+        prediction = np.zeros(images, np.int32)
+        prediction[list(wrong)] = 1
+        found[seed] = Predictions(
+            id=np.arange(images), label=np.zeros(images, np.int32), prediction=prediction,
+            confidence=np.ones(images, np.float32), loss=np.zeros(images, np.float32),
+        )  # fmt: skip
+        runs.append((seed, 1 - len(wrong) / images))
+    return runs, found
+
+
+def difference_between(arms, images):
+    runs, predictions = {}, {}
+    for arm, wrong in arms.items():
+        of_arm, found = runs_with(wrong, images)
+        runs[arm] = [
+            ComparedRun.model_construct(arm=arm, seed=seed, score=score, learned=True, diverged=False)
+            for seed, score in of_arm
+        ]
+        predictions |= {(arm, seed): each for seed, each in found.items()}
+    return between(runs["none"], runs["batch"], predictions)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "mean"),
+    [
+        pytest.param({"none": [[], [], []], "batch": [[], [], []]}, 0, id="no error anywhere"),
+        # McNemar's test of the three images together has a p-value of 0.25.
+        pytest.param({"none": [[0], [1], [2]], "batch": [[], [], []]}, 1 / 30, id="another image for each seed"),
+        pytest.param({"none": [[0], [0], [0]], "batch": [[], [], []]}, 1 / 30, id="the same image for each seed"),
+    ],
+)
+def test_few_images_that_agree_by_chance_make_nothing_certain(wrong, mean):
+    difference = difference_between(wrong, 30)
+    assert difference.mean == pytest.approx(mean)
+    assert difference.high - difference.low > 2 * 1.95 / 30
+    assert difference.p_value > 0.05
+
+
+def test_many_images_that_agree_do():
+    difference = difference_between({"none": [[], [], []], "batch": [[], [], []]}, 4_000)
+    assert -0.0005 < difference.low < 0 < difference.high < 0.0005

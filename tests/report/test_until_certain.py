@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.report.comparison import ComparedRun
+from pipeline.report.differences import difference_of
+from pipeline.report.significance import holm
 from pipeline.report.until_certain import open_arms
 from pipeline.training.predictions import Predictions
 
@@ -71,3 +73,29 @@ def test_an_arm_that_stopped_with_fewer_seeds_is_compared_by_those_that_both_hav
     assert open_arms(stopped, predictions, "accuracy", 0.005, MAX_SEEDS) == []  # layer cannot win any more
     level = [run if run.arm != "batch" else run.model_copy(update={"score": 0.809}) for run in stopped]
     assert "layer" in open_arms(level, {}, "accuracy", 0.005, MAX_SEEDS)
+
+
+def test_the_report_corrects_for_the_same_arms():
+    """An arm that diverged with one seed has a difference over the others, which the report counts among the arms."""
+    open_, certain = 0, 0
+    for points in np.arange(0.5, 6, 0.1):
+        scores = {"none": [0.8, 0.8, 0.8], "batch": [0.8 + 0.01 * points + by for by in (-0.002, 0.0, 0.0021)],
+                  "group": [0.81, 0.79, 0.5]}  # fmt: skip
+        runs = {
+            arm: [
+                ComparedRun.model_construct(
+                    arm=arm, seed=seed, score=score, learned=True, diverged=(arm, seed) == ("group", 2)
+                )
+                for seed, score in enumerate(by_seed)
+            ]
+            for arm, by_seed in scores.items()
+        }
+        found = open_arms([run for of_arm in runs.values() for run in of_arm], {}, "accuracy", smallest_difference=0.005, max_seeds=MAX_SEEDS)
+        p_values = [
+            difference_of(runs[arm], runs["none"], {}, "accuracy", 0.005, MAX_SEEDS).p_value
+            for arm in ("batch", "group")
+        ]
+        assert (found == ["batch"]) == (holm(p_values)[0] > 0.05)
+        open_, certain = open_ + bool(found), certain + (not found)
+    assert open_ > 3
+    assert certain > 3
