@@ -60,9 +60,14 @@ def _name_of(setting: str, value: SettingValue) -> str:
     return f"{short_name(setting)} {_weights(value, ' ') or _text(value)}"
 
 
+# Settings whose short names are also other things that runs are told by in MLflow, or other settings'.
+_WHOLE = ("reader.kind", "reader.threads", "workers.threads")
+
+
 def tag_name(setting: str) -> str:
-    """A setting as MLflow's table has it; options of one's own network keep their whole name, which is no other's."""
-    return setting if setting.startswith("model.options.") else short_name(setting)
+    """A setting as MLflow's table has it: without its section, or whole where that would be another's name, as those of
+    options of one's own network may be."""
+    return setting if setting.startswith("model.options.") or setting in _WHOLE else short_name(setting)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from pipeline.config import Settings
@@ -169,8 +170,10 @@ def _search_cost(searches: Sequence[ArmSearch]) -> dict[str, float]:
 def metrics_of(arms: Sequence[ArmSummary]) -> dict[str, float]:
     """The arms' numbers by name in MLflow, ``ARM/KEY``; MLflow allows few letters in the name of a metric."""
     metrics: dict[str, float] = {}
+    parts = Counter(_metric_part(arm.arm) for arm in arms)
     for arm in arms:
         name = _metric_part(arm.arm)
+        name = name if parts[name] == 1 else f"{name}-{_digest(arm.arm)}"  # they differ in letters that were left out
         difference = {f"difference_{key}": value for key, value in arm.difference or ()}
         for key, value in {**dict(arm), **difference}.items():
             if is_number(value):
@@ -183,4 +186,8 @@ def _metric_part(name: str) -> str:
     allowed = re.sub(r"[^\w\-. ]", "", name.replace("/", "_"))
     if len(allowed) <= _LONGEST_ARM:
         return allowed
-    return f"{allowed[:_LONGEST_ARM]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{allowed[:_LONGEST_ARM]}-{_digest(name)}"
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -60,11 +60,11 @@ def open_database(uri: str, setting: str = "tracking.uri") -> None:
     OSError
         It cannot be opened.
     """
-    path = Path(uri.removeprefix("sqlite:///"))
-    if folder := path.parent if uri.startswith("sqlite:///") else local_path(uri):
+    path = _database_file(uri)
+    if folder := path.parent if path else local_path(uri):
         check_writable(setting, str(folder))
     try:
-        if uri.startswith("sqlite:///"):
+        if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(path)) as database:
                 database.execute("PRAGMA user_version")
@@ -74,6 +74,11 @@ def open_database(uri: str, setting: str = "tracking.uri") -> None:
             sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
     except Exception as error:  # each driver raises kinds of its own, or is not installed
         raise OSError(reason(error)) from error
+
+
+def _database_file(uri: str) -> Path | None:
+    """The file of a SQLite store, without the options that may follow it (``?timeout=60``); None of any other store."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
 
 def local_path(uri: str) -> Path | None:
@@ -93,12 +98,12 @@ def alone_in_store(uri: str) -> Iterator[None]:
     OSError
         Another process takes longer than `TABLES_SECONDS`.
     """
-    if not uri.startswith("sqlite:///"):  # a server makes the tables of its own store
+    database = _database_file(uri)
+    if database is None:  # a server makes the tables of its own store
         yield
         return
     import fcntl
 
-    database = Path(uri.removeprefix("sqlite:///"))
     with database.with_name(f".{database.name}.lock").open("w") as lock:
         give_up_at = time.monotonic() + TABLES_SECONDS
         while True:

@@ -90,7 +90,8 @@ def test_the_report_corrects_for_the_same_arms():
             ]
             for arm, by_seed in scores.items()
         }
-        found = open_arms([run for of_arm in runs.values() for run in of_arm], {}, "accuracy", smallest_difference=0.005, max_seeds=MAX_SEEDS)
+        all_runs = [run for of_arm in runs.values() for run in of_arm]
+        found = open_arms(all_runs, {}, "accuracy", smallest_difference=0.005, max_seeds=MAX_SEEDS)
         p_values = [
             difference_of(runs[arm], runs["none"], {}, "accuracy", 0.005, MAX_SEEDS).p_value
             for arm in ("batch", "group")

@@ -6,10 +6,11 @@ import mlflow
 import pytest
 
 from pipeline.cluster.errors import PrunedError
-from pipeline.config.settings import Settings
+from pipeline.config import dotted
+from pipeline.config.settings import VARIABLE, Settings
 from pipeline.config.study import TrackingSettings
 from pipeline.report.comparison import ArmSummary
-from pipeline.report.names import arm_name
+from pipeline.report.names import arm_name, tag_name
 from pipeline.study.summary import metrics_of
 from pipeline.tracking.outage import TrackingError
 from pipeline.tracking.run import TrackedRun
@@ -37,6 +38,7 @@ def test_classes_of_any_name_can_have_weights(settings):
 
 def test_arms_of_any_name_have_metrics(settings):
     names = [f"weights {place}" for place in ("s3://b/w.pt", "file:///a/../w.pt", "x" * 400, "x" * 401)]
+    names += ["class_weights C 2", "class_weights C# 2", "class_weights C++ 2", "a/b", "a_b"]
     arms = [ArmSummary.model_construct(arm=name, score_mean=0.5, difference=None) for name in names]
     with Tracker(settings.tracking).run("named", settings=settings) as run:
         run.log_summary(metrics_of(arms))
@@ -64,3 +66,11 @@ def test_a_pruned_run_whose_tag_cannot_be_written_is_ended(settings, monkeypatch
         raise PrunedError("worse than others", run.run_id)
     assert mlflow.active_run() is None
     assert mlflow.get_run(run.run_id).info.status == "KILLED"
+
+
+def test_no_two_settings_are_one_tag():
+    taken = {"kind", "arm", "seed", "trial"}
+    names = [tag_name(name) for name in dotted._names(Settings) if name.partition(".")[0] in VARIABLE]
+    assert len(names) > 60
+    assert len(set(names)) == len(names)
+    assert taken & set(names) == {"seed"}  # train.seed, which it is

@@ -66,3 +66,18 @@ def test_a_process_that_is_killed_while_it_makes_a_store_leaves_none_that_is_hal
     opened = Tracker(TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path)))
     assert opened.experiment_id
     assert {path.name for path in tmp_path.glob(".*")} == {".mlflow.db.lock"}
+
+
+def test_options_of_a_store_are_no_part_of_its_file(tmp_path):
+    """One gives them where the database is found locked."""
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db?timeout=60"
+    assert Tracker(TrackingSettings(uri=uri, artifacts=str(tmp_path))).experiment_id
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".mlflow.db.lock", "mlflow.db"]
+    with subprocess.Popen([sys.executable, "-c", SEE_EXPERIMENTS, uri], stdout=subprocess.PIPE, text=True) as process:
+        assert "sparknorm" in process.communicate(timeout=120)[0]
+
+
+SEE_EXPERIMENTS = """
+import sys, mlflow
+print([each.name for each in mlflow.MlflowClient(sys.argv[1]).search_experiments()])
+"""
