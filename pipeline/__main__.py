@@ -26,7 +26,7 @@ from pipeline.config import Settings, load_settings
 from pipeline.config.secrets import mask, mask_logs
 from pipeline.config.study import TrackingSettings
 from pipeline.console import console
-from pipeline.report.comparison import Comparison
+from pipeline.report.comparison import ArmSummary, Comparison
 from pipeline.report.names import setting_words
 from pipeline.storage.writable import prepare_output
 
@@ -231,7 +231,7 @@ def _session(settings: Settings, result: str | None = None, *, trains: bool = Tr
 def _table(comparison: Comparison) -> Table:
     tuned = comparison.tuned
     table = Table(title=f"{comparison.name}: {comparison.metric.replace('_', ' ')} on {comparison.evaluated_on}")
-    headings = ("runs", "final", "against baseline", "grade", "steps to target", "images/s", "diverged")
+    headings = ("runs", "final, sound runs", "against baseline", "grade", "steps to target", "images/s", "diverged")
     for heading in ("arm", *(setting_words(name) for name in tuned), *headings):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for arm in comparison.arms:
@@ -239,11 +239,17 @@ def _table(comparison: Comparison) -> Table:
         spread = f" ± {100 * arm.score_std:.2f}" if arm.score_std is not None else ""
         points = f"{100 * arm.difference.mean:+.2f}" if arm.difference else "-"
         table.add_row(
-            arm.arm, *(f"{arm.tuned[name]}" for name in tuned), str(arm.n),
+            arm.arm, *(f"{arm.tuned[name]}" for name in tuned), _runs(arm),
             f"{arm.score_mean:.2%}{spread}", points, arm.grade or "-",
-            f"{reached:,.0f}" if reached else "never", f"{speed:,.0f}" if speed else "-", str(arm.diverged or "no"),
+            f"{reached:,.0f}" if reached else "never" if arm.had_target else "-",
+            f"{speed:,.0f}" if speed else "-", str(arm.diverged or "no"),
         )  # fmt: skip
     return table
+
+
+def _runs(arm: ArmSummary) -> str:
+    """How many there are, and how many of them the figures are over, if not over all."""
+    return str(arm.n) if arm.healthy == arm.n else f"{arm.n}, {arm.healthy} sound"
 
 
 def _print_path(folder: str, file: str) -> None:

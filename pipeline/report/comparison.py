@@ -71,7 +71,10 @@ class ComparedRun(StudyRun):
 
     score: float = Field(description="the comparison's metric at the evaluation that counts, from 0 to 1")
     learned: bool = Field(description="whether that is more than the best constant answer has, and chance over images")
-    target: float = Field(description="value of the metric to reach, from 0 to 1")
+    target: float | None = Field(
+        description="value of the metric to reach, from 0 to 1; null where it would be that of a run of the baseline "
+        "that diverged or did not learn"
+    )
     steps_to_target: int | None = Field(
         description="optimizer steps before the first evaluation that reached it; null also where the target is of a "
         "run that diverged or did not learn"
@@ -160,8 +163,14 @@ class ArmSummary(FrozenModel):
         description="mean over the runs where it is finite of its expected calibration error"
     )
     final_calibration_error_std: float | None = Field(description="its standard deviation")
-    reached_target: int = Field(description="how many of the runs reached the target")
-    images_per_second_mean: float | None = Field(description="mean over the runs of which the speed is known")
+    had_target: int = Field(
+        description="how many of the runs had a target: those whose run of the baseline was sound, or all where "
+        "compare.target_accuracy is given"
+    )
+    reached_target: int = Field(description="how many of these reached it")
+    images_per_second_mean: float | None = Field(
+        description="mean over the sound runs of which the speed is known, or over all where none is sound"
+    )
     images_per_second_std: float | None = Field(description="its standard deviation")
     highest_stable_rate: float | None = Field(
         description="highest learning rate up to which no trial diverged or collapsed; null where there is none or "
@@ -202,6 +211,8 @@ class ArmSummary(FrozenModel):
     overhead: float | None = Field(
         None, description="median over seeds of the extra time of a training image: 0.1 is a tenth more"
     )
+    overhead_low: float | None = Field(None, description="the least of any seed; absent of a single one")
+    overhead_high: float | None = Field(None, description="the most of any seed")
 
     confusion: tuple[tuple[int, ...], ...] | None = Field(
         None,

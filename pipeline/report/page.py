@@ -51,7 +51,8 @@ def _compared(comparison: Comparison) -> list[tuple[str, str]]:
     for name in (*comparison.varied, *comparison.tuned):
         is_norm = name == "model.norm"
         values = [norm_words(str(value)) if is_norm else plain(value) for value in comparison.grid[name]]
-        chosen = " (the best chosen for each arm)" if name in comparison.tuned else ""
+        how = "the best chosen for each arm" if comparison.search else "the middle one taken: no trial was long enough"
+        chosen = f" ({how})" if name in comparison.tuned else ""
         settings.append(("normalization" if is_norm else setting_words(name), ", ".join(values) + chosen))
     return settings or [("arm", norm_words(comparison.settings["model"]["norm"]))]
 

@@ -9,10 +9,13 @@ from pipeline.report.formats import signed_percent
 from pipeline.report.names import LEARNING_RATE, group_setting, values_words
 from pipeline.report.sentences import baseline_name, capital, metric_words, name_of, pointers, sentence, some
 
+# Extra time of an image that is of no interest where it goes both ways.
+_SMALL = 0.05
+
 
 def arrival(comparison: Comparison, arm: ArmSummary, base: ArmSummary) -> VerdictSentence:
     """How long an arm took to the target, with the baseline as the measure."""
-    fields = ("reached_target", "n", "steps_to_target_mean", "steps_ratio", "seconds_ratio", "global_batch")
+    fields = ("reached_target", "had_target", "steps_to_target_mean", "steps_ratio", "seconds_ratio", "global_batch")
     evidence = pointers(comparison, [arm, base], *fields)
     text = f"{capital(name_of(arm))} {_arrival(comparison, arm, base)}."
     return sentence(comparison, "target", text, evidence, arm=arm)
@@ -31,7 +34,7 @@ def _arrival(comparison: Comparison, arm: ArmSummary, base: ArmSummary) -> str:
     if not arm.reached_target:
         too = ", and neither did the baseline" if not base.reached_target else ""
         return f"never reached {target}{too}"
-    partly = f" (in {arm.reached_target} of {arm.n} runs)" if arm.reached_target < arm.n else ""
+    partly = f" (in {arm.reached_target} of {arm.had_target} runs)" if arm.reached_target < arm.had_target else ""
     if arm.steps_ratio is None:
         alone = ", which the baseline never did" if not base.reached_target else ""
         return f"reached {target} after {arm.steps_to_target_mean:,.0f} steps{alone}{partly}"
@@ -104,16 +107,33 @@ def _rates(arms: Sequence[ArmSummary]) -> str:
 
 def cost(comparison: Comparison, healthy: Sequence[ArmSummary], *, few: bool) -> list[VerdictSentence]:
     """How much longer an image takes than the baseline's."""
-    costs = [(arm.overhead, name_of(arm)) for arm in healthy if arm.overhead is not None]
-    if not costs:
+    known = [arm for arm in healthy if arm.overhead is not None]
+    if not known:
         return []
     if few:
-        text = "; ".join(f"{name} {signed_percent(overhead)}" for overhead, name in costs)
+        text = "; ".join(f"{name_of(arm)} {_extra(arm)}" for arm in known)
     else:
-        (least, cheapest), (most, dearest) = (kind(costs, key=lambda cost: cost[0]) for kind in (min, max))
-        text = f"from {signed_percent(least)} ({cheapest}) to {signed_percent(most)} ({dearest})"
+        cheapest, *_, dearest = sorted(known, key=lambda arm: arm.overhead or 0.0)
+        text = f"from {name_of(cheapest)} with {_extra(cheapest)} to {name_of(dearest)} with {_extra(dearest)}"
     at_once = comparison.side_by_side
     shared = f", measured while {at_once} trials ran at once" if at_once > 1 else ""
     text = f"Training time for an image against {baseline_name(comparison)}: {text}{shared}."
-    evidence = [*pointers(comparison, healthy, "overhead"), "/side_by_side"]
+    fields = ("overhead", "overhead_low", "overhead_high")
+    evidence = [*pointers(comparison, healthy, *fields), "/side_by_side"]
     return [sentence(comparison, "cost", text, evidence)]
+
+
+def _extra(arm: ArmSummary) -> str:
+    """The extra time of an image, and how it varied over seeds, of which some may have found it faster."""
+    assert arm.overhead is not None
+    if arm.overhead_low is None or arm.overhead_high is None:
+        return signed_percent(arm.overhead)
+    seeds = f"{signed_percent(arm.overhead_low)} to {signed_percent(arm.overhead_high)} over seeds"
+    if arm.overhead_low < 0 < arm.overhead_high:
+        return f"cannot be told ({seeds})" if not _is_small(arm) else f"about the same ({seeds})"
+    return f"{signed_percent(arm.overhead)} ({seeds})"
+
+
+def _is_small(arm: ArmSummary) -> bool:
+    """Whether no seed found a difference that matters."""
+    return max(-(arm.overhead_low or 0.0), arm.overhead_high or 0.0) < _SMALL

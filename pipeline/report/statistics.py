@@ -61,19 +61,18 @@ def with_targets(
 
     The target is ``target_accuracy`` or, where it is None, the score at the end of the baseline's run of the same seed,
     after figure 3 of Ioffe & Szegedy (2015): not its best, which would be chosen on the split that judges. It counts as
-    reached at the first evaluation that is at least as good; steps, images and seconds are None where none is, and
-    where that run of the baseline diverged or did not learn.
+    reached at the first evaluation that is at least as good; steps, images and seconds are None where none is. Where
+    that run of the baseline diverged or did not learn there is no target.
     """
     scores = {(run.arm, run.seed): score_of(run, judge.metric) for run in runs}
     healthy = {(run.arm, run.seed): learned(run.recall, judge.metric, judge.counts) for run in runs}
     fallen = {run.seed for run in runs if run.arm == baseline and (run.diverged or not healthy[baseline, run.seed])}
     compared = []
     for run in runs:
-        target = scores[baseline, run.seed] if target_accuracy is None else target_accuracy
-        points = run.curve if target_accuracy is not None or run.seed not in fallen else ()
-        enough = goodness(target, judge.metric)
-        evaluated = (goodness(score_at(point, judge.metric), judge.metric) for point in points)
-        reached = next((n for n, value in enumerate(evaluated) if value >= enough), None)
+        target = target_accuracy
+        if target is None and run.seed not in fallen:
+            target = scores[baseline, run.seed]
+        reached = None if target is None else _first_at_least(target, run, judge.metric)
         steps = None if reached is None else run.curve[reached].step
         compared.append(
             ComparedRun(
@@ -87,6 +86,13 @@ def with_targets(
             )
         )
     return compared
+
+
+def _first_at_least(target: float, run: StudyRun, metric: Objective) -> int | None:
+    """The number of the first evaluation of a run that is at least as good; None where none is."""
+    enough = goodness(target, metric)
+    evaluated = (goodness(score_at(point, metric), metric) for point in run.curve)
+    return next((number for number, value in enumerate(evaluated) if value >= enough), None)
 
 
 def summaries_of(
@@ -120,7 +126,7 @@ def _summary_of(
     predictions: PredictionsOf,
     judge: Judge[Objective],
 ) -> ArmSummary:
-    first = runs[0]
+    first, sound = runs[0], [run for run in runs if run.is_healthy] or runs
     highest, is_bound = stable_rates(search or runs, judge.metric, judge.search_counts if search else judge.counts)
     summary = ArmSummary(
         arm=first.arm,
@@ -130,15 +136,16 @@ def _summary_of(
         n=len(runs),
         diverged=sum(run.diverged for run in runs),
         not_learned=sum(not run.learned and not run.diverged for run in runs),
-        **_mean_and_std("score", (run.score for run in [run for run in runs if run.is_healthy] or runs)),
+        **_mean_and_std("score", (run.score for run in sound)),
         **_mean_and_std("best_accuracy", (run.best_accuracy for run in runs)),
         **_mean_and_std("final_accuracy", (run.final_accuracy for run in runs)),
         **_mean_and_std("final_balanced_accuracy", (run.final_balanced_accuracy for run in runs)),
         **_mean_and_std("final_macro_f1", (run.final_macro_f1 for run in runs)),
         **_mean_and_std("final_loss", (run.final_loss for run in runs)),
         **_mean_and_std("final_calibration_error", (run.final_calibration_error for run in runs)),
+        had_target=sum(run.target is not None for run in runs),
         reached_target=sum(run.steps_to_target is not None for run in runs),
-        **_mean_and_std("images_per_second", (run.images_per_second or None for run in runs)),
+        **_mean_and_std("images_per_second", (run.images_per_second or None for run in sound)),
         highest_stable_rate=highest,
         highest_stable_is_bound=is_bound,
         **_mean_and_std("steps_to_target", (run.steps_to_target for run in runs)),
@@ -154,7 +161,7 @@ def _summary_of(
             **({} if difference is None else {"difference": difference}),
             "steps_ratio": _ratio((baseline.steps_to_target, run.steps_to_target) for run, baseline in pairs),
             "seconds_ratio": _ratio((baseline.seconds_to_target, run.seconds_to_target) for run, baseline in pairs),
-            "overhead": _overhead(pairs),
+            **_overhead(pairs),
         }
     )
 
@@ -174,14 +181,16 @@ def _ratio(pairs: Iterable[tuple[float | None, float | None]]) -> float | None:
     return sum(pair[0] for pair in known) / sum(pair[1] for pair in known) if known else None
 
 
-def _overhead(pairs: Iterable[Pair]) -> float | None:
-    """Median over seeds of the extra time for an image: 0.1 is a tenth more than the baseline's."""
-    ratios = [
-        baseline.images_per_second / run.images_per_second
+def _overhead(pairs: Iterable[Pair]) -> dict[str, float | None]:
+    """Extra time for an image, 0.1 is a tenth more than the baseline's: median, least and most over seeds."""
+    extra = [
+        baseline.images_per_second / run.images_per_second - 1
         for run, baseline in pairs
         if run.images_per_second and baseline.images_per_second
     ]
-    return statistics.median(ratios) - 1 if ratios else None
+    if len(extra) < 2:
+        return {"overhead": extra[0] if extra else None}
+    return {"overhead": statistics.median(extra), "overhead_low": min(extra), "overhead_high": max(extra)}
 
 
 def stable_rates(

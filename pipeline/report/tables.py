@@ -13,7 +13,7 @@ from pipeline.report.names import setting_words
 # A record's numbers by key, those of what it holds too: ``difference_low``, ``tuned/train.learning_rate``.
 Numbers = Mapping[str, Any]
 
-_SHARE, _COUNT, _AND_COUNT, _NEVER = "{:.2%}", "{:,.0f}", " ± {:,.0f}", "never"
+_SHARE, _COUNT, _AND_COUNT = "{:.2%}", "{:,.0f}", " ± {:,.0f}"
 
 
 class Part(NamedTuple):
@@ -28,11 +28,11 @@ class Part(NamedTuple):
 
 
 class Column(NamedTuple):
-    """heading, what it shows, and the text where the first number is not known"""
+    """heading, what it shows, and the text where the first number is not known, or a function of the record"""
 
     heading: str
     parts: tuple[Part, ...]
-    unknown: str = UNKNOWN
+    unknown: str | Callable[[Numbers], str] = UNKNOWN
 
 
 class Cell(NamedTuple):
@@ -79,10 +79,10 @@ def _cells(row: Numbers, column: Column) -> list[Cell]:
     return [Cell(part.key, exact(row.get(part.key)), _text(row, part, column.unknown)) for part in known]
 
 
-def _text(row: Numbers, part: Part, unknown: str) -> str:
+def _text(row: Numbers, part: Part, unknown: str | Callable[[Numbers], str]) -> str:
     value = row.get(part.key)
     if value is None:
-        return unknown
+        return unknown if isinstance(unknown, str) else unknown(row)
     return part.text.format(value, **row) if isinstance(part.text, str) else part.text(value, row)
 
 
@@ -154,15 +154,22 @@ def cost_columns(comparison: Comparison) -> list[Column]:
     ]
     seconds = (Part("seconds_to_target_mean", _seconds), Part("seconds_to_target_std", _and_seconds))
     columns = [
-        Column("reached target", (Part("reached_target", "{} of {n}"),)),
-        Column("steps to target", to_target[0], unknown=_NEVER),
+        Column("reached target", (Part("reached_target", _reached),)),
+        Column("steps to target", to_target[0], unknown=_never),
         Column("baseline's steps ÷ own", (Part("steps_ratio", _times),)),
-        Column("images to target", to_target[1], unknown=_NEVER),
-        Column("seconds to target", seconds, unknown=_NEVER),
+        Column("images to target", to_target[1], unknown=_never),
+        Column("seconds to target", seconds, unknown=_never),
         Column("baseline's seconds ÷ own", (Part("seconds_ratio", _times),)),
         Column("highest stable rate", (Part("highest_stable_rate", _stable),), unknown="none"),
         Column("images/s", (Part("images_per_second_mean", _COUNT), Part("images_per_second_std", _AND_COUNT))),
-        Column("extra time of an image", (Part("overhead", lambda value, _: signed_percent(value)),)),
+        Column(
+            "extra time of an image",
+            (
+                Part("overhead", lambda value, _: signed_percent(value)),
+                Part("overhead_low", lambda value, _: f" ({signed_percent(value)}"),
+                Part("overhead_high", lambda value, _: f" to {signed_percent(value)})"),
+            ),
+        ),
     ]
     return _without_sizes(columns, comparison)
 
@@ -181,9 +188,9 @@ def run_columns(comparison: Comparison) -> list[Column]:
         Column("steps", (Part("steps", _COUNT),)),
         Column("network of step", (Part("selected_step", _COUNT),), unknown="the last"),
         Column("target", (Part("target", _SHARE),)),
-        Column("steps to target", (Part("steps_to_target", _COUNT),), unknown=_NEVER),
-        Column("images to target", (Part("images_to_target", _COUNT),), unknown=_NEVER),
-        Column("seconds to target", (Part("seconds_to_target", _seconds),), unknown=_NEVER),
+        Column("steps to target", (Part("steps_to_target", _COUNT),), unknown=_never),
+        Column("images to target", (Part("images_to_target", _COUNT),), unknown=_never),
+        Column("seconds to target", (Part("seconds_to_target", _seconds),), unknown=_never),
         Column("images/s", (Part("images_per_second", _COUNT),)),
     ]
 
@@ -214,6 +221,16 @@ def _without_sizes(columns: list[Column], comparison: Comparison) -> list[Column
     sizes = {arm.global_batch for arm in comparison.arms}
     of_images = ("global_batch", "images_to_target_mean")
     return [column for column in columns if len(sizes) > 1 or column.parts[0].key not in of_images]
+
+
+def _never(row: Numbers) -> str:
+    """Of an arm or a run that did not reach its target, or had none since the baseline's run was not sound."""
+    has_target = row["had_target"] if "had_target" in row else row.get("target") is not None
+    return "never" if has_target else UNKNOWN
+
+
+def _reached(count: int, arm: Numbers) -> str:
+    return f"{count} of {arm['had_target']}" if arm["had_target"] else UNKNOWN
 
 
 def _points(share: float, _: Numbers) -> str:

@@ -73,7 +73,7 @@ def _unsound(comparison: Comparison, *, few: bool) -> list[VerdictSentence]:
     lines = []
     kinds: list[tuple[Grade, str, str]] = [
         ("diverged", "diverged", "diverged"),
-        ("did not learn", "not_learned", f"did not learn: no better than {_constant(comparison)}"),
+        ("did not learn", "not_learned", f"did not learn: no better than {_constant(comparison)}, beyond chance"),
     ]
     for grade, field, words in kinds:
         fallen = [arm for arm in comparison.arms if getattr(arm, field)]

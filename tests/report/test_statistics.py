@@ -60,7 +60,10 @@ def test_a_baseline_that_fell_is_no_target(fallen):
     base = [run("none", 0, [0.5, 0.1], **fallen), BASE[1]]
     compared = statistics.with_targets([*base, *BATCH], "none", None, JUDGE)
     assert [r.steps_to_target for r in compared] == [None, 20, None, 10]
+    assert [r.target for r in compared] == [None, 0.55, None, 0.55]
     assert [r.steps_to_target for r in statistics.with_targets([*base, *BATCH], "none", 0.5, JUDGE)] == [10] * 4
+    arm = statistics.summaries_of(compared, [], {}, JUDGE)[1]
+    assert (arm.had_target, arm.reached_target) == (1, 1)
 
 
 def test_a_target_of_the_users_choice_may_never_be_reached():
@@ -96,6 +99,16 @@ def test_ratios_and_overhead_are_against_the_baseline():
     assert arm.steps_ratio == (30 + 20) / (20 + 10)
     assert arm.seconds_ratio == (6 + 4) / (4 + 2)
     assert arm.overhead == pytest.approx(np.median([100 / 80, 100 / 90]) - 1)
+    assert (arm.overhead_low, arm.overhead_high) == pytest.approx((100 / 90 - 1, 100 / 80 - 1))
+    single = summarized(BASE[:1], BATCH[:1])
+    assert (single.overhead, single.overhead_low) == (pytest.approx(0.25), None)
+
+
+def test_speeds_are_those_of_the_runs_that_count():
+    """One that does not learn may be fast: the overhead is of sound pairs, and so is what stands beside it."""
+    base = [*BASE, run("none", 2, [0.1], speed=500.0)]
+    runs = statistics.with_targets([*base, *BATCH, run("batch", 2, [0.7], speed=80.0)], "none", None, JUDGE)
+    assert statistics.summaries_of(runs, [], {}, JUDGE)[0].images_per_second_mean == 100.0
 
 
 def test_the_baseline_is_not_compared_with_itself():

@@ -208,7 +208,7 @@ def test_arms_that_diverged_come_first_and_have_no_clear_difference():
 def test_an_arm_that_did_not_learn_is_said_not_to_have():
     comparison = comparison_of(seeds=3, not_learned={"batch": 3})
     assert texts(comparison)[0] == (
-        "3 of 3 runs of batch norm did not learn: no better than the best constant answer, 10.00%."
+        "3 of 3 runs of batch norm did not learn: no better than the best constant answer, 10.00%, beyond chance."
     )
     assert grades(comparison) == [("verdict-not-learned-1", "did not learn")]
     both = comparison_of(seeds=3, diverged={"batch": 1}, not_learned={"batch": 1})
@@ -292,7 +292,7 @@ def test_of_many_arms_the_verdict_is_short():
     assert all(len(line) < 400 for line in lines)
     unlearned = many_arms(not_learned={"batch, rank_batch_size 2": 2})
     assert texts(unlearned)[0] == (
-        "1 of 28 arms had runs that did not learn: no better than the best constant answer, 10.00%: "
+        "1 of 28 arms had runs that did not learn: no better than the best constant answer, 10.00%, beyond chance: "
         "batch norm with rank batch size 2."
     )
 
@@ -301,3 +301,19 @@ def test_many_arms_of_one_setting_have_no_groups():
     lines = texts(comparison_of({"model.width": list(range(8, 80, 8))}))
     assert not any(line.startswith("Best of") for line in lines)
     assert len(lines) <= 6
+
+
+@pytest.mark.parametrize(
+    ("overhead", "low", "high", "words"),
+    [
+        (0.25, None, None, "batch norm +25%"),
+        (0.36, 0.3, 0.41, "batch norm +36% (+30% to +41% over seeds)"),
+        (-0.09, -0.29, 0.11, "batch norm cannot be told (−29% to +11% over seeds)"),
+        (0.01, -0.02, 0.04, "batch norm about the same (−2% to +4% over seeds)"),
+    ],
+)
+def test_the_time_of_an_image_is_told_with_how_it_varied(overhead, low, high, words):
+    changes = {"overhead": overhead, "overhead_low": low, "overhead_high": high}
+    lines = verdict(with_arms(comparison_of(), {}, changes))
+    text = next(line.text for line in lines if line.id == "verdict-cost")
+    assert text.startswith(f"Training time for an image against no normalization: {words}, measured while")

@@ -60,7 +60,7 @@ def steps_to_target(comparison: Comparison) -> Drawing | None:
 
 def _arrival(arm: ArmSummary, mean: float | None) -> str:
     if mean is None:
-        return "never"
+        return "never" if arm.had_target else "no target"
     some = "" if arm.reached_target == arm.n else f" ({arm.reached_target} of {arm.n} runs)"
     return f"{mean:,.0f}{some}"
 

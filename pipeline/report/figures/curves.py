@@ -24,6 +24,9 @@ _WIDE = 10
 # Markers on a line; more hide it.
 _MOST_MARKERS = 20
 
+# What the values of a drawing are, where they are no accuracies.
+_LOSS = "loss"
+
 
 class CurvePoint(NamedTuple):
     """One point of an arm's curve.
@@ -46,11 +49,12 @@ class CurvePoint(NamedTuple):
 def learning_curves(comparison: Comparison) -> Drawing | None:
     """Accuracy at each evaluation, with the target as a line; None where no run was evaluated twice."""
     points = _points(comparison, lambda run: [score_at(point, comparison.metric) for point in run.curve])
-    target, given = statistics.fmean(run.target for run in comparison.runs), comparison.target_accuracy
+    targets, given = [run.target for run in comparison.runs if run.target is not None], comparison.target_accuracy
+    target = statistics.fmean(targets) if targets else None
     metric = metric_words(comparison)
     goal = f"the final {metric} of {comparison.baseline_arm.words}" if given is None else "the target"
     seeds = "Mean over seeds, the band from the worst to the best of them. " if comparison.seeds > 1 else ""
-    caption = f"{seeds}Dashed: {goal}{', mean over seeds' if seeds and given is None else ''}."
+    caption = f"{seeds}Dashed: {goal}{', mean over seeds' if seeds and given is None else ''}." if targets else seeds
     low = _accuracy_limits(points, target)[0] if points else 0.0
     if any(point.mean < low for point in points):
         caption += " Triangles at the lower edge stand for evaluations below it, mostly the first ones."
@@ -63,7 +67,7 @@ def training_loss(comparison: Comparison) -> Drawing | None:
     points = _points(comparison, lambda run: run.train_loss)
     seeds = ", over all seeds; the band goes from the lowest to the highest" if comparison.seeds > 1 else ""
     caption = f"Mean over the steps since the evaluation before{seeds}."
-    return _curves(comparison, "training_loss", "Training loss", caption, "loss", points)
+    return _curves(comparison, "training_loss", "Training loss", caption, _LOSS, points)
 
 
 def steps_or_images(comparison: Comparison) -> str:
@@ -112,10 +116,10 @@ def _paint(
     figure: Figure, points: list[CurvePoint], styles: Mapping[str, LineStyle], along: str, target: float | None,
     value: str,
 ) -> None:  # fmt: skip
-    """Accuracies, where there is a target, or else losses."""
+    """Accuracies, with the target where there is one, or losses."""
     grid = panels(figure, styles.values())
     first = next(iter(grid.values()))
-    if target is None:
+    if value == _LOSS:
         _limit_losses(first, points)
     else:
         first.set_ylim(*_accuracy_limits(points, target))
@@ -131,7 +135,7 @@ def _paint(
     first.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     first.xaxis.set_major_formatter("{x:,.0f}")
     figure.supxlabel("training images seen" if along == "images" else "step", fontsize=10)
-    figure.supylabel("cross-entropy (nats)" if target is None else value.replace("_", " "), fontsize=10)
+    figure.supylabel("cross-entropy (nats)" if value == _LOSS else value.replace("_", " "), fontsize=10)
     legend(figure, styles.values(), *more)
 
 
@@ -153,12 +157,13 @@ def _draw_curve(axes: Axes, curve: list[CurvePoint], style: LineStyle, limits: t
 
 
 # Limits leave room for what matters: a run that diverged, or the first points of a curve, may be far from the rest.
-def _accuracy_limits(points: list[CurvePoint], target: float) -> tuple[float, float]:
+def _accuracy_limits(points: list[CurvePoint], target: float | None) -> tuple[float, float]:
     shown = [point for point in points if not point.diverged] or points
     means = sorted(point.mean for point in shown)
     lowest_end = min(curve[-1].least for curve in by(shown, lambda point: point.arm).values())
-    low, most = min(means[len(means) // 10], lowest_end, target), max(point.most for point in shown)
-    return max(0.0, low - 0.02), min(1.0, max(most, target) + 0.01)
+    targets = [] if target is None else [target]
+    low, most = min([means[len(means) // 10], lowest_end, *targets]), max([*(each.most for each in shown), *targets])
+    return max(0.0, low - 0.02), min(1.0, most + 0.01)
 
 
 def _limit_losses(axes: Axes, points: list[CurvePoint]) -> None:
