@@ -91,7 +91,8 @@ class TrainingBar:
         """Say it when a training does not begin with its first step: after a restart, or from a checkpoint."""
         attempt, step = event.get("attempt") or 1, event.get("restored_from") or 0
         if attempt > 1 or step > 0:
-            detail = f"attempt {attempt}, from step {step}"
+            launch = f" (launch {attempt})" if attempt > 1 else ""
+            detail = f"goes on from step {step}{launch}" if step else f"begins again{launch}"
             self._bar.update(self._task, completed=step, total=self._total, detail=detail)
             console.print(f"{self._title}: {detail}", soft_wrap=True)
 

@@ -303,7 +303,7 @@ def test_the_bar_takes_old_events_warnings_and_a_restart_at_once(caplog, capsys)
         bar.show([*STEPS, old, {**old, "attempt": 1, "restored_from": 0, "world_size": 2}])
         assert bar._bar.tasks[0].fields["detail"].startswith("epoch 1/2")
         bar.show([warning, {**old, "attempt": 2, "restored_from": 470}, {"kind": "checkpoint", "time": 1.0, "step": 3}])
-        assert bar._bar.tasks[0].fields["detail"] == "attempt 2, from step 470"
+        assert bar._bar.tasks[0].fields["detail"] == "goes on from step 470 (launch 2)"
         bar.show([warning, *STEPS])
     assert [record.getMessage() for record in caplog.records] == ["x: checkpoints are slow"]
 
