@@ -134,7 +134,10 @@ class TuneSettings(FrozenModel):
         (1_000, 1_001, 1_002), min_length=1, description="seeds of these trainings; none of them is train.seed"
     )
     max_failures: int = Field(
-        3, ge=0, description="trials that may fail on their workers and be left out; one more ends the search"
+        3,
+        ge=0,
+        description="trials that may fail, on their workers or since their values cannot be trained, and be left out; "
+        "one more ends the search",
     )
     side_by_side: int | None = Field(
         None, ge=1, description="trials that train at once; null: as many as the slots hold (over Spark Connect: 1)"

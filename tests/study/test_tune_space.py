@@ -4,7 +4,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from small_manifests import make
+from small_manifests import trainable
 
 from pipeline.config import SettingsError
 from pipeline.config.settings import Settings
@@ -12,13 +12,7 @@ from pipeline.study.tuning import job
 from pipeline.study.tuning import space as spaces
 from pipeline.study.tuning.space import check_space, combinations, grid_of, is_whole, trial_settings, values_of
 
-SMALL = make(rows=1000, groups=(250,) * 4, counts=(500, 500))
-MANIFEST = SMALL.model_copy(
-    update={
-        "image": SMALL.image.model_copy(update={"shape": (1, 16, 16)}),
-        "splits": dict.fromkeys(("train", "validation", "test"), SMALL.split("train")),
-    }
-)
+MANIFEST = trainable()
 
 
 def settings(space, **sections):
@@ -118,7 +112,7 @@ def test_what_is_wrong_without_the_space_is_not_said_of_it():
         check_space(lanes, MANIFEST)
     missing = settings({"model.norm": ["none", "batch"]})
     with pytest.raises(ValueError, match="no split 'validation'"):
-        check_space(missing, SMALL)
+        check_space(missing, trainable("train"))
 
 
 def test_a_search_that_has_ended_goes_on_where_its_limit_was_raised(tmp_path):

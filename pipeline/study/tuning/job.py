@@ -57,7 +57,8 @@ def tune(spark: SparkSession, settings: Settings) -> Tuning:
     Raises
     ------
     ValueError
-        Something about the space, the dataset, the storage or the cluster does not fit; nothing was launched.
+        Something about the space, the dataset, the storage or the cluster does not fit, and nothing was launched; or
+        more trials than ``tune.max_failures`` had values that cannot be trained.
     BusyError
         Another process is at the same search.
     TakenOverError
