@@ -10,7 +10,15 @@ from pipeline.config import SettingsError
 from pipeline.config.settings import Settings
 from pipeline.study.tuning import job
 from pipeline.study.tuning import space as spaces
-from pipeline.study.tuning.space import check_space, combinations, grid_of, is_whole, trial_settings, values_of
+from pipeline.study.tuning.space import (
+    check_space,
+    combinations,
+    grid_of,
+    is_whole,
+    trial_settings,
+    values_of,
+    winner_settings,
+)
 
 MANIFEST = trainable()
 
@@ -113,6 +121,24 @@ def test_what_is_wrong_without_the_space_is_not_said_of_it():
     missing = settings({"model.norm": ["none", "batch"]})
     with pytest.raises(ValueError, match="no split 'validation'"):
         check_space(missing, trainable("train"))
+
+
+def test_the_split_that_judges_at_the_end_is_checked_before_launch(monkeypatch):
+    launched = []
+    monkeypatch.setattr(job, "check_trial", lambda spark, made, manifest: launched.append(made))
+    base, manifest = settings({"train.learning_rate": [0.1, 0.2]}), trainable("train", "validation")
+    with pytest.raises(
+        SettingsError, match=r"train\.evaluate_on 'test'.*no split 'test'.*tune\.confirm to 0"
+    ) as caught:
+        job._check(None, base, manifest)
+    assert "\n" not in str(caught.value)
+    assert not launched
+    unconfirmed = base.model_copy(update={"tune": base.tune.model_copy(update={"confirm": 0})})
+    job._check(None, unconfirmed, manifest)  # nothing is evaluated there
+    job._check(None, base, MANIFEST)
+    assert [made.train.evaluate_on for made in launched] == ["validation"] * 2
+    made = winner_settings(base, {"train.learning_rate": 0.2}, seed=7)
+    assert (made.train.evaluate_on, made.train.seed, made.train.learning_rate) == ("test", 7, 0.2)
 
 
 def test_a_search_that_has_ended_goes_on_where_its_limit_was_raised(tmp_path):

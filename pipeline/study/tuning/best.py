@@ -15,7 +15,7 @@ from pipeline.report.learned import goodness, learned, score_of
 from pipeline.report.score_text import ScoreText
 from pipeline.report.tuning import ConfirmedTrial, TestFigure
 from pipeline.study.summary import predictions_of
-from pipeline.study.tuning.space import trial_settings
+from pipeline.study.tuning.space import trial_settings, winner_settings
 from pipeline.study.tuning.trials import Stage
 
 if TYPE_CHECKING:
@@ -67,10 +67,7 @@ def _test(stage: Stage, winner: SearchedTrial) -> TestFigure:
 def _train(stage: Stage, trial: SearchedTrial, seed: int, tests: bool, slot: slots.TrainingSlot) -> StudyRun:
     """Train the values of a trial with a seed; ``tests`` says that it is evaluated on the split that judges."""
     values = trial.values
-    if tests:
-        settings = stage.settings.with_values({**values, "train.seed": seed, "train.final_network": "last"})
-    else:
-        settings = trial_settings(stage.settings, values, seed=seed)
+    settings = (winner_settings if tests else trial_settings)(stage.settings, values, seed=seed)
     kind = "test" if tests else "confirm"
     tags = {"kind": kind, "trial": trial.number, "seed": seed}
     name = f"{stage.settings.name} {kind} trial {trial.number} seed={seed}"

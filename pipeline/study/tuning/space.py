@@ -93,6 +93,18 @@ def trial_settings(settings: Settings, values: Values, *, seed: int | None = Non
     return settings.with_values({**values, **own, **seeded})
 
 
+def winner_settings(settings: Settings, values: Values, *, seed: int | None = None) -> Settings:
+    """What the values taken are trained with at the end: evaluated on the split that judges, by its last network.
+
+    Raises
+    ------
+    SettingsError
+        A value cannot be used, alone or with the others.
+    """
+    seeded: Values = {} if seed is None else {"train.seed": seed}
+    return settings.with_values({**values, "train.final_network": "last", **seeded})
+
+
 def check_space(settings: Settings, manifest: Manifest) -> None:
     """Find what cannot be tried before anything is launched: by values at the ends of ranges and all listed ones.
 
