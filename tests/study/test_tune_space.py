@@ -7,7 +7,9 @@ import pytest
 from small_manifests import trainable
 
 from pipeline.config import SettingsError
+from pipeline.config.identity import identity_of
 from pipeline.config.settings import Settings
+from pipeline.driver.record import unfinished_record
 from pipeline.study.tuning import job
 from pipeline.study.tuning import space as spaces
 from pipeline.study.tuning.space import (
@@ -166,6 +168,31 @@ def test_a_search_that_has_ended_goes_on_where_its_limit_was_raised(tmp_path):
         assert not more.finished
     assert found().folder == record.folder  # killed meanwhile, and no limit holds it back: it confirms again
     assert found(seed=1).folder != record.folder
+
+
+def test_other_weights_in_the_same_file_are_another_search(tmp_path):
+    """Where the file lies is no part of it, and a search without weights has the identity that it had before."""
+
+    def found(paths=(), **model):
+        space = {"model.weights": [None, *map(str, paths)]} if paths else {"train.learning_rate": [0.1, 0.2]}
+        return job._find_record(settings(space, output=str(tmp_path / "out"), model=model), MANIFEST).folder
+
+    def write(path, content):
+        path.write_bytes(content)
+        return str(path)
+
+    path = tmp_path / "w.safetensors"
+    first, varied = found(weights=write(path, b"one")), found([path])
+    assert found(weights=write(tmp_path / "moved.safetensors", b"one")) == first
+    write(path, b"other")
+    assert found(weights=str(path)) != first
+    assert found([path]) != varied
+    write(path, b"one")
+    assert (found(weights=str(path)), found([path])) == (first, varied)
+    base = settings({"train.learning_rate": [0.1, 0.2]}, output=str(tmp_path / "out"))
+    sections = {name: identity_of(name, getattr(base, name)) for name in ("model", "train", "reader")}
+    parts = {**sections, "tune": identity_of("tune", base.tune, exclude=job._LIMITS), "dataset": MANIFEST.digest}
+    assert found() == unfinished_record(str(tmp_path / "out" / "studies"), "x", parts).folder
 
 
 @pytest.mark.skipif(find_spec("cmaes") is not None, reason="the package cmaes is installed")

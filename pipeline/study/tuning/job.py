@@ -172,15 +172,15 @@ def _workers_of(settings: Settings) -> list[WorkerSettings]:
 def _find_record(settings: Settings, manifest: Manifest) -> Record:
     """What was begun of this very search and not finished; one that was, where its limits were raised since; or a new
     record."""
-    from pipeline.training.job import source_identity
+    from pipeline.training.job import source_identity, weights_identity
 
-    networks = settings.tune.space.get("model.network")
     parts = {
-        "model": identity_of("model", settings.model),
+        "model": identity_of("model", settings.model, exclude={"weights", "weights_sha256"}),
         "train": identity_of("train", settings.train),
         "reader": identity_of("reader", settings.reader),
         "tune": identity_of("tune", settings.tune, exclude=_LIMITS),
-        **source_identity(settings.model.network, *map(str, (networks and networks.choices) or ())),
+        **source_identity(settings.model.network, *_listed(settings, "model.network")),
+        **weights_identity(settings.model, *_listed(settings, "model.weights")),
     }
     where = storage.join(storage.absolute(settings.output), "studies"), settings.name
     unfinished, finished = (find(*where, {**parts, "dataset": manifest.digest}) for find in
@@ -188,6 +188,12 @@ def _find_record(settings: Settings, manifest: Manifest) -> Record:
     assert unfinished is not None
     is_new = unfinished.content.driver is None
     return finished if is_new and finished is not None and _has_room(settings, finished) else unfinished
+
+
+def _listed(settings: Settings, name: str) -> list[str]:
+    """The texts among the values of a setting that a search may try."""
+    parameter = settings.tune.space.get(name)
+    return [value for value in (parameter and parameter.choices) or () if isinstance(value, str)]
 
 
 def _has_room(settings: Settings, record: Record) -> bool:
