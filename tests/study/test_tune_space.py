@@ -10,8 +10,8 @@ from pipeline.config import SettingsError
 from pipeline.config.identity import identity_of
 from pipeline.config.settings import Settings
 from pipeline.driver.record import unfinished_record
+from pipeline.study import trainable as trainable_values
 from pipeline.study.tuning import job
-from pipeline.study.tuning import space as spaces
 from pipeline.study.tuning.space import (
     check_space,
     combinations,
@@ -105,7 +105,7 @@ def test_what_cannot_be_trained_is_named_before_launch(space, message):
 
 def test_of_a_large_space_every_pair_is_checked(monkeypatch):
     seen = []
-    monkeypatch.setattr(spaces, "check_dataset", lambda made, _: seen.append(made.train))
+    monkeypatch.setattr(trainable_values, "check_dataset", lambda made, _: seen.append(made.train))
     names = ("learning_rate", "momentum", "weight_decay", "label_smoothing", "shuffle_row_groups")
     values = {f"train.{name}": [1, 2, 3, 4] if name == "shuffle_row_groups" else [0.1, 0.2, 0.3, 0.4] for name in names}
     check_space(settings({**values, "train.batch_size": [32, 64]}), MANIFEST)
