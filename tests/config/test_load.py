@@ -43,6 +43,12 @@ def test_overrides_reach_every_level():
         ("compare.seeds=[-1, 0]", ["compare: seeds has -1: a seed is 0 or more"]),
         ("tune.confirm_seeds=[-1]", ["tune: confirm_seeds has -1: a seed is 0 or more"]),
         ("workers.count=[1, 3]", ["workers.count=3", "does not divide train.lanes 16"]),
+        (
+            "compare.seeds=[0, 70368744177665]",
+            ["compare: seeds has 70368744177665: a seed is 0 or more, and at most 70368744177664"],
+        ),
+        ("tune.confirm_seeds=[70368744177665]", ["tune: confirm_seeds has 70368744177665: a seed is 0 or more"]),
+        ("compare.search_seed=70368744177664", ["compare.search_seed", "less than or equal to 70368743129088"]),
         ("compare.seeds=[1, 1]", ["seeds", "twice"]),
         ("dataset.source.kind=idx", ["kind: idx needs", "classes"]),
         ("epochs", ["override 'epochs': write the setting, an equals sign and its value"]),
