@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -72,9 +73,10 @@ def _train(stage: Stage, trial: SearchedTrial, seed: int, tests: bool, slot: slo
     tags = {"kind": kind, "trial": trial.number, "seed": seed}
     name = f"{stage.settings.name} {kind} trial {trial.number} seed={seed}"
     result = stage.train(name, settings, slot, log_model=tests, tags=tags)
-    unit = ScoreText(stage.metric)
-    score = "diverged" if result.diverged else f"{unit.name} {unit.text(score_of(result, stage.metric))}"
-    _say(f"{stage.settings.name} trial {trial.number} seed {seed}: {score} on {settings.train.evaluate_on}")
+    unit, score = ScoreText(stage.metric), score_of(result, stage.metric)
+    is_sound = not result.diverged and math.isfinite(score)
+    words = f"{unit.name} {unit.text(score)}" if is_sound else "diverged"
+    _say(f"{stage.settings.name} trial {trial.number} seed {seed}: {words} on {settings.train.evaluate_on}")
     train = settings.train
     return StudyRun(
         arm=str(trial.number),
