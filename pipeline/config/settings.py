@@ -123,7 +123,7 @@ class Settings(FrozenModel):
                     f"compare cannot vary {name} over {listed[0]!r}: an arm is named after its values, which are single"
                 )
         for name in (*self.compare.grid, *self.compare.tune):
-            if name in SET_BY_COMPARE and (name in self.compare.grid or name not in SET_BY_SEARCH):
+            if name in SET_BY_COMPARE:
                 raise ValueError(f"{name} cannot vary: {SET_BY_COMPARE[name]}")
             self._require_variable(name, "compare")
         return self
