@@ -46,6 +46,13 @@ SET_BY_TUNE = {
     "train.first_cycle_epochs": "since a trial has one schedule",
 }
 
+# Settings that no arm of a comparison may have a value of its own of, with what would be right.
+SET_BY_COMPARE = {
+    "train.seed": "set compare.seeds",
+    "train.evaluate_on": "arms are compared on one split, by which nothing is chosen: give it one value beside the "
+    "grid, and make a study for each split",
+}
+
 # Settings of the model that only networks of `models.NETWORKS` read: one of your own has ``model.options``.
 OF_OUR_NETWORKS = (
     *("depth", "width", "widen", "block", "cell", "patch", "heads"),
@@ -116,8 +123,8 @@ class Settings(FrozenModel):
                     f"compare cannot vary {name} over {listed[0]!r}: an arm is named after its values, which are single"
                 )
         for name in (*self.compare.grid, *self.compare.tune):
-            if name == "train.seed":
-                raise ValueError("train.seed cannot vary: set compare.seeds")
+            if name in SET_BY_COMPARE:
+                raise ValueError(f"{name} cannot vary: {SET_BY_COMPARE[name]}")
             self._require_variable(name, "compare")
         return self
 

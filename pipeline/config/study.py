@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config import weights_text
 from pipeline.config.cluster import LONGEST_WAIT_SECONDS
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.seeds import LAST_SEED, ROOM, check_seeds
 
 LogModels = Literal["none", "final", "evaluated"]
 
@@ -70,7 +71,10 @@ class CompareSettings(FrozenModel):
         description="values tried beyond an edge of the grid of a single tuned number, where the one at the edge wins",
     )
     search_seed: int = Field(
-        1_000, ge=0, description="seed of those trials, apart from the seeds compared; further ones follow it"
+        1_000,
+        ge=0,
+        le=LAST_SEED - ROOM,
+        description="seed of those trials, apart from the seeds compared; further ones follow it",
     )
     search_on: str = Field("validation", description="split that chooses; never the one that judges")
     target_accuracy: float | None = Field(
@@ -121,8 +125,7 @@ class CompareSettings(FrozenModel):
                 raise ValueError(f"{name} lists no value")
             if len({_value_key(value) for value in values}) != len(values):
                 raise ValueError(f"{name} lists a value twice: {list(values)}")
-        if min(self.all_seeds) < 0:
-            raise ValueError(f"seeds has {min(self.all_seeds)}: a seed is 0 or more")
+        check_seeds("seeds", self.all_seeds)
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from pipeline.config import weights_text
 from pipeline.config.augment import AugmentSettings
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.optimizer import OptimizerSettings
+from pipeline.config.seeds import LAST_SEED
 
 # What stands for a number that the size of the training split decides: see `pipeline.config.auto`.
 AUTO = "auto"
@@ -49,8 +50,9 @@ class DiagnosticsSettings(FrozenModel):
 class TrainSettings(OptimizerSettings):
     """The network is trained in this way."""
 
-    # Beyond this, torch's generators do not take what the weights' seeds are multiplied by.
-    seed: int = Field(0, ge=0, le=2**46, description="seed of the initial weights, the order of rows and augmentation")
+    seed: int = Field(
+        0, ge=0, le=LAST_SEED, description="seed of the initial weights, the order of rows and augmentation"
+    )
     epochs: OrAuto[Annotated[int, Field(ge=1)]] = Field(
         4, description="passes over the training split; auto: 20, or up to 60 where that takes 1,500 steps"
     )

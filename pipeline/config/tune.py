@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, field_validator, model_serializer, model
 
 from pipeline.config.dotted import Tree
 from pipeline.config.frozen import FrozenModel
+from pipeline.config.seeds import check_seeds
 
 # A single value of a setting.
 Value = str | bool | int | float | None
@@ -134,7 +135,10 @@ class TuneSettings(FrozenModel):
         (1_000, 1_001, 1_002), min_length=1, description="seeds of these trainings; none of them is train.seed"
     )
     max_failures: int = Field(
-        3, ge=0, description="trials that may fail on their workers and be left out; one more ends the search"
+        3,
+        ge=0,
+        description="trials that may fail, on their workers or since their values cannot be trained, and be left out; "
+        "one more ends the search",
     )
     side_by_side: int | None = Field(
         None, ge=1, description="trials that train at once; null: as many as the slots hold (over Spark Connect: 1)"
@@ -175,8 +179,7 @@ class TuneSettings(FrozenModel):
             raise ValueError("trials, seconds and images are all null, and the search would not end: set one of them")
         if len(set(self.confirm_seeds)) < len(self.confirm_seeds):
             raise ValueError(f"confirm_seeds has a seed twice: {list(self.confirm_seeds)}")
-        if min(self.confirm_seeds) < 0:
-            raise ValueError(f"confirm_seeds has {min(self.confirm_seeds)}: a seed is 0 or more")
+        check_seeds("confirm_seeds", self.confirm_seeds)
         return self
 
     @model_validator(mode="after")

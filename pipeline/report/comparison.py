@@ -5,6 +5,7 @@ Fields that do not apply are left unset, and absent from the file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Literal, TypeVar
 
@@ -84,8 +85,8 @@ class ComparedRun(StudyRun):
 
     @property
     def is_healthy(self) -> bool:
-        """Whether it neither diverged nor failed to learn."""
-        return self.learned and not self.diverged
+        """Whether it neither diverged nor failed to learn, and its score, as of a cross-entropy, is finite."""
+        return self.learned and not self.diverged and math.isfinite(self.score)
 
 
 class Difference(FrozenModel):

@@ -46,7 +46,9 @@ def confirmed_trials(
 
 def _rank(runs: Sequence[ComparedRun], metric: Objective) -> tuple[int, float]:
     """Trials that diverge or do not learn with a seed come after those that never do."""
-    return -sum(not run.is_healthy for run in runs), goodness(numbers.fmean(run.score for run in runs), metric)
+    scores = [run.score for run in runs if math.isfinite(run.score)]
+    mean = numbers.fmean(scores) if scores else runs[0].score
+    return -sum(not run.is_healthy for run in runs), goodness(mean, metric)
 
 
 def _adjusted(differences: Mapping[str, Difference | None]) -> dict[str, Difference]:
@@ -71,9 +73,15 @@ def _confirmed(
 
 
 def seed_score(run: StudyRun, score: float, has_learned: bool) -> SeedScore:
-    """A training with one seed, whose score may be infinite."""
-    known = score if math.isfinite(score) else None
-    return SeedScore(seed=run.seed, score=known, diverged=run.diverged, learned=has_learned, run_id=run.run_id)
+    """A training with one seed, whose score may be infinite: then it counts as diverged, as in the search."""
+    is_known = math.isfinite(score)
+    return SeedScore(
+        seed=run.seed,
+        score=score if is_known else None,
+        diverged=run.diverged or not is_known,
+        learned=has_learned,
+        run_id=run.run_id,
+    )
 
 
 def _mean_and_std(runs: Sequence[SeedScore]) -> dict[str, float | None]:
@@ -98,10 +106,9 @@ def verdict_of(tuning: Tuning) -> list[str]:
             "chosen it, and the figure flatters it."
         ]
     winner, *others = tuning.confirmed
-    seeds = f"{len(winner.runs)} new seed{'s' if len(winner.runs) != 1 else ''}"
     first = (
         f"Trial {winner.number} is taken: {unit.name} {unit.with_std(winner.mean, winner.std)} on the "
-        f"{tuning.search_on} split with {seeds}{_fallen(winner)}."
+        f"{tuning.search_on} split with {seeds_in_words(winner.runs)}."
     )
     gap = winner.searched_score - winner.mean if winner.mean is not None else 0.0
     flattered = f"In the search it had {unit.text(winner.searched_score)}"
@@ -112,7 +119,7 @@ def verdict_of(tuning: Tuning) -> list[str]:
     if tuning.test is not None:
         sentences.append(
             f"On the {tuning.test.split} split, by which nothing was chosen, it has "
-            f"{unit.with_std(tuning.test.mean, tuning.test.std)} ({seeds})."
+            f"{unit.with_std(tuning.test.mean, tuning.test.std)} ({seeds_in_words(tuning.test.runs)})."
         )
     return sentences
 
@@ -160,14 +167,21 @@ def _named(trials: Sequence[ConfirmedTrial]) -> str:
     return f"trial{'s' if len(names) != 1 else ''} {listed}"
 
 
-def _fallen(trial: ConfirmedTrial) -> str:
-    """With how many seeds it diverged or did not learn; nothing where it is sound with each."""
-    counts = Counter(run.fallen for run in trial.runs if run.fallen)
-    return "".join(f", {how} with {count} of {len(trial.runs)} seeds" for how, count in sorted(counts.items()))
+def seeds_in_words(runs: Sequence[SeedScore]) -> str:
+    """``3 new seeds``, with how many of them the mean is over where it lacks some, and how many are not sound."""
+    known = sum(run.score is not None for run in runs)
+    over = f", mean over {known} of them" if 0 < known < len(runs) else ""
+    return f"{len(runs)} new seed{'s' if len(runs) != 1 else ''}{over}{_fallen(runs)}"
+
+
+def _fallen(runs: Sequence[SeedScore]) -> str:
+    """With how many seeds a trial diverged or did not learn; nothing where it is sound with each."""
+    counts = Counter(run.fallen for run in runs if run.fallen)
+    return "".join(f", {how} with {count} of {len(runs)} seeds" for how, count in sorted(counts.items()))
 
 
 def _difference(trial: ConfirmedTrial, unit: ScoreText) -> str:
-    found, fallen = trial.difference, _fallen(trial)
+    found, fallen = trial.difference, _fallen(trial.runs)
     if found is None:
         return f"not known, since with no seed both have learned{fallen}"
     ends, seeds = "", ""

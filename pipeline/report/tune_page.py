@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pipeline.report.comparison import Difference
+from pipeline.report.confirmation import seeds_in_words
 from pipeline.report.figures.tune import figures_of
 from pipeline.report.formats import UNKNOWN, plain
 from pipeline.report.names import Values, setting_words
@@ -33,7 +34,7 @@ def render(tuning: Tuning) -> str:
             tuning=tuning,
             metric=unit.name,
             best="best" if unit.is_share else "lowest",
-            test_mean=unit.text(tuning.test.mean) if tuning.test else "",
+            test_mean=f"{unit.text(tuning.test.mean)} ({seeds_in_words(tuning.test.runs)})" if tuning.test else "",
             values={name: _short(value) for name, value in tuning.values.items()},
             confirmed=[_confirmed(tuning, number) for number in range(len(tuning.confirmed))],
             seeds=[run.seed for run in tuning.confirmed[0].runs] if tuning.confirmed else [],

@@ -56,7 +56,7 @@ class SeedScore(FrozenModel):
         description="the metric at its last evaluation: from 0 to 1, or a cross-entropy in nats; null where that is "
         "not finite"
     )
-    diverged: bool = Field(description="whether its loss was not finite")
+    diverged: bool = Field(description="whether its loss was not finite, in training or at its last evaluation")
     learned: bool = Field(
         True, description="whether it was right of more images than the best constant answer, and chance, explain"
     )

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline import storage
-from pipeline.config import Settings
+from pipeline.config import Settings, SettingsError
 from pipeline.config.identity import identity_of
 from pipeline.console import console
 from pipeline.data import Manifest
@@ -33,6 +33,7 @@ from pipeline.study.same_arms import check_same_arms
 from pipeline.study.search import ArmSearch, run_search
 from pipeline.study.seeds import run_seeds
 from pipeline.study.summary import judge_of, metrics_of, summarize
+from pipeline.study.trainable import check_trainable, values_in_words
 from pipeline.study.trials import Trial
 from pipeline.tracking import Tracker
 from pipeline.tracking.run import TrackedRun
@@ -118,12 +119,33 @@ def _check(
     for arm in arms:
         check_trial(spark, arm.settings, manifest)
         notes += [note for note in network_notes(arm.settings, manifest) if note not in notes]
+    _check_tuned(settings, manifest, arms, values)
     notes += check_same_arms(arms, manifest)
     searches = [ArmSearch(settings, arm, values, manifest) for arm in arms] if len(values) > 1 else []
     for search in searches[:1]:
         check_trial(spark, search.candidates[0].settings, manifest)
     tell([*notes, *dataset_checks.one_seed(settings)])
     return searches, notes
+
+
+def _check_tuned(settings: Settings, manifest: Manifest, arms: Sequence[Arm], values: Sequence[Values]) -> None:
+    """Check that every arm can be trained with every value that it may choose.
+
+    Raises
+    ------
+    SettingsError
+        One cannot; the message names arm and value.
+    """
+    networks: set[str] = set()
+    for arm in arms:
+        for tuned in filter(None, values):
+            made = settings.with_values({**arm.values, **tuned})
+            try:
+                check_trainable(made, manifest, networks)
+            except ValueError as error:
+                raise SettingsError(
+                    f"compare.grid: {values_in_words(tuned)} of the arm {arm.name!r} cannot be trained: {error}"
+                ) from None
 
 
 def _find_record(settings: Settings, manifest: Manifest) -> Record:

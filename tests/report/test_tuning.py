@@ -1,6 +1,7 @@
 """A search's verdict, page and figures."""
 
 import csv
+import json
 import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -10,10 +11,11 @@ import small_tunings
 from small_tunings import JUDGE, SPACE, tuning_of
 
 from pipeline.report.confirmation import confirmed_trials, verdict_of
+from pipeline.report.confirmation import test_figure as figure_of
 from pipeline.report.figures.score_scale import ScoreScale
 from pipeline.report.figures.tune import figures_of
 from pipeline.report.tune_page import render
-from pipeline.report.tuning import Tuning
+from pipeline.report.tuning import SeedScore, Tuning
 from pipeline.study.tuning.summary import metrics_of
 
 
@@ -187,6 +189,52 @@ def test_a_cross_entropy_that_is_not_finite_is_unknown_and_last():
     assert "trials 0 and 1" in text
     assert "unknown (diverged)" in render(tuning)
     assert Tuning.model_validate_json(tuning.model_dump_json(exclude_unset=True)) == tuning
+
+
+def test_a_seed_whose_last_loss_alone_is_not_finite_has_fallen_as_in_the_search():
+    """The training came to its end, so nothing says that it diverged; its difference from any other is infinite."""
+    losses = {0: (0.3, 0.31, 0.32), 1: (0.2, None, 0.22), 2: (0.1, None, 0.12)}
+    runs = [_run(number, seed, losses[number][seed]) for seed in range(3) for number in losses]
+    runs = [run.model_copy(update={"diverged": False}) for run in runs]
+    found = confirmed_trials(runs, {0: 0.3, 1: 0.2, 2: 0.1}, {}, JUDGE._replace(metric="cross_entropy"))
+    assert [each.number for each in found] == [0, 2, 1]
+    assert [run.fallen for run in found[1].runs] == [None, "diverged", None]
+    assert (found[1].difference.n, found[1].difference.mean) == (2, pytest.approx(-0.2))
+    tuning = tuning_of(metric="cross_entropy").model_copy(update={"confirmed": tuple(found), "winner": 0})
+    text = " ".join(verdict_of(tuning))
+    assert "It is better" not in text
+    assert text.count("over 2 of 3 seeds, with which both have learned, diverged with 1 of 3 seeds") == 2
+    json.dumps(tuning.model_dump(mode="json"), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("metric", "bad", "words"),
+    [
+        (
+            "accuracy",
+            0.1,
+            "it has 36.67% ± 46.19 (3 new seeds, did not learn with 1 of 3 seeds, diverged with 1 of 3 seeds)",
+        ),
+        ("cross_entropy", None, "it has 0.9000 (3 new seeds, mean over 1 of them, did not learn with 1 of 3 seeds"),
+    ],
+)
+def test_of_seeds_that_fell_on_the_test_split_the_sentence_and_the_page_speak(metric, bad, words):
+    how = [{"diverged": False}, {"diverged": True}, {"diverged": False, "learned": False}]
+    runs = [SeedScore(seed=n, score=bad if n else 0.9, run_id=f"t{n}", **fields) for n, fields in enumerate(how)]
+    made = tuning_of(metric=metric).model_copy(update={"test": figure_of("test", runs)})
+    assert words in verdict_of(made)[-1]
+    assert f"({words.partition(' (')[2]}" in render(made)
+    sound = figure_of(
+        "test", [run.model_copy(update={"score": 0.9, "diverged": False, "learned": True}) for run in runs]
+    )
+    assert verdict_of(made.model_copy(update={"test": sound}))[-1].endswith("(3 new seeds).")
+
+
+def test_over_how_many_seeds_a_confirmed_mean_is_stands_beside_it():
+    runs = [_run(0, seed, loss) for seed, loss in enumerate((0.3, None, 0.32))]
+    found = confirmed_trials(runs, {0: 0.3}, {}, JUDGE._replace(metric="cross_entropy"))
+    text = verdict_of(tuning_of(metric="cross_entropy").model_copy(update={"confirmed": tuple(found), "winner": 0}))[0]
+    assert text.endswith("split with 3 new seeds, mean over 2 of them, diverged with 1 of 3 seeds.")
 
 
 def _run(number, seed, loss):

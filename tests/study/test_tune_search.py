@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from simulated_tuning import EPOCHS, STEPS, Doom, Killed, open_search, simulate, true_score, tune_settings
+from small_manifests import trainable
 
 from pipeline.cluster.errors import WorkerError
 from pipeline.study.tuning.best import best_trials
 from pipeline.study.tuning.journal import LINES
 from pipeline.study.tuning.sampling import Search, StorageHeldError
-from pipeline.study.tuning.space import grid_of, trial_settings
+from pipeline.study.tuning.space import check_space, grid_of, trial_settings
 
 
 def shown(trials):
@@ -217,6 +218,23 @@ def test_some_trials_may_fail_and_one_more_ends_the_search_and_is_tried_again(tm
     trials, _ = simulate(tmp_path, settings)
     assert [trial.state for trial in trials].count("failed") == 1
     assert len(trials) == 8
+
+
+def test_a_value_within_a_range_that_cannot_be_trained_fails_its_trial_and_the_search_goes_on(tmp_path):
+    """Three groups do not divide the channels of the network; the ends of the range, which are checked, do."""
+    space = {"model.norm": ["group"], "model.norm_groups": {"low": 1, "high": 8}}
+    settings = tune_settings(trials=8, sampler="random", pruner="none", space=space, max_failures=8)
+    check_space(settings, trainable())
+    trials, _ = simulate(tmp_path, settings, manifest=trainable(), checks=True)
+    states = {trial.values["model.norm_groups"]: trial.state for trial in trials}
+    assert states == {groups: "complete" if groups in (1, 2, 4, 8) else "failed" for groups in states}
+    assert set(states.values()) == {"complete", "failed"}
+    failed = next(trial for trial in trials if trial.state == "failed")
+    assert "norm_groups" in failed.facts["reason"]
+    assert failed.facts["images"] == 0
+    few = settings.model_copy(update={"tune": settings.tune.model_copy(update={"max_failures": 0})})
+    with pytest.raises(ValueError, match="norm_groups"):
+        simulate(tmp_path / "none may", few, manifest=trainable(), checks=True)
 
 
 def test_importance_names_the_setting_that_matters_most(tmp_path):

@@ -4,21 +4,25 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from small_manifests import make
+from small_manifests import trainable
 
 from pipeline.config import SettingsError
+from pipeline.config.identity import identity_of
 from pipeline.config.settings import Settings
+from pipeline.driver.record import unfinished_record
+from pipeline.study import trainable as trainable_values
 from pipeline.study.tuning import job
-from pipeline.study.tuning import space as spaces
-from pipeline.study.tuning.space import check_space, combinations, grid_of, is_whole, trial_settings, values_of
-
-SMALL = make(rows=1000, groups=(250,) * 4, counts=(500, 500))
-MANIFEST = SMALL.model_copy(
-    update={
-        "image": SMALL.image.model_copy(update={"shape": (1, 16, 16)}),
-        "splits": dict.fromkeys(("train", "validation", "test"), SMALL.split("train")),
-    }
+from pipeline.study.tuning.space import (
+    check_space,
+    combinations,
+    grid_of,
+    is_whole,
+    trial_settings,
+    values_of,
+    winner_settings,
 )
+
+MANIFEST = trainable()
 
 
 def settings(space, **sections):
@@ -101,7 +105,7 @@ def test_what_cannot_be_trained_is_named_before_launch(space, message):
 
 def test_of_a_large_space_every_pair_is_checked(monkeypatch):
     seen = []
-    monkeypatch.setattr(spaces, "check_dataset", lambda made, _: seen.append(made.train))
+    monkeypatch.setattr(trainable_values, "check_dataset", lambda made, _: seen.append(made.train))
     names = ("learning_rate", "momentum", "weight_decay", "label_smoothing", "shuffle_row_groups")
     values = {f"train.{name}": [1, 2, 3, 4] if name == "shuffle_row_groups" else [0.1, 0.2, 0.3, 0.4] for name in names}
     check_space(settings({**values, "train.batch_size": [32, 64]}), MANIFEST)
@@ -118,7 +122,25 @@ def test_what_is_wrong_without_the_space_is_not_said_of_it():
         check_space(lanes, MANIFEST)
     missing = settings({"model.norm": ["none", "batch"]})
     with pytest.raises(ValueError, match="no split 'validation'"):
-        check_space(missing, SMALL)
+        check_space(missing, trainable("train"))
+
+
+def test_the_split_that_judges_at_the_end_is_checked_before_launch(monkeypatch):
+    launched = []
+    monkeypatch.setattr(job, "check_trial", lambda spark, made, manifest: launched.append(made))
+    base, manifest = settings({"train.learning_rate": [0.1, 0.2]}), trainable("train", "validation")
+    with pytest.raises(
+        SettingsError, match=r"train\.evaluate_on 'test'.*no split 'test'.*tune\.confirm to 0"
+    ) as caught:
+        job._check(None, base, manifest)
+    assert "\n" not in str(caught.value)
+    assert not launched
+    unconfirmed = base.model_copy(update={"tune": base.tune.model_copy(update={"confirm": 0})})
+    job._check(None, unconfirmed, manifest)  # nothing is evaluated there
+    job._check(None, base, MANIFEST)
+    assert [made.train.evaluate_on for made in launched] == ["validation"] * 2
+    made = winner_settings(base, {"train.learning_rate": 0.2}, seed=7)
+    assert (made.train.evaluate_on, made.train.seed, made.train.learning_rate) == ("test", 7, 0.2)
 
 
 def test_a_search_that_has_ended_goes_on_where_its_limit_was_raised(tmp_path):
@@ -146,6 +168,31 @@ def test_a_search_that_has_ended_goes_on_where_its_limit_was_raised(tmp_path):
         assert not more.finished
     assert found().folder == record.folder  # killed meanwhile, and no limit holds it back: it confirms again
     assert found(seed=1).folder != record.folder
+
+
+def test_other_weights_in_the_same_file_are_another_search(tmp_path):
+    """Where the file lies is no part of it, and a search without weights has the identity that it had before."""
+
+    def found(paths=(), **model):
+        space = {"model.weights": [None, *map(str, paths)]} if paths else {"train.learning_rate": [0.1, 0.2]}
+        return job._find_record(settings(space, output=str(tmp_path / "out"), model=model), MANIFEST).folder
+
+    def write(path, content):
+        path.write_bytes(content)
+        return str(path)
+
+    path = tmp_path / "w.safetensors"
+    first, varied = found(weights=write(path, b"one")), found([path])
+    assert found(weights=write(tmp_path / "moved.safetensors", b"one")) == first
+    write(path, b"other")
+    assert found(weights=str(path)) != first
+    assert found([path]) != varied
+    write(path, b"one")
+    assert (found(weights=str(path)), found([path])) == (first, varied)
+    base = settings({"train.learning_rate": [0.1, 0.2]}, output=str(tmp_path / "out"))
+    sections = {name: identity_of(name, getattr(base, name)) for name in ("model", "train", "reader")}
+    parts = {**sections, "tune": identity_of("tune", base.tune, exclude=job._LIMITS), "dataset": MANIFEST.digest}
+    assert found() == unfinished_record(str(tmp_path / "out" / "studies"), "x", parts).folder
 
 
 @pytest.mark.skipif(find_spec("cmaes") is not None, reason="the package cmaes is installed")

@@ -16,6 +16,7 @@ from small_manifests import make
 from pipeline.cluster.errors import PrunedError, WorkerError
 from pipeline.cluster.stop import Stop
 from pipeline.config.settings import Settings
+from pipeline.data import Manifest
 from pipeline.report.comparison import TrialResult
 from pipeline.study.tuning.sampling import Search, SearchedTrial
 from pipeline.study.tuning.trials import SearchRun, Stage
@@ -83,6 +84,11 @@ class SimulatedStage(Stage):
     diverging: frozenset[int] = frozenset()
     failing: frozenset[int] = frozenset()
     endless: frozenset[int] = frozenset()  # whose last loss is not finite, though they did not diverge
+    checks: bool = False  # whether its trials are checked as real ones are; the manifest must be one to train on then
+
+    def check(self, settings: Settings) -> None:
+        if self.checks:
+            super().check(settings)
 
     def train(self, name, settings, slot, *, early_end=None, log_model=False, tags) -> TrialResult:
         if name in self.results:
@@ -140,12 +146,12 @@ def open_search(folder: Path, settings: Settings, doom: Doom | None = None) -> S
 
 
 def simulate(
-    folder: Path, settings: Settings, *, doom: Doom | None = None, **stage: Any
+    folder: Path, settings: Settings, *, doom: Doom | None = None, manifest: Manifest | None = None, **stage: Any
 ) -> tuple[list[SearchedTrial], SearchRun]:
     """Run a search, or what is left of it; one trial after the other."""
     doom = doom or Doom()
     made: Any = SimulatedStage(
-        None, settings, make(rows=10, groups=(6, 4)), None, "parent", _Lease(), 1,
+        None, settings, manifest or make(rows=10, groups=(6, 4)), None, "parent", _Lease(), 1,
         "cross_entropy" if settings.tune.metric == "cross_entropy" else "accuracy", doom=doom, **stage,
     )  # fmt: skip
     run = SearchRun(made, open_search(folder, settings, doom))

@@ -19,3 +19,14 @@ def make(rows=10, aside=2, input_rows=12, groups=(6, 4), counts=(7, 3)) -> Manif
         sources=(Ingested(settings_digest="sha256:0", state="sha256:1", rows=input_rows),),
         splits={"train": split},
     )
+
+
+def trainable(*splits: str) -> Manifest:
+    """Of 1,000 images of 16 x 16 in each split, in four row groups, half of them of either class.
+
+    splits : their names; without them train, validation and test
+    """
+    made = make(rows=1000, groups=(250,) * 4, counts=(500, 500))
+    image = made.image.model_copy(update={"shape": (1, 16, 16)})
+    names = splits or ("train", "validation", "test")
+    return made.model_copy(update={"image": image, "splits": dict.fromkeys(names, made.split("train"))})

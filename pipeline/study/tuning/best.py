@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from pipeline.report.learned import goodness, learned, score_of
 from pipeline.report.score_text import ScoreText
 from pipeline.report.tuning import ConfirmedTrial, TestFigure
 from pipeline.study.summary import predictions_of
-from pipeline.study.tuning.space import trial_settings
+from pipeline.study.tuning.space import trial_settings, winner_settings
 from pipeline.study.tuning.trials import Stage
 
 if TYPE_CHECKING:
@@ -67,17 +68,15 @@ def _test(stage: Stage, winner: SearchedTrial) -> TestFigure:
 def _train(stage: Stage, trial: SearchedTrial, seed: int, tests: bool, slot: slots.TrainingSlot) -> StudyRun:
     """Train the values of a trial with a seed; ``tests`` says that it is evaluated on the split that judges."""
     values = trial.values
-    if tests:
-        settings = stage.settings.with_values({**values, "train.seed": seed, "train.final_network": "last"})
-    else:
-        settings = trial_settings(stage.settings, values, seed=seed)
+    settings = (winner_settings if tests else trial_settings)(stage.settings, values, seed=seed)
     kind = "test" if tests else "confirm"
     tags = {"kind": kind, "trial": trial.number, "seed": seed}
     name = f"{stage.settings.name} {kind} trial {trial.number} seed={seed}"
     result = stage.train(name, settings, slot, log_model=tests, tags=tags)
-    unit = ScoreText(stage.metric)
-    score = "diverged" if result.diverged else f"{unit.name} {unit.text(score_of(result, stage.metric))}"
-    _say(f"{stage.settings.name} trial {trial.number} seed {seed}: {score} on {settings.train.evaluate_on}")
+    unit, score = ScoreText(stage.metric), score_of(result, stage.metric)
+    is_sound = not result.diverged and math.isfinite(score)
+    words = f"{unit.name} {unit.text(score)}" if is_sound else "diverged"
+    _say(f"{stage.settings.name} trial {trial.number} seed {seed}: {words} on {settings.train.evaluate_on}")
     train = settings.train
     return StudyRun(
         arm=str(trial.number),

@@ -18,14 +18,14 @@ from pipeline.config.identity import identity_of
 from pipeline.console import console
 from pipeline.data import Manifest
 from pipeline.driver import dataset_checks, slots
-from pipeline.driver.checks import check_trial, network_notes, open_dataset, tell
+from pipeline.driver.checks import check_dataset, check_trial, network_notes, open_dataset, tell
 from pipeline.driver.record import Record, finished_record, unfinished_record
 from pipeline.report.learned import objective_for
 from pipeline.report.tune_page import figures_of, render
 from pipeline.report.tuning import Tuning
 from pipeline.storage.writable import prepare_output
 from pipeline.study.tuning.best import confirm
-from pipeline.study.tuning.space import check_space, combinations, grid_of, trial_settings, values_of
+from pipeline.study.tuning.space import check_space, combinations, grid_of, trial_settings, values_of, winner_settings
 from pipeline.study.tuning.summary import metrics_of, summarize
 from pipeline.study.tuning.trials import SearchRun, Stage, reached_limit
 from pipeline.tracking import Tracker
@@ -57,7 +57,8 @@ def tune(spark: SparkSession, settings: Settings) -> Tuning:
     Raises
     ------
     ValueError
-        Something about the space, the dataset, the storage or the cluster does not fit; nothing was launched.
+        Something about the space, the dataset, the storage or the cluster does not fit, and nothing was launched; or
+        more trials than ``tune.max_failures`` had values that cannot be trained.
     BusyError
         Another process is at the same search.
     TakenOverError
@@ -129,11 +130,35 @@ def _check(spark: SparkSession, settings: Settings, manifest: Manifest) -> list[
     check_space(settings, manifest)
     notes = dataset_checks.check_classes(manifest, settings.tune.search_on, compared=True)
     values = {name: values_of(name, each)[:1] for name, each in settings.tune.space.items()}
-    first = trial_settings(settings, next(combinations(settings.tune.space, values)))
+    first_values = next(combinations(settings.tune.space, values))
+    if settings.tune.confirm:
+        _check_judge(winner_settings(settings, first_values), manifest)
+    first = trial_settings(settings, first_values)
     check_trial(spark, first, manifest)
     notes += network_notes(first, manifest)
     tell(notes)
     return notes
+
+
+def _check_judge(settings: Settings, manifest: Manifest) -> None:
+    """The split on which the winner is evaluated is there: it is asked once search and confirmation are over.
+
+    Parameters
+    ----------
+    settings : of that training; with another split, they have been checked
+
+    Raises
+    ------
+    SettingsError
+        The dataset has no images of that split.
+    """
+    try:
+        check_dataset(settings, manifest)
+    except ValueError as error:
+        raise SettingsError(
+            f"train.evaluate_on {settings.train.evaluate_on!r}, on which the winner is evaluated at the end, cannot be "
+            f"used: {error}; set it to another split than tune.search_on, or tune.confirm to 0"
+        ) from None
 
 
 def _workers_of(settings: Settings) -> list[WorkerSettings]:
@@ -147,15 +172,15 @@ def _workers_of(settings: Settings) -> list[WorkerSettings]:
 def _find_record(settings: Settings, manifest: Manifest) -> Record:
     """What was begun of this very search and not finished; one that was, where its limits were raised since; or a new
     record."""
-    from pipeline.training.job import source_identity
+    from pipeline.training.job import source_identity, weights_identity
 
-    networks = settings.tune.space.get("model.network")
     parts = {
-        "model": identity_of("model", settings.model),
+        "model": identity_of("model", settings.model, exclude={"weights", "weights_sha256"}),
         "train": identity_of("train", settings.train),
         "reader": identity_of("reader", settings.reader),
         "tune": identity_of("tune", settings.tune, exclude=_LIMITS),
-        **source_identity(settings.model.network, *map(str, (networks and networks.choices) or ())),
+        **source_identity(settings.model.network, *_listed(settings, "model.network")),
+        **weights_identity(settings.model, *_listed(settings, "model.weights")),
     }
     where = storage.join(storage.absolute(settings.output), "studies"), settings.name
     unfinished, finished = (find(*where, {**parts, "dataset": manifest.digest}) for find in
@@ -163,6 +188,12 @@ def _find_record(settings: Settings, manifest: Manifest) -> Record:
     assert unfinished is not None
     is_new = unfinished.content.driver is None
     return finished if is_new and finished is not None and _has_room(settings, finished) else unfinished
+
+
+def _listed(settings: Settings, name: str) -> list[str]:
+    """The texts among the values of a setting that a search may try."""
+    parameter = settings.tune.space.get(name)
+    return [value for value in (parameter and parameter.choices) or () if isinstance(value, str)]
 
 
 def _has_room(settings: Settings, record: Record) -> bool:

@@ -11,15 +11,13 @@ from pipeline.config.dotted import takes_only_integers
 from pipeline.config.training import AUTO
 from pipeline.config.tune import Parameter, ordered
 from pipeline.data import Manifest
-from pipeline.driver.checks import check_dataset, check_network
 from pipeline.report.names import SettingValue, Values
+from pipeline.study.trainable import check_trainable, values_in_words
 
 Space = Mapping[str, Parameter]
 
 # Up to so many combinations all are checked before launch; of more, all pairs of values.
 MOST_COMBINATIONS = 1_000
-# Up to so many networks are built before launch.
-_MOST_NETWORKS = 64
 # Values of a range that are checked.
 _MOST_VALUES = 32
 
@@ -93,6 +91,18 @@ def trial_settings(settings: Settings, values: Values, *, seed: int | None = Non
     return settings.with_values({**values, **own, **seeded})
 
 
+def winner_settings(settings: Settings, values: Values, *, seed: int | None = None) -> Settings:
+    """What the values taken are trained with at the end: evaluated on the split that judges, by its last network.
+
+    Raises
+    ------
+    SettingsError
+        A value cannot be used, alone or with the others.
+    """
+    seeded: Values = {} if seed is None else {"train.seed": seed}
+    return settings.with_values({**values, "train.final_network": "last", **seeded})
+
+
 def check_space(settings: Settings, manifest: Manifest) -> None:
     """Find what cannot be tried before anything is launched: by values at the ends of ranges and all listed ones.
 
@@ -116,7 +126,9 @@ def check_space(settings: Settings, manifest: Manifest) -> None:
             if _problem(settings, manifest, {}, set()) == problem:  # it is no matter of what varies
                 raise SettingsError(problem.partition(": ")[2])
             few = _culprits(settings, manifest, values)
-            raise SettingsError(f"tune.space: {_named(few)} {_problem(settings, manifest, few, set()) or problem}")
+            raise SettingsError(
+                f"tune.space: {values_in_words(few)} {_problem(settings, manifest, few, set()) or problem}"
+            )
 
 
 def _problem(settings: Settings, manifest: Manifest, values: Values, networks: set[str]) -> str:
@@ -124,7 +136,7 @@ def _problem(settings: Settings, manifest: Manifest, values: Values, networks: s
 
     Parameters
     ----------
-    networks : those that were built before, which are not built again; this one is added
+    networks : see `check_trainable`
     """
     try:
         made = trial_settings(settings, values)
@@ -132,10 +144,7 @@ def _problem(settings: Settings, manifest: Manifest, values: Values, networks: s
         reason = str(error).partition("train.final_network=last: ")[2] or str(error)
         return f"cannot be used: {reason}"
     try:
-        check_dataset(made, manifest)
-        if (key := made.model.model_dump_json()) not in networks and len(networks) < _MOST_NETWORKS:
-            check_network(made, manifest)
-            networks.add(key)
+        check_trainable(made, manifest, networks)
     except ValueError as error:
         return f"cannot be trained: {error}"
     return ""
@@ -149,10 +158,6 @@ def _culprits(settings: Settings, manifest: Manifest, values: Values) -> Values:
             if _problem(settings, manifest, few, set()):
                 return few
     return values
-
-
-def _named(values: Values) -> str:
-    return " with ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _checked_combinations(space: Space) -> Iterator[Values]:

@@ -16,6 +16,7 @@ from pipeline.config.tune import TuneSettings
 from pipeline.console import console
 from pipeline.data import Manifest
 from pipeline.driver import slots
+from pipeline.driver.checks import check_dataset, check_network
 from pipeline.driver.early_end import EarlyEnd
 from pipeline.driver.lease import Lease
 from pipeline.driver.trial import run_trial
@@ -53,6 +54,17 @@ class Stage:
     lease: Lease
     at_once: int
     metric: Objective
+
+    def check(self, settings: Settings) -> None:
+        """Check that a trial's settings go with the dataset, and that its network can be built.
+
+        Raises
+        ------
+        ValueError
+            They cannot be trained, as a value in the middle of a range may turn out.
+        """
+        check_dataset(settings, self.manifest)
+        check_network(settings, self.manifest)
 
     def train(
         self,
@@ -108,8 +120,8 @@ class SearchRun:
 
         Raises
         ------
-        WorkerError
-            More trials failed than ``tune.max_failures``.
+        WorkerError, ValueError
+            More trials failed than ``tune.max_failures``: on their workers, or since their values cannot be trained.
         """
         self._earlier_seconds = self.search.seconds
         self._left = [trial.number for trial in self.search.trials() if trial.state == "running"]
@@ -205,8 +217,10 @@ class OneTrial:
         number, values = self._trial.number, self._trial.values
         try:
             self._settings = settings = trial_settings(self._stage.settings, values)
+            self._stage.check(settings)  # apart from its training, whose errors may be no matter of its values
         except ValueError as error:
-            return Outcome("failed", "failed", facts={"images": 0, "reason": str(error)}, error=error)
+            reason = str(error)
+            return Outcome("failed", f"failed: {reason}", facts={"images": 0, "reason": reason}, error=error)
         early_end = EarlyEnd(self._decide, slot.stop)
         if self._search.should_prune(number) and max(self._trial.points) < self._evaluations:
             early_end.prune()  # an earlier driver ended between what was reported and what follows from it
