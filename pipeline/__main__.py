@@ -24,7 +24,6 @@ from pipeline import storage
 from pipeline.cluster.errors import spark_error
 from pipeline.config import Settings, load_settings
 from pipeline.config.secrets import mask, mask_logs
-from pipeline.config.study import TrackingSettings
 from pipeline.console import console
 from pipeline.report.comparison import ArmSummary, Comparison
 from pipeline.report.names import setting_words
@@ -164,6 +163,7 @@ def score(config: Config, override: Overrides = None) -> None:
 def compare(config: Config, override: Overrides = None) -> None:
     """Train every arm with every seed, and report which settings did best and what they cost."""
     from pipeline.study import compare as job
+    from pipeline.tracking.client import runs_are_shown
 
     settings = load_settings(config, override or [])
     comparison = job(_session(settings), settings)
@@ -173,8 +173,7 @@ def compare(config: Config, override: Overrides = None) -> None:
     for line in comparison.warnings:
         _say(f"note: {line}")
     _say(f"report: {storage.absolute(settings.output)}/report.html")
-    if settings.tracking.uri == TrackingSettings().uri:
-        _say("runs: `make ui` shows them in MLflow")
+    _say(f"runs: {runs_are_shown(settings.tracking.uri)}")
     _print_path(settings.output, "comparison.json")
 
 

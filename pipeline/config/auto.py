@@ -19,8 +19,8 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from pipeline.config import dotted
+from pipeline.config.or_auto import AUTO
 from pipeline.config.settings import Settings, SettingsError, explain
-from pipeline.config.training import AUTO
 
 BATCH_SIZES = (256, 128, 64, 32)
 STEPS_PER_EPOCH = 50

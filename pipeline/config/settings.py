@@ -16,11 +16,12 @@ from pipeline.config.dataset import DatasetSettings, ReaderSettings
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.import_path import is_import_path
 from pipeline.config.model import ModelSettings
+from pipeline.config.or_auto import AUTO
 from pipeline.config.registry import RegistrySettings
 from pipeline.config.score import ScoreSettings
 from pipeline.config.secrets import mask, masked
 from pipeline.config.study import CompareSettings, ExportSettings, TrackingSettings
-from pipeline.config.training import AUTO, CheckpointSettings, TrainSettings, divisors
+from pipeline.config.training import CheckpointSettings, TrainSettings, divisors
 from pipeline.config.tune import TuneSettings
 
 # Sections whose settings may have several values in one study.

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer, WrapValidator, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import weights_text
 from pipeline.config.augment import AugmentSettings
 from pipeline.config.frozen import FrozenModel
 from pipeline.config.optimizer import OptimizerSettings
+from pipeline.config.or_auto import AUTO, OrAuto
 from pipeline.config.seeds import LAST_SEED
-
-# What stands for a number that the size of the training split decides: see `pipeline.config.auto`.
-AUTO = "auto"
-T = TypeVar("T")
-# A number, or `AUTO` until a dataset is known. What computes with settings gets them after that.
-OrAuto = Annotated[
-    T,
-    WrapValidator(lambda value, check: value if value == AUTO else check(value)),
-    PlainSerializer(lambda value: value),
-]
 
 # Which evaluation gives the network that a training ends with; those but the last by a split that does not judge.
 FinalNetwork = Literal["last", "lowest_loss", "highest_accuracy", "highest_balanced_accuracy"]

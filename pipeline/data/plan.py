@@ -119,13 +119,23 @@ def plan_epoch(
     lane_rows, lane_batch = total // lanes, batch_size // lanes
     steps = lane_rows // lane_batch
     if steps < 1:
-        fits = f"a batch_size of at most {lane_rows * lanes}" if lane_rows else "fewer lanes"
-        raise ValueError(f"batch_size {batch_size} is larger than the split: {total} rows in {lanes} lanes; use {fits}")
+        raise ValueError(
+            f"batch_size {batch_size} is larger than the split: {total} rows in {lanes} lanes; use "
+            f"{_lanes_and_batch_for(total, lanes)}"
+        )
     order = np.random.default_rng([_GROUPS, seed, epoch]).permutation(len(group_rows))
     ends = np.cumsum(lengths[order])
     return EpochPlan(
         group_rows, order, ends, lanes, lane_batch, lane_rows, steps, shuffle_row_groups, seed, epoch, copies
     )
+
+
+def _lanes_and_batch_for(total: int, lanes: int) -> str:
+    """What fits a split that is smaller than a batch, in one go: with too many lanes no batch size would do."""
+    if total >= lanes:
+        return f"a train.batch_size of at most {total // lanes * lanes}"
+    fewer = max((number for number in divisors(lanes) if number <= total), default=1)
+    return f"train.lanes={fewer} and a train.batch_size of at most {max(1, total // fewer) * fewer}"
 
 
 def balanced_copies(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:

@@ -42,7 +42,8 @@ _LONGEST_NAME = 255
 def export(settings: Settings) -> ExportResult:
     """Write the newest network that `train` trained with these settings into `export_folder`, as files to serve.
 
-    ``export.json`` is written last: without it the export is not whole.
+    An earlier export in the folder stays where this one is refused. ``export.json`` is written last: without it the
+    export is not whole.
 
     Raises
     ------
@@ -61,7 +62,6 @@ def export(settings: Settings) -> ExportResult:
     formats = chosen_formats(settings.export)
     folder = export_folder(settings)
     check_writable("output", settings.output)
-    storage.remove(folder)  # if this call fails, an earlier export must not look like its own
     trained = find_trained(settings)
     manifest = trained.manifest
     images, labels = first_images(trained, COMPARED_IMAGES)
@@ -85,6 +85,7 @@ def export(settings: Settings) -> ExportResult:
         files={file: exported for file, (_, exported) in written.items()},
         versions=_versions(formats),
     )
+    storage.remove(folder)  # only now that nothing can be refused any more: until then an earlier export stays
     for file, (content, _) in written.items():
         storage.publish(storage.join(folder, file), content)
     storage.publish_json(storage.join(folder, FILE), result)

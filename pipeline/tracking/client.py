@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import shutil
 import sqlite3
+import sys
 import threading
 import time
 import warnings
@@ -142,6 +145,15 @@ def leave_active_run() -> None:
 def store_name() -> str:
     """The tracking URI in use; a password that it may contain is masked."""
     return mask(mlflow.get_tracking_uri())
+
+
+def runs_are_shown(uri: str) -> str:
+    """Where a person sees the runs of a store, as the end of "runs: ": the address of a server, which has MLflow's UI
+    itself, or else the command that starts the UI on the store. A password is masked."""
+    if uri.startswith(("http://", "https://", "databricks")):
+        return f"in MLflow at {mask(uri)}"
+    mlflow_command = "mlflow" if shutil.which("mlflow") else f"{shlex.quote(sys.executable)} -m mlflow"
+    return f"`{mlflow_command} ui --backend-store-uri {shlex.quote(mask(uri))}` shows them in MLflow"
 
 
 def call_store(what: str, call: Callable[[], Answer], outage_seconds: float) -> Answer:

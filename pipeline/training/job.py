@@ -12,7 +12,8 @@ from pipeline.config.dataset import ReaderSettings
 from pipeline.config.identity import identity_of
 from pipeline.config.import_path import is_import_path
 from pipeline.config.model import ModelSettings
-from pipeline.config.training import AUTO, CheckpointSettings, TrainSettings
+from pipeline.config.or_auto import AUTO
+from pipeline.config.training import CheckpointSettings, TrainSettings
 from pipeline.data import Manifest, load_manifest
 from pipeline.training.output import AGAIN, OutputError, explain_output
 

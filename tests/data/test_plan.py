@@ -100,9 +100,22 @@ def test_workers_that_do_not_divide_the_lanes(world_size):
 
 def test_a_batch_larger_than_the_split():
     with pytest.raises(
-        ValueError, match="batch_size 64 is larger than the split: 40 rows in 16 lanes; use a batch_size of at most 32"
+        ValueError,
+        match=r"batch_size 64 is larger than the split: 40 rows in 16 lanes; use a train\.batch_size of at most 32$",
     ):
         make(np.array([20, 20]), 16, 64, 2)
+
+
+@pytest.mark.parametrize(
+    ("total", "lanes", "fewer", "most"), [(7, 8, 4, 4), (7, 9, 3, 6), (13, 16, 8, 8), (1, 2, 1, 1)]
+)
+def test_a_split_with_fewer_rows_than_lanes_gets_lanes_and_a_batch_that_fit_together(total, lanes, fewer, most):
+    with pytest.raises(
+        ValueError,
+        match=rf"{total} rows in {lanes} lanes; use train\.lanes={fewer} and a train\.batch_size of at most {most}$",
+    ):
+        make(np.array([total]), lanes, 4 * lanes, 2)
+    assert make(np.array([total]), fewer, most, 2).steps == 1
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 10, 301])

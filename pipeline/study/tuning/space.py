@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.config import Settings, SettingsError
 from pipeline.config.dotted import takes_only_integers
-from pipeline.config.training import AUTO
+from pipeline.config.or_auto import AUTO
 from pipeline.config.tune import Parameter, ordered
 from pipeline.data import Manifest
 from pipeline.report.names import SettingValue, Values
