@@ -45,8 +45,12 @@ class Trained:
     result: TrialResult
 
 
-def find_trained(settings: Settings) -> Trained:
+def find_trained(settings: Settings, *, remedy: str = "run `sparknorm train`") -> Trained:
     """The newest finished training of these settings, as `train` leaves it in the output folder.
+
+    Parameters
+    ----------
+    remedy : the commands that an error names where there is none
 
     Raises
     ------
@@ -65,7 +69,7 @@ def find_trained(settings: Settings) -> Trained:
     if trial is None or not isinstance(result, TrialResult):
         raise ExportError(
             f"{trials_folder(settings)} has no finished training {name!r} with these settings and this dataset: "
-            "run `sparknorm train` with the same settings first"
+            f"{remedy} with the same settings first"
         )
     return load_trained(settings, manifest, trial, name, result)
 

@@ -48,7 +48,8 @@ def find_candidate(settings: Settings) -> Candidate:
     if take == "comparison" or (take == "auto" and storage.exists(path)):
         return _of_comparison(settings, path)
     settings.require_single_run()
-    trained = find_trained(settings)
+    either = "run `sparknorm compare`, whose winner is registered, or `sparknorm train`"
+    trained = find_trained(settings, remedy=either if take == "auto" else "run `sparknorm train`")
     why = "The newest training of `train` with these settings."
     return Candidate(trained, settings, _origin(trained, "train", why))
 

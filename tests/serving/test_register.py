@@ -174,8 +174,10 @@ def test_what_is_not_there_is_said(settings, tmp_path):
     nothing = changed(settings, output=str(tmp_path / "nothing"), registry={"take": "comparison"})
     with pytest.raises(ExportError, match=r"there is no .*/nothing/comparison.json: run `sparknorm compare` with"):
         register(nothing)
-    with pytest.raises(ExportError, match="has no finished training"):
+    with pytest.raises(ExportError, match=r"has no finished training .*: run `sparknorm train` with the same settings"):
         register(changed(nothing, registry={"take": "train"}))
+    with pytest.raises(ExportError, match=r": run `sparknorm compare`, whose winner is registered, or `sparknorm tra"):
+        register(changed(nothing, registry={"take": "auto"}))
     with pytest.raises(RegistryError, match=r"there is no registered model '\w+': run `sparknorm register` first"):
         rollback(settings)
 
