@@ -176,7 +176,9 @@ def test_intervals_cover_the_test_images_of_the_predictions(comparison):
         right[run["arm"], run["seed"]] = scores.prediction == scores.label
         assert right[run["arm"], run["seed"]].mean() == pytest.approx(run["final_accuracy"])
     differences = np.array([right["batch", seed].astype(int) - right["none", seed] for seed in (0, 1)])
-    half = 1.959964 * np.sqrt(max(0, np.cov(differences)[0, 1]) / differences.shape[1])
+    images = differences.shape[1]
+    # And one image more than was seen to differ.
+    half = 1.959964 * np.sqrt(max(0, np.cov(differences)[0, 1]) / images + 1 / images**2)
     assert found["covers"] == "seeds and images"
     assert (found["images_low"], found["images_high"]) == pytest.approx((found["mean"] - half, found["mean"] + half))
     assert found["low"] <= found["seeds_low"] < found["seeds_high"] <= found["high"]
