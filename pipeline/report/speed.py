@@ -113,8 +113,9 @@ def cost(comparison: Comparison, healthy: Sequence[ArmSummary], *, few: bool) ->
     if few:
         text = "; ".join(f"{name_of(arm)} {_extra(arm)}" for arm in known)
     else:
-        cheapest, *_, dearest = sorted(known, key=lambda arm: arm.overhead or 0.0)
-        text = f"from {name_of(cheapest)} with {_extra(cheapest)} to {name_of(dearest)} with {_extra(dearest)}"
+        ends = [kind(known, key=lambda arm: arm.overhead or 0.0) for kind in (min, max)]
+        text = " to ".join(f"{signed_percent(arm.overhead or 0.0)} ({name_of(arm)})" for arm in ends)
+        text = f"from {text}, medians over seeds" if comparison.seeds > 1 else f"from {text}"
     at_once = comparison.side_by_side
     shared = f", measured while {at_once} trials ran at once" if at_once > 1 else ""
     text = f"Training time for an image against {baseline_name(comparison)}: {text}{shared}."

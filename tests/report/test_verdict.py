@@ -6,6 +6,7 @@ import re
 import pytest
 from small_comparisons import comparison_of, many_arms, with_arms
 
+from pipeline.report import speed
 from pipeline.report.comparison import Comparison
 from pipeline.report.verdict import verdict
 
@@ -317,3 +318,9 @@ def test_the_time_of_an_image_is_told_with_how_it_varied(overhead, low, high, wo
     lines = verdict(with_arms(comparison_of(), {}, changes))
     text = next(line.text for line in lines if line.id == "verdict-cost")
     assert text.startswith(f"Training time for an image against no normalization: {words}, measured while")
+
+
+def test_of_many_arms_the_ends_are_told_also_where_one_alone_is_known():
+    comparison = comparison_of(seeds=3)
+    (line,) = speed.cost(comparison, [comparison.arms[1]], few=False)
+    assert re.search(r": from (\+\d+% \(batch norm\)) to \1, medians over seeds, measured while 2 trials", line.text)

@@ -54,7 +54,9 @@ def learning_curves(comparison: Comparison) -> Drawing | None:
     metric = metric_words(comparison)
     goal = f"the final {metric} of {comparison.baseline_arm.words}" if given is None else "the target"
     seeds = "Mean over seeds, the band from the worst to the best of them. " if comparison.seeds > 1 else ""
-    caption = f"{seeds}Dashed: {goal}{', mean over seeds' if seeds and given is None else ''}." if targets else seeds
+    caption = (
+        f"{seeds}Dashed: {goal}{', mean over seeds' if seeds and given is None else ''}." if targets else seeds.rstrip()
+    )
     low = _accuracy_limits(points, target)[0] if points else 0.0
     if any(point.mean < low for point in points):
         caption += " Triangles at the lower edge stand for evaluations below it, mostly the first ones."
