@@ -167,7 +167,8 @@ def described(error: BaseException, path: str) -> str:
 def _import(path: str, name: str) -> ModuleType:
     try:
         importlib.invalidate_caches()  # a file may be newer than the last look into its folder
-        return importlib.import_module(name)
+        with _nothing_compiled_is_kept():
+            return importlib.import_module(name)
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and (name == missing or name.startswith(f"{missing}.")):
@@ -177,6 +178,17 @@ def _import(path: str, name: str) -> ModuleType:
                 "it on the driver and on every executor",
             ) from error
         raise NetworkError(path, f"importing {name} raised {described(error, path)}") from error
+
+
+@contextmanager
+def _nothing_compiled_is_kept() -> Iterator[None]:
+    """Python tells a compiled file from its source's by a time in whole seconds and a size: where a number in a network
+    is changed within a second, this process and later ones would go on with the network of before."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _forget(top: str) -> None:

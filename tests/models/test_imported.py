@@ -1,5 +1,6 @@
 """A network by its import path: what its function gets, what may be wrong with it, and which source it is of."""
 
+import os
 import random
 import sys
 import zipfile
@@ -234,9 +235,13 @@ def test_the_digest_is_of_the_whole_package_wherever_it_lies(folder, monkeypatch
     assert source_digest("own:build") != before
 
 
-def test_source_that_changes_is_imported_anew(folder):
+def test_source_that_changes_is_imported_anew(folder, monkeypatch):
+    """Also within a second, with as many letters, where Python keeps what it compiles."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     assert len(make("own:build")[1][0].weight) == 8
+    written = (folder / "own.py").stat()
     (folder / "own.py").write_text(OWN.replace("width=8", "width=9"))
+    os.utime(folder / "own.py", ns=(written.st_atime_ns, written.st_mtime_ns))
     assert len(make("own:build")[1][0].weight) == 9
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
