@@ -165,8 +165,9 @@ class ArmSummary(FrozenModel):
     )
     final_calibration_error_std: float | None = Field(description="its standard deviation")
     had_target: int = Field(
+        0,
         description="how many of the runs had a target: those whose run of the baseline was sound, or all where "
-        "compare.target_accuracy is given"
+        "compare.target_accuracy is given; absent of files of 0.7.0 and before",
     )
     reached_target: int = Field(description="how many of these reached it")
     images_per_second_mean: float | None = Field(

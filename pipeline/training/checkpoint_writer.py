@@ -94,7 +94,13 @@ class CheckpointWriter:
                     return
                 (state, step), self._next = self._next, None
                 self._changed.notify_all()
-            self._write(state, step)
+            try:
+                self._write(state, step)
+            except BaseException:  # none is expected, and nobody must wait for a thread that has ended
+                with self._changed:
+                    self._writing, self._next = False, None
+                    self._changed.notify_all()
+                raise
             del state  # not kept beside the next one
 
     def _write(self, state: State, step: int) -> None:

@@ -8,7 +8,7 @@ from small_comparisons import comparison_of, many_arms, with_arms
 
 from pipeline.report import speed
 from pipeline.report.comparison import Comparison
-from pipeline.report.verdict import verdict
+from pipeline.report.verdict import best_arm, verdict
 
 MANY = many_arms(diverged={"batch, rank_batch_size 2": 1})
 
@@ -324,3 +324,13 @@ def test_of_many_arms_the_ends_are_told_also_where_one_alone_is_known():
     comparison = comparison_of(seeds=3)
     (line,) = speed.cost(comparison, [comparison.arms[1]], few=False)
     assert re.search(r": from (\+\d+% \(batch norm\)) to \1, medians over seeds, measured while 2 trials", line.text)
+
+
+def test_a_comparison_of_before_is_read():
+    """`register` takes the winner of one that an earlier version has made."""
+    tree = json.loads(comparison_of().model_dump_json(exclude_unset=True))
+    for arm in tree["arms"]:
+        del arm["had_target"]
+        for name in ("overhead_low", "overhead_high"):
+            arm.pop(name, None)
+    assert best_arm(Comparison.model_validate(tree)).arm == "batch"

@@ -86,3 +86,17 @@ def test_a_thread_that_has_ended_is_followed_by_another(writer, storage, told):
         assert not writer.busy
     assert [step for _, step in told] == [1, 2]
     wait_until(lambda: not [each for each in threading.enumerate() if each.name == "sparknorm-checkpoint"])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_fails_unexpectedly_is_waited_for_by_nobody(tmp_path):
+    def emit(kind, **_):
+        raise RuntimeError(kind)
+
+    writer = CheckpointWriter(str(tmp_path), IDENTITY, keep=10, emit=emit, flush=lambda: None)
+    writer.begin({"model": {}}, 1)
+    waiting = threading.Thread(target=writer.wait, daemon=True)
+    waiting.start()
+    waiting.join(SECONDS)
+    assert not waiting.is_alive()
+    assert not writer.busy

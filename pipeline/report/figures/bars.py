@@ -61,7 +61,7 @@ def steps_to_target(comparison: Comparison) -> Drawing | None:
 def _arrival(arm: ArmSummary, mean: float | None) -> str:
     if mean is None:
         return "never" if arm.had_target else "no target"
-    some = "" if arm.reached_target == arm.n else f" ({arm.reached_target} of {arm.n} runs)"
+    some = "" if arm.reached_target == arm.had_target else f" ({arm.reached_target} of {arm.had_target} runs)"
     return f"{mean:,.0f}{some}"
 
 
